@@ -37,9 +37,8 @@ def load_image(image: str | os.PathLike | Image.Image, name: str = "image") -> I
         raise TypeError(f"{name}: expected a path or a PIL image, got {type(image).__name__}")
     path = os.fspath(image)
     if not os.path.isfile(path):
-        raise ValueError(
-            f"{name}: expected an image file, got {path}, {'not a file' if os.path.exists(path) else 'where there is none'}"
-        )
+        problem = "which is not a file" if os.path.exists(path) else "which does not exist"
+        raise ValueError(f"{name}: expected an image file, got {path}, {problem}")
     name = f"{name} ({path})"
     try:
         with warnings.catch_warnings():
@@ -54,20 +53,20 @@ def load_image(image: str | os.PathLike | Image.Image, name: str = "image") -> I
 
 
 def _decode(image: Image.Image, name: str) -> Image.Image:
-    # The second and later frames of a MPO (a JPEG from a phone or a stereo camera) are views of the same picture.
-    if getattr(image, "is_animated", False) and image.format != "MPO":
-        raise ValueError(f"{name}: expected a single still image, got {getattr(image, 'n_frames', 'several')} frames")
-    if 0 in image.size:
-        raise ValueError(f"{name}: expected at least one pixel, got {image.width} x {image.height}")
     try:
         image.load()
         return _to_rgb(image)
     # Decoders answer damaged bytes with whatever went wrong inside them: OSError, SyntaxError, struct.error …
     except Exception as error:
-        raise ValueError(f"{name}: cannot be read: {error or type(error).__name__}") from error
+        raise ValueError(f"{name}: cannot be used: {error or type(error).__name__}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if 0 in image.size:
+        raise ValueError(f"expected at least one pixel, got {image.width} x {image.height}")
+    # The further frames of an MPO (a JPEG from a phone or a stereo camera) are views of the same picture.
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        raise ValueError("expected a single still image, got an animation or several pages")
     is_sixteen_bit = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
     profile = image.info.get("icc_profile")
     image = ImageOps.exif_transpose(image)
