@@ -43,7 +43,9 @@ class SD3Backbone(nn.Module):
         self.time_text_embed = transformer.time_text_embed
         self.context_embedder = transformer.context_embedder
         self.transformer_blocks = transformer.transformer_blocks[: config.num_layers]
-        self.config = config
+        self.visual_layers = list(config.visual_layers)
+        self.text_layers = list(config.text_layers)
+        self.transformer_config = whole
 
     @staticmethod
     def token_width(config) -> int:
@@ -78,14 +80,14 @@ class SD3Backbone(nn.Module):
             visual_states.append(visual)
             text_states.append(text)
         return Features(
-            visual=[visual_states[layer] for layer in self.config.visual_layers],
-            text=[text_states[layer] for layer in self.config.text_layers],
+            visual=[visual_states[layer] for layer in self.visual_layers],
+            text=[text_states[layer] for layer in self.text_layers],
             conditioning=conditioning,
         )
 
     def check_inputs(self, latents_name, latents, prompt_embeds, pooled_prompt_embeds) -> None:
         """Raise a ValueError that names the argument unless the shapes are ones this backbone reads."""
-        whole = self.config.transformer_config
+        whole = self.transformer_config
         patch, limit = whole["patch_size"], whole["patch_size"] * whole["pos_embed_max_size"]
         height, width = latents.shape[-2:]
         if latents.ndim != 4 or latents.shape[1] != whole["in_channels"]:
@@ -161,6 +163,8 @@ def load_base_weights(backbone: nn.Module, weights: dict[str, torch.Tensor], ori
     ]
     if wrong:
         raise ValueError(f"{origin} lacks weights of the backbone:\n  " + "\n  ".join(wrong))
+    if any(value.is_meta for value in base.values()):
+        raise ValueError(f"device_map: the weights of {origin} cannot be put into an offloaded backbone")
     backbone.load_state_dict(found, strict=False)
 
 

@@ -31,13 +31,12 @@ class FilmAdapter(nn.Module):
 
 
 class QueryAttention(nn.Module):
-    """Queries attend to visual tokens and, if `with_text`, to text tokens with keys and values of their own; values
-    are then scaled by a token-wise gate, and the two results added. Pre-norm, residual."""
+    """Queries attend to visual tokens, and `with_text` also to text tokens through keys and values of their own: then
+    every value is scaled by a token-wise gate and the two results are added. Pre-norm, residual."""
 
     def __init__(self, width: int, num_heads: int, dropout: float, with_text: bool):
         super().__init__()
         self.num_heads = num_heads
-        self.with_text = with_text
         self.norm_q = nn.RMSNorm(width)
         self.norm_v = nn.RMSNorm(width)
         self.to_q = nn.Linear(width, width)
@@ -53,23 +52,20 @@ class QueryAttention(nn.Module):
 
     def forward(self, queries: torch.Tensor, visual: torch.Tensor, text: torch.Tensor | None = None) -> torch.Tensor:
         """queries [B, Q, width], visual [B, V, width], text [B, T, width] -> [B, Q, width]."""
-        q = self._split(self.to_q(self.norm_q(queries)))
+        q = self.to_q(self.norm_q(queries))
         visual = self.norm_v(visual)
         values = self.to_v_vis(visual)
-        if not self.with_text:
-            attended = F.scaled_dot_product_attention(q, self._split(self.to_k_vis(visual)), self._split(values))
-        else:
-            text = self.norm_t(text)
-            values = values * self.gate_vis(visual).sigmoid()
-            text_values = self.to_v_text(text) * self.gate_text(text).sigmoid()
-            attended = F.scaled_dot_product_attention(q, self._split(self.to_k_vis(visual)), self._split(values))
-            attended = attended + F.scaled_dot_product_attention(
-                q, self._split(self.to_k_text(text)), self._split(text_values)
-            )
-        return queries + self.to_out(attended.transpose(1, 2).flatten(2))
+        if text is None:
+            return queries + self.to_out(self._attend(q, self.to_k_vis(visual), values))
+        text = self.norm_t(text)
+        gated = values * self.gate_vis(visual).sigmoid()
+        text_gated = self.to_v_text(text) * self.gate_text(text).sigmoid()
+        attended = self._attend(q, self.to_k_vis(visual), gated) + self._attend(q, self.to_k_text(text), text_gated)
+        return queries + self.to_out(attended)
 
-    def _split(self, tokens: torch.Tensor) -> torch.Tensor:
-        return tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        q, k, v = (tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for tokens in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 class RewardHead(nn.Module):
@@ -95,29 +91,37 @@ class RewardHead(nn.Module):
         self.head = nn.Linear(width, 1)
         self.logistic = config.logistic
 
-    def tokens(self, features) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, levels: list) -> torch.Tensor:
+        """One reward a sample, [B], from the backbone's features at one noise level or at several.
+
+        The tokens of several levels, each conditioned on its own timestep, are read side by side in one pass. A reward
+        is always computed in the head's own precision, whatever autocast the backbone runs under.
+        """
+        with torch.autocast(device_type=self.head.weight.device.type, enabled=False):
+            visual, text = zip(*(self._tokens(features) for features in levels), strict=True)
+            rewards = self._read(torch.cat(visual, dim=1), torch.cat(text, dim=1))
+        return rewards.sigmoid() if self.logistic else rewards
+
+    def _tokens(self, features) -> tuple[torch.Tensor, torch.Tensor]:
         """Backbone features of one noise level to visual tokens [B, V, width] and text tokens [B, T, width]."""
         dtype = self.head.weight.dtype
         conditioning = features.conditioning.to(dtype)
 
         def adapt(adapters, layers):
-            adapted = [
-                adapter(layer.to(dtype), conditioning) for adapter, layer in zip(adapters, layers, strict=True)
-            ]
-            return torch.cat(adapted, dim=-1)
+            tapped = zip(adapters, layers, strict=True)
+            return torch.cat([adapter(tokens.to(dtype), conditioning) for adapter, tokens in tapped], dim=-1)
 
         visual = self.agg_visual(adapt(self.layer_adapters_visual, features.visual))
         text = self.agg_text(adapt(self.layer_adapters_text, features.text))
         return visual, text
 
-    def read(self, visual: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """Tokens [B, V, width] and [B, T, width], of one noise level or of several in a row, to rewards [B]."""
+    def _read(self, visual: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """Tokens [B, V, width] and [B, T, width] to rewards [B]."""
         queries = self.query_tokens.expand(visual.shape[0], -1, -1)
         queries = self.attn1(queries, visual, text)
         queries = self.attn2(queries, visual)
         queries = queries + self.ff(self.norm_ff(queries))
-        rewards = self.head(queries).mean(dim=(1, 2))
-        return rewards.sigmoid() if self.logistic else rewards
+        return self.head(queries).mean(dim=(1, 2))
 
 
 def _gate(width: int) -> nn.Sequential:

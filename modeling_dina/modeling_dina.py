@@ -1,0 +1,472 @@
+"""DiNa latent reward model: noise is added to a clean latent, a truncated diffusion transformer reads the noisy latent
+with its prompt, and a head turns what it saw into a reward with a known variance (arXiv 2602.11146)."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from huggingface_hub import snapshot_download
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput, cached_file
+from transformers.utils.hub import extract_commit_hash
+
+from .backbone_dina import (
+    build_backbone,
+    is_adapter_key,
+    load_base_weights,
+    merge_lora,
+    read_transformer_config,
+    read_transformer_weights,
+)
+from .configuration_dina import ENSEMBLE_MODES, DinaConfig
+from .noising_dina import NoisePath, path_from_scheduler, shared_noise
+from .official_dina import read_official
+from .reward_head_dina import RewardHead
+from .thurstone_dina import noise_variance, precision_weights
+
+
+@dataclass
+class DinaRewardOutput(ModelOutput):
+    r"""
+    scores (`torch.FloatTensor` of shape `(batch_size,)`):
+        Rewards, raw or calibrated by `score_mean` and `score_std`.
+    variance (`torch.FloatTensor` of shape `(batch_size,)`):
+        The likelihood's variance of each reward, in squared units of `scores`.
+    """
+
+    scores: torch.FloatTensor | None = None
+    variance: torch.FloatTensor | None = None
+
+
+@dataclass
+class DinaEnsembleOutput(ModelOutput):
+    r"""
+    scores (`torch.FloatTensor` of shape `(batch_size,)`):
+        Rewards of the ensemble, raw or calibrated by `score_mean` and `score_std`.
+    samples (`torch.FloatTensor` of shape `(K, N, batch_size)`):
+        Rewards at each of K noise levels with each of N noise draws; K is 1 in mode "features", which reads all levels
+        at once.
+    sigmas (`torch.FloatTensor` of shape `(number of levels,)`):
+        The noise levels used: the scheduler's levels nearest to those asked for.
+    variance (`torch.FloatTensor` of shape `(K,)`):
+        The likelihood's variance of one sample, in squared units of `scores`; in mode "features" the mean of the
+        levels' variances.
+    """
+
+    scores: torch.FloatTensor | None = None
+    samples: torch.FloatTensor | None = None
+    sigmas: torch.FloatTensor | None = None
+    variance: torch.FloatTensor | None = None
+
+
+class DinaPreTrainedModel(PreTrainedModel):
+    """Loading, saving and the class attributes of every DiNa model."""
+
+    config_class = DinaConfig
+    main_input_name = "noisy_latents"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ("JointTransformerBlock", "RewardHead")
+    # Scores are differences of near numbers: half precision would quantise them.
+    _keep_in_fp32_modules_strict = ("head",)
+
+    # The revision that the weights came from, where they came from the Hub.
+    weights_revision: str | None = None
+
+    def _init_weights(self, module):
+        """Nothing: modules initialise themselves when built, and `from_pretrained` refuses incomplete weights."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, output_loading_info=False, **kwargs):
+        """Load a merged or an adapter-only checkpoint, as `PreTrainedModel.from_pretrained` does, but exactly.
+
+        An adapter-only checkpoint takes the rest of its weights from `config.base_model` at `config.base_revision`.
+
+        Raises:
+            ValueError: naming every tensor that is missing, unexpected or of another shape. Nothing random ever
+                scores.
+        """
+        kwargs["ignore_mismatched_sizes"] = True  # collected and refused below, by name
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
+        _refuse_inexact(info, origin=str(pretrained_model_name_or_path))
+        if model.config.adapter_only:
+            config = model.config
+            base = read_transformer_weights(config.backbone_type, config.base_model, config.base_revision, model.dtype)
+            load_base_weights(model.backbone, base, origin=config.base_model)
+            config.adapter_only = False
+        if not os.path.isdir(pretrained_model_name_or_path):
+            where = {name: kwargs[name] for name in ("revision", "cache_dir", "token", "subfolder") if name in kwargs}
+            config_file = cached_file(pretrained_model_name_or_path, "config.json", **where)
+            model.weights_revision = extract_commit_hash(config_file, None)
+        return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory, *args, adapter_only: bool = False, **kwargs):
+        """Write weights, config and code, such that the folder loads by itself through
+        `AutoModel.from_pretrained(folder, trust_remote_code=True)`.
+
+        Args:
+            adapter_only: write the LoRA and the head alone; the reader gets the rest from `config.base_model`.
+
+        Raises:
+            ValueError: if `adapter_only` is asked of a model without a LoRA adapter or without a named base.
+        """
+        if not adapter_only:
+            return super().save_pretrained(save_directory, *args, **kwargs)
+        if self.config.lora is None or self.config.base_model is None:
+            raise ValueError(
+                "adapter_only: expected a model with a LoRA adapter and a base_model, "
+                f"got lora={self.config.lora}, base_model={self.config.base_model}"
+            )
+        weights = kwargs.pop("state_dict", None) or self.state_dict()
+        kwargs["state_dict"] = {
+            key: value for key, value in weights.items() if key.startswith("head.") or is_adapter_key(key)
+        }
+        self.config.adapter_only = True
+        try:
+            return super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            self.config.adapter_only = False
+
+
+class DinaRewardModel(DinaPreTrainedModel):
+    """A reward on noisy latents, with the variance of its Thurstone likelihood.
+
+    ```python
+    >>> model = DinaRewardModel.from_pretrained("path/or/hub-id")
+    >>> model.reward(latents, prompt_embeds, pooled_prompt_embeds, sigmas=[0.2, 0.5, 0.7], num_draws=4).scores
+    ```
+    """
+
+    def __init__(self, config: DinaConfig):
+        super().__init__(config)
+        self.backbone = build_backbone(config)
+        self.head = RewardHead(config, self.backbone.token_width(config))
+        if config.adapter_only:
+            # The base's weights are not in the checkpoint and are filled in, exactly, after loading.
+            self._keys_to_ignore_on_load_missing = [r"^backbone\.(?!.*\.lora_)"]
+        self.post_init()
+
+    @classmethod
+    def from_backbone(
+        cls, source: str | Path, *, revision: str | None = None, dtype: torch.dtype = torch.float32, **config
+    ) -> "DinaRewardModel":
+        """Start from a pretrained diffusion transformer: its first blocks with their weights, and a fresh head.
+
+        Args:
+            source: a diffusers pipeline, as a folder or Hub id, with `transformer/` and `scheduler/`.
+            revision: of a Hub id.
+            dtype: of the backbone; the head is float32.
+            config: fields of `DinaConfig`. Those of transformer, scheduler, base and conditioning are read from
+                `source` unless given.
+
+        Raises:
+            TypeError: for a keyword that is no field of the config.
+            ValueError: if the transformer's weights are incomplete.
+        """
+        _check_fields(config)
+        model = cls(_config_on(str(source), revision, config))
+        weights = read_transformer_weights(model.config.backbone_type, str(source), revision, dtype)
+        load_base_weights(model.backbone, weights, origin=str(source))
+        model.backbone.to(dtype)
+        return model
+
+    @classmethod
+    def from_official(
+        cls,
+        checkpoint_dir: str | Path,
+        backbone: str | Path | None = None,
+        *,
+        revision: str | None = None,
+        keep_adapter: bool = False,
+    ) -> "DinaRewardModel":
+        """Read the published layout; `save_pretrained` then writes this package's own.
+
+        ```python
+        >>> model = DinaRewardModel.from_official("official/", "stabilityai/stable-diffusion-3.5-medium")
+        >>> model.save_pretrained("converted/")
+        ```
+
+        Args:
+            checkpoint_dir: folder with the layout's `config.json` and `checkpoint/`.
+            backbone: the diffusion model it was trained on: a diffusers folder or Hub id, by default the id that the
+                layout names. With a `full_model.pt` only its configurations are read.
+            revision: of a Hub id.
+            keep_adapter: leave LoRA layers as they are (and able to be saved `adapter_only`) instead of merging them.
+
+        Returns:
+            The model in evaluation mode, in float32.
+
+        Raises:
+            FileNotFoundError, ValueError: naming the file, setting or tensors that are missing or do not fit.
+        """
+        official = read_official(checkpoint_dir)
+        source = str(backbone or official.base_model)
+        model = cls(_config_on(source, revision, official.config))
+        base = official.backbone or read_transformer_weights(model.config.backbone_type, source, revision)
+        load_base_weights(model.backbone, base, origin="full_model.pt" if official.backbone else source)
+        _load_exactly(model.head, official.head, origin="head")
+        adapted = {key for key in model.backbone.state_dict() if is_adapter_key(key)}
+        _load_exactly(model.backbone, official.adapter, origin="LoRA adapter", expected=adapted)
+        if not keep_adapter:
+            model.merge_adapter()
+        return model.eval()
+
+    def merge_adapter(self) -> None:
+        """Fold the LoRA layers, if there are any, into the backbone's weights, in place."""
+        if self.config.lora is not None:
+            merge_lora(self.backbone)
+            self.config.lora = None
+
+    @cached_property
+    def noise_path(self) -> NoisePath:
+        """The path from clean to noisy latents that the backbone was trained on."""
+        return path_from_scheduler(self.config.scheduler_config)
+
+    def forward(
+        self,
+        noisy_latents: torch.Tensor,
+        sigma: float | torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        pooled_prompt_embeds: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> DinaRewardOutput | tuple:
+        """The reward at one state of the path. A sampler's own noisy latents go straight in.
+
+        Args:
+            noisy_latents: [B, C, H, W].
+            sigma: their noise level in [0, 1], one number or [B]; taken as it is, not snapped to the scheduler.
+            prompt_embeds: [B, L, D].
+            pooled_prompt_embeds: [B, P].
+
+        Raises:
+            ValueError: naming an argument of a wrong shape or range, what came and what was expected.
+        """
+        self._check_inputs("noisy_latents", noisy_latents, prompt_embeds, pooled_prompt_embeds)
+        batch, device = noisy_latents.shape[0], noisy_latents.device
+        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=device)
+        if sigma.shape not in ((), (batch,)):
+            raise ValueError(f"sigma: expected one number or [{batch}], got {list(sigma.shape)}")
+        _check_range("sigma", sigma)
+        sigma = sigma.expand(batch)
+        raw = self.head([self._features(noisy_latents, sigma, prompt_embeds, pooled_prompt_embeds)])
+        output = DinaRewardOutput(scores=self._calibrate(raw), variance=self.variance(sigma))
+        return output if return_dict else output.to_tuple()
+
+    def reward(
+        self,
+        latents: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        pooled_prompt_embeds: torch.Tensor | None = None,
+        *,
+        sigmas: Sequence[float] | torch.Tensor | None = None,
+        num_draws: int | None = None,
+        mode: str | None = None,
+        seed: int | Sequence[int] = 0,
+        noise: torch.Tensor | None = None,
+    ) -> DinaEnsembleOutput:
+        """The noise-ensembled reward of clean latents, differentiable in them.
+
+        Noise depends on (seed, draw) alone and is shared by the batch and by all levels, so that a score does not
+        depend on what else is in the batch and common noise cancels in differences.
+
+        Args:
+            latents: [B, C, H, W], clean, in model space (VAE output shifted and scaled).
+            prompt_embeds: [B, L, D].
+            pooled_prompt_embeds: [B, P].
+            sigmas: K noise levels in [0, 1], each taken to the scheduler's nearest; `default_sigmas` if None.
+            num_draws: N noise draws at each level; `default_num_draws` if None.
+            mode: "features" (the head reads the tokens of all levels at once), "mean" of the levels' rewards, or
+                "precision" (a mean weighted by 1 / variance); `ensemble_mode` if None.
+            seed: of the noise: one for all, or one a sample (B of them).
+            noise: the noise itself, [N, B or 1, C, H, W], or [B or 1, C, H, W] for one draw, in place of a seed.
+
+        Raises:
+            ValueError: naming an argument of a wrong shape or range, what came and what was expected.
+        """
+        self._check_inputs("latents", latents, prompt_embeds, pooled_prompt_embeds)
+        mode = self.config.ensemble_mode if mode is None else mode
+        if mode not in ENSEMBLE_MODES:
+            raise ValueError(f"mode: expected one of {ENSEMBLE_MODES}, got {mode!r}")
+        noise = self._noise_for(latents, num_draws, seed, noise)
+        levels = self._levels(sigmas).to(latents.device)
+
+        samples = []
+        for draw in noise:
+            features = []
+            for sigma in levels:
+                noisy_latents = self.noise_path.add_noise(latents, draw, sigma)
+                features.append(
+                    self._features(noisy_latents, sigma.expand(len(latents)), prompt_embeds, pooled_prompt_embeds)
+                )
+                if mode != "features":
+                    features[-1] = self.head([features[-1]])
+            samples.append(self.head(features).unsqueeze(0) if mode == "features" else torch.stack(features))
+        stacked = self._calibrate(torch.stack(samples, dim=1))
+
+        variance = self.variance(levels)
+        if mode == "features":
+            variance = variance.mean(dim=0, keepdim=True)
+        weights = precision_weights(variance) if mode == "precision" else torch.full_like(variance, 1 / len(variance))
+        scores = (weights[:, None] * stacked.mean(dim=1)).sum(dim=0)
+        return DinaEnsembleOutput(scores=scores, samples=stacked, sigmas=levels, variance=variance)
+
+    def variance(self, sigma: torch.Tensor) -> torch.Tensor:
+        """The likelihood's variance of one reward at noise level `sigma` (any shape), in squared units of the scores.
+
+        Calibration: `temperature` multiplies the standard deviation; a `score_std` that divides the scores divides it
+        too, so that win probabilities do not depend on the unit of the scores.
+        """
+        config = self.config
+        variance = noise_variance(sigma, config.variance_slope, config.variance_floor)
+        return variance * (config.temperature / config.score_std) ** 2
+
+    def scorer(self, pipeline=None, **options):
+        """A `DinaScorer` of this model, which takes prompts and images.
+
+        Args:
+            pipeline: the diffusers pipeline of the family that encodes them; loaded from `conditioning_location()` if
+                None.
+            options: further arguments of `DinaScorer`.
+        """
+        # Imported here because the scorer's file uses this one; the relative import is still copied to the Hub.
+        from .scoring_dina import DinaScorer
+
+        return DinaScorer(self, pipeline, **options)
+
+    def conditioning_location(self) -> tuple[str, str | None]:
+        """Folder or Hub id, and revision, of the VAE, text encoders and tokenizers that `conditioning_source` names.
+
+        A source that starts with "." is relative to the place, and the revision, the weights came from.
+
+        Raises:
+            ValueError: if the config names none, or one relative to weights that were never loaded.
+        """
+        source, weights = self.config.conditioning_source, self.name_or_path
+        if source is None:
+            raise ValueError("conditioning_source: expected a folder or Hub id, got None")
+        if not source.startswith("."):
+            return source, None
+        if not weights:
+            raise ValueError(f"conditioning_source: {source!r} is relative to the weights, and none were loaded")
+        if os.path.isdir(weights):
+            return str(Path(weights, source).resolve()), None
+        if source == ".":
+            return weights, self.weights_revision
+        inside = Path(source).as_posix()
+        return str(
+            Path(snapshot_download(weights, revision=self.weights_revision, allow_patterns=f"{inside}/*"), inside)
+        ), None
+
+    def _features(self, noisy_latents, sigma, prompt_embeds, pooled_prompt_embeds):
+        timestep = self.noise_path.timestep(sigma)
+        return self.backbone(noisy_latents, timestep, prompt_embeds, pooled_prompt_embeds)
+
+    def _calibrate(self, raw: torch.Tensor) -> torch.Tensor:
+        return (raw - self.config.score_mean) / self.config.score_std
+
+    def _levels(self, sigmas) -> torch.Tensor:
+        sigmas = torch.as_tensor(self.config.default_sigmas if sigmas is None else sigmas, dtype=torch.float32)
+        if sigmas.ndim != 1 or not len(sigmas):
+            raise ValueError(f"sigmas: expected a list of noise levels, got {sigmas.tolist()}")
+        _check_range("sigmas", sigmas)
+        return self.noise_path.snap(sigmas)
+
+    def _noise_for(self, latents, num_draws, seed, noise) -> torch.Tensor:
+        """The noise of every draw, [N, B or 1, C, H, W], on the latents' device."""
+        batch, *shape = latents.shape
+        if noise is not None:
+            noise = noise if noise.ndim == 5 else noise.unsqueeze(0)
+            draws = len(noise) if num_draws is None else num_draws
+            if list(noise.shape) not in ([draws, 1, *shape], [draws, batch, *shape]):
+                raise ValueError(f"noise: expected {[draws, batch, *shape]}, got {list(noise.shape)}")
+            _check_finite("noise", noise)
+            return noise.to(latents.device)
+        draws = self.config.default_num_draws if num_draws is None else num_draws
+        if draws < 1:
+            raise ValueError(f"num_draws: expected at least 1, got {draws}")
+        if not isinstance(seed, int) and len(seed) != batch:
+            raise ValueError(f"seed: expected one number or {batch} of them, got {len(seed)}")
+        return shared_noise(shape, draws, seed).to(latents.device)
+
+    def _check_inputs(self, name, latents, prompt_embeds, pooled_prompt_embeds) -> None:
+        self.backbone.check_inputs(name, latents, prompt_embeds, pooled_prompt_embeds)
+        _check_finite(name, latents)
+        _check_finite("prompt_embeds", prompt_embeds)
+        _check_finite("pooled_prompt_embeds", pooled_prompt_embeds)
+
+
+def _config_on(source: str, revision: str | None, config: dict) -> DinaConfig:
+    """A config whose transformer and scheduler, where `config` does not give them, are those of a diffusers model."""
+    backbone_type = config.get("backbone_type", DinaConfig.backbone_type)
+    transformer_config, commit = read_transformer_config(backbone_type, source, revision)
+    read = {
+        "transformer_config": transformer_config,
+        "base_model": source,
+        "base_revision": commit or revision,
+        "conditioning_source": source,
+    }
+    if "scheduler_config" not in config:
+        read["scheduler_config"] = FlowMatchEulerDiscreteScheduler.load_config(
+            source, revision=revision, subfolder="scheduler"
+        )
+    return DinaConfig(**{**read, **config})
+
+
+def _check_fields(config: dict) -> None:
+    unknown = sorted(set(config) - {each.name for each in dataclasses.fields(DinaConfig)})
+    if unknown:
+        raise TypeError(f"expected fields of DinaConfig, got {unknown}")
+
+
+def _load_exactly(module: nn.Module, weights: dict, origin: str, expected: set[str] | None = None) -> None:
+    """Load weights that must be all those `expected` (the module's whole state by default), and no others."""
+    own = module.state_dict()
+    expected = set(own) if expected is None else expected
+    _refuse_inexact(
+        {
+            "missing_keys": expected - set(weights),
+            "unexpected_keys": set(weights) - expected,
+            "mismatched_keys": {
+                (key, weights[key].shape, own[key].shape)
+                for key in expected & set(weights)
+                if weights[key].shape != own[key].shape
+            },
+        },
+        origin,
+    )
+    module.load_state_dict(weights, strict=False)
+
+
+def _refuse_inexact(info: dict, origin: str) -> None:
+    """Raise a ValueError that names every tensor of a loading report that is not as it must be."""
+    problems = [f"missing: {key}" for key in sorted(info["missing_keys"])]
+    problems += [f"unexpected: {key}" for key in sorted(info["unexpected_keys"])]
+    problems += [
+        f"wrong shape: {key}, expected {list(expected)}, got {list(got)}"
+        for key, got, expected in sorted(info["mismatched_keys"])
+    ]
+    if problems:
+        raise ValueError(f"{origin}: the weights do not fit the model\n  " + "\n  ".join(problems))
+
+
+def _check_finite(name: str, values: torch.Tensor) -> None:
+    if not values.is_meta and not values.isfinite().all():
+        raise ValueError(f"{name}: expected finite numbers, got {int((~values.isfinite()).sum())} NaN or infinite")
+
+
+def _check_range(name: str, sigma: torch.Tensor) -> None:
+    if not sigma.is_meta and not ((sigma >= 0) & (sigma <= 1)).all():
+        raise ValueError(f"{name}: expected noise levels in [0, 1], got {sigma.tolist()}")
+
+
+DinaConfig.register_for_auto_class()
+DinaRewardModel.register_for_auto_class("AutoModel")
+
+__all__ = ["DinaEnsembleOutput", "DinaPreTrainedModel", "DinaRewardModel", "DinaRewardOutput"]
