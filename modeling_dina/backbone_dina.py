@@ -89,9 +89,9 @@ class SD3Backbone(nn.Module):
         """Raise a ValueError that names the argument unless the shapes are ones this backbone reads."""
         whole = self.transformer_config
         patch, limit = whole["patch_size"], whole["patch_size"] * whole["pos_embed_max_size"]
-        height, width = latents.shape[-2:]
         if latents.ndim != 4 or latents.shape[1] != whole["in_channels"]:
             raise ValueError(f"{latents_name}: expected [B, {whole['in_channels']}, H, W], got {list(latents.shape)}")
+        height, width = latents.shape[-2:]
         if height % patch or width % patch or not 0 < height <= limit or not 0 < width <= limit:
             raise ValueError(
                 f"{latents_name}: expected a height and width that are multiples of {patch} up to {limit}, "

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput, cached_file
@@ -331,38 +330,32 @@ class DinaRewardModel(DinaPreTrainedModel):
         """A `DinaScorer` of this model, which takes prompts and images.
 
         Args:
-            pipeline: the diffusers pipeline of the family that encodes them; loaded from `conditioning_location()` if
-                None.
+            pipeline: the diffusers pipeline that encodes them; loaded from `conditioning_location()` if None.
             options: further arguments of `DinaScorer`.
         """
-        # Imported here because the scorer's file uses this one; the relative import is still copied to the Hub.
-        from .scoring_dina import DinaScorer
+        # The scorer stands above the model and is met here only when called, so no import goes round in a circle; a
+        # relative import inside a method is still seen by the copier of remote code.
+        from .scoring_dina import DinaScorer, load_pipeline
 
-        return DinaScorer(self, pipeline, **options)
+        return DinaScorer(self, load_pipeline(self) if pipeline is None else pipeline, **options)
 
     def conditioning_location(self) -> tuple[str, str | None]:
         """Folder or Hub id, and revision, of the VAE, text encoders and tokenizers that `conditioning_source` names.
 
-        A source that starts with "." is relative to the place, and the revision, the weights came from.
+        A path is looked for beside the weights first: "." is the very folder, or Hub repository and revision, they
+        came from.
 
         Raises:
-            ValueError: if the config names none, or one relative to weights that were never loaded.
+            ValueError: if the config names no source.
         """
         source, weights = self.config.conditioning_source, self.name_or_path
         if source is None:
             raise ValueError("conditioning_source: expected a folder or Hub id, got None")
-        if not source.startswith("."):
-            return source, None
-        if not weights:
-            raise ValueError(f"conditioning_source: {source!r} is relative to the weights, and none were loaded")
-        if os.path.isdir(weights):
-            return str(Path(weights, source).resolve()), None
-        if source == ".":
+        if os.path.isdir(weights) and os.path.isdir(beside := os.path.normpath(os.path.join(weights, source))):
+            return beside, None
+        if source == "." and weights:
             return weights, self.weights_revision
-        inside = Path(source).as_posix()
-        return str(
-            Path(snapshot_download(weights, revision=self.weights_revision, allow_patterns=f"{inside}/*"), inside)
-        ), None
+        return source, self.config.base_revision if source == self.config.base_model else None
 
     def _features(self, noisy_latents, sigma, prompt_embeds, pooled_prompt_embeds):
         timestep = self.noise_path.timestep(sigma)
