@@ -1,6 +1,26 @@
 """DiNa-LRM: a diffusion-native latent reward model."""
 
-from .configuration_dina import DinaConfig
-from .modeling_dina import DinaEnsembleOutput, DinaRewardModel, DinaRewardOutput
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-__all__ = ["DinaConfig", "DinaEnsembleOutput", "DinaRewardModel", "DinaRewardOutput"]
+if TYPE_CHECKING:
+    from .configuration_dina import DinaConfig
+    from .modeling_dina import DinaEnsembleOutput, DinaRewardModel, DinaRewardOutput
+    from .scoring_dina import DinaScorer
+
+_HOMES = {
+    "DinaConfig": "configuration_dina",
+    "DinaEnsembleOutput": "modeling_dina",
+    "DinaRewardModel": "modeling_dina",
+    "DinaRewardOutput": "modeling_dina",
+    "DinaScorer": "scoring_dina",
+}
+
+__all__ = ["DinaConfig", "DinaEnsembleOutput", "DinaRewardModel", "DinaRewardOutput", "DinaScorer"]
+
+
+def __getattr__(name: str):
+    """Import a public name when it is first used: `dina --help` need not wait for torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

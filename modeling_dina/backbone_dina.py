@@ -1,6 +1,7 @@
 """Feature extractors: the first blocks of a diffusers transformer, tapped. One small class a family, found by
 `config.backbone_type`; each is built from a configuration alone and holds no weight that the reward does not read."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -28,7 +29,9 @@ class SD3Backbone(nn.Module):
     """The first `num_layers` blocks of an `SD3Transformer2DModel` (Stable Diffusion 3 and 3.5)."""
 
     transformer_class = SD3Transformer2DModel
-    gradient_checkpointing = False  # switched by transformers' gradient_checkpointing_enable()
+    # Both are set by transformers' gradient_checkpointing_enable().
+    gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable
 
     def __init__(self, config):
         super().__init__()
@@ -119,7 +122,7 @@ def backbone_class(backbone_type: str) -> type[SD3Backbone]:
     return BACKBONES[backbone_type]
 
 
-def build_backbone(config) -> nn.Module:
+def build_backbone(config) -> SD3Backbone:
     """The backbone of a config with its LoRA layers, if any, around the frozen base. Weights are random."""
     backbone = backbone_class(config.backbone_type)(config)
     if config.lora is not None:

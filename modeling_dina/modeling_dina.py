@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -39,8 +40,8 @@ class DinaRewardOutput(ModelOutput):
         The likelihood's variance of each reward, in squared units of `scores`.
     """
 
-    scores: torch.FloatTensor | None = None
-    variance: torch.FloatTensor | None = None
+    scores: torch.Tensor | None = None
+    variance: torch.Tensor | None = None
 
 
 @dataclass
@@ -58,10 +59,10 @@ class DinaEnsembleOutput(ModelOutput):
         levels' variances.
     """
 
-    scores: torch.FloatTensor | None = None
-    samples: torch.FloatTensor | None = None
-    sigmas: torch.FloatTensor | None = None
-    variance: torch.FloatTensor | None = None
+    scores: torch.Tensor | None = None
+    samples: torch.Tensor | None = None
+    sigmas: torch.Tensor | None = None
+    variance: torch.Tensor | None = None
 
 
 class DinaPreTrainedModel(PreTrainedModel):
@@ -70,9 +71,9 @@ class DinaPreTrainedModel(PreTrainedModel):
     config_class = DinaConfig
     main_input_name = "noisy_latents"
     supports_gradient_checkpointing = True
-    _no_split_modules = ("JointTransformerBlock", "RewardHead")
+    _no_split_modules = ["JointTransformerBlock", "RewardHead"]  # noqa: RUF012
     # Scores are differences of near numbers: half precision would quantise them.
-    _keep_in_fp32_modules_strict = ("head",)
+    _keep_in_fp32_modules_strict = ["head"]  # noqa: RUF012
 
     # The revision that the weights came from, where they came from the Hub.
     weights_revision: str | None = None
@@ -91,9 +92,10 @@ class DinaPreTrainedModel(PreTrainedModel):
                 scores.
         """
         kwargs["ignore_mismatched_sizes"] = True  # collected and refused below, by name
-        model, info = super().from_pretrained(
+        loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
         )
+        model, info = loaded
         _refuse_inexact(info, origin=str(pretrained_model_name_or_path))
         if model.config.adapter_only:
             config = model.config
@@ -348,7 +350,7 @@ class DinaRewardModel(DinaPreTrainedModel):
         Raises:
             ValueError: if the config names no source.
         """
-        source, weights = self.config.conditioning_source, self.name_or_path
+        source, weights = self.config.conditioning_source, self.name_or_path or ""
         if source is None:
             raise ValueError("conditioning_source: expected a folder or Hub id, got None")
         if os.path.isdir(weights) and os.path.isdir(beside := os.path.normpath(os.path.join(weights, source))):

@@ -4,6 +4,7 @@ are read out as one reward (arXiv 2602.11146, section 3)."""
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.utils.generic import maybe_autocast
 
 
 class FilmAdapter(nn.Module):
@@ -11,17 +12,14 @@ class FilmAdapter(nn.Module):
 
     def __init__(self, token_width: int, conditioning_width: int, width: int, project_in: bool):
         super().__init__()
-        if project_in or token_width != width:
-            self.proj_in = nn.Linear(token_width, width)
-        else:
-            self.proj_in = nn.Identity()
+        needs_projection = project_in or token_width != width
+        self.proj_in = nn.Linear(token_width, width) if needs_projection else nn.Identity()
         self.layer_embed = nn.Parameter(torch.zeros(1, 1, width))
-        self.cond_mlp = nn.Sequential(
-            nn.Linear(conditioning_width, 2 * width), nn.SiLU(), nn.Linear(2 * width, 2 * width)
-        )
+        modulation = nn.Linear(2 * width, 2 * width)
         # A fresh adapter lets its tokens through unchanged.
-        nn.init.zeros_(self.cond_mlp[2].weight)
-        nn.init.zeros_(self.cond_mlp[2].bias)
+        nn.init.zeros_(modulation.weight)
+        nn.init.zeros_(modulation.bias)
+        self.cond_mlp = nn.Sequential(nn.Linear(conditioning_width, 2 * width), nn.SiLU(), modulation)
         self.proj = nn.Linear(width, width // 4)
 
     def forward(self, tokens: torch.Tensor, conditioning: torch.Tensor) -> torch.Tensor:
@@ -97,7 +95,7 @@ class RewardHead(nn.Module):
         The tokens of several levels, each conditioned on its own timestep, are read side by side in one pass. A reward
         is always computed in the head's own precision, whatever autocast the backbone runs under.
         """
-        with torch.autocast(device_type=self.head.weight.device.type, enabled=False):
+        with maybe_autocast(device_type=self.head.weight.device.type, enabled=False):
             visual, text = zip(*(self._tokens(features) for features in levels), strict=True)
             rewards = self._read(torch.cat(visual, dim=1), torch.cat(text, dim=1))
         return rewards.sigmoid() if self.logistic else rewards
