@@ -1,0 +1,345 @@
+"""`dina`: the reward model on the command line. Each command parses its options, makes one call, and prints."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from typer.core import TyperGroup
+
+# Whatever needs torch is imported inside the command that needs it, so that `dina --help` answers at once.
+
+EMBEDDED_MODEL = str(Path(__file__).parent / "tiny")
+PLOT_SIGMAS = [level / 10 for level in range(1, 10)]
+PLOT_DRAWS = 8
+
+console = Console()
+error_console = Console(stderr=True)
+
+
+class _Commands(TyperGroup):
+    """Bad input ends in one paragraph on stderr and exit code 2, whichever command it was given to."""
+
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise
+        except (ValueError, TypeError, OSError) as error:
+            message = " ".join(str(error).split())
+            error_console.print(f"[bold red]Error:[/] {escape(message)}", soft_wrap=True, highlight=False)
+            raise typer.Exit(2) from error
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    help="Score, compare and rank images for a prompt with a DiNa latent reward model.",
+)
+
+
+class Mode(str, Enum):
+    """How noise levels are combined, as the model's config names it."""
+
+    features = "features"
+    mean = "mean"
+    precision = "precision"
+
+
+class Dtype(str, Enum):
+    """Names of torch's floating-point types."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+def _noise_levels(text: str) -> list[float]:
+    try:
+        levels = [float(part) for part in text.split(",")]
+    except ValueError:
+        levels = []
+    if not levels or not all(0 <= level <= 1 for level in levels):
+        raise typer.BadParameter(f"expected noise levels in [0, 1] such as 0.2,0.5,0.7, got {text!r}")
+    return levels
+
+
+ImagesArgument = Annotated[list[Path], typer.Argument(help="Image files.", metavar="IMAGE...")]
+PromptOption = Annotated[str, typer.Option(help="What the images are judged by.")]
+ModelOption = Annotated[str, typer.Option(help="A folder or a Hub id. Default: the small model in the package.")]
+SigmasOption = Annotated[
+    Any, typer.Option(parser=_noise_levels, metavar="0.2,0.5,…", help="Noise levels. Default: the model's.")
+]
+DrawsOption = Annotated[int | None, typer.Option(min=1, help="Noise draws at each level. Default: the model's.")]
+ModeOption = Annotated[Mode | None, typer.Option(help="How levels are combined. Default: the model's.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed of the noise.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, … Default: cuda where there is one.")]
+DtypeOption = Annotated[Dtype | None, typer.Option(help="Default: that of the weights.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@app.command()
+def score(
+    images: ImagesArgument,
+    prompt: Annotated[list[str], typer.Option(help="One for all images, or one for each, in their order.")],
+    model: ModelOption = EMBEDDED_MODEL,
+    sigmas: SigmasOption = None,
+    draws: DrawsOption = None,
+    mode: ModeOption = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Score images, each for its prompt. Scores of different prompts do not compare."""
+    prompts = prompt * len(images) if len(prompt) == 1 else prompt
+    scorer = _open_scorer(model, device, dtype)
+    result = scorer.score(prompts=prompts, images=images, **_ensemble_options(sigmas, draws, mode, seed))
+    if as_json:
+        return _print_json(result.to_dict())
+    table = Table("image", "prompt", "score", "spread over draws")
+    for image, text, value, spread in zip(images, prompts, result.scores, result.spread, strict=True):
+        table.add_row(escape(str(image)), escape(text), f"{value:+.4f}", _number(spread))
+    console.print(table)
+
+
+@app.command()
+def compare(
+    image_a: Annotated[Path, typer.Argument(help="The first image.")],
+    image_b: Annotated[Path, typer.Argument(help="The second image.")],
+    prompt: PromptOption,
+    model: ModelOption = EMBEDDED_MODEL,
+    sigmas: SigmasOption = None,
+    draws: DrawsOption = None,
+    mode: ModeOption = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    as_json: JsonOption = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Write a figure: both images, and their rewards at every noise level.")
+    ] = None,
+) -> None:
+    """Say which of two images is preferred, how probably, and how sure that is."""
+    from .images_dina import load_image
+    from .plotting import FORMATS, plot_comparison
+
+    if plot is not None:
+        _check_output("plot", plot, FORMATS)
+    images = [load_image(image_a, "IMAGE_A"), load_image(image_b, "IMAGE_B")]
+    scorer = _open_scorer(model, device, dtype)
+    result = scorer.compare(prompt=prompt, images=images, **_ensemble_options(sigmas, draws, mode, seed))
+    if plot is not None:
+        options = _ensemble_options(PLOT_SIGMAS, max(draws or 0, PLOT_DRAWS), Mode.mean, seed)
+        levels = scorer.compare(prompt=prompt, images=images, **options)
+        plot_comparison(plot, prompt, images, result, levels)
+    if as_json:
+        return _print_json(result.to_dict())
+    table = Table("", "image", "score", "spread over draws", "preferred with probability", title=escape(prompt))
+    for name, image, value, spread, probability in zip(
+        "AB",
+        (image_a, image_b),
+        result.scores,
+        result.spread,
+        (result.win_probability, 1 - result.win_probability),
+        strict=True,
+    ):
+        table.add_row(name, escape(str(image)), f"{value:+.4f}", _number(spread), f"{probability:.3f}")
+    console.print(table)
+    console.print(
+        f"uncertainty of the preference: {result.entropy:.4f} nats, {result.disagreement:.4f} of it disagreement "
+        f"between noise levels and draws; standard error of the score difference: {_number(result.difference_error)}",
+        highlight=False,
+    )
+    if plot is not None:
+        console.print(f"wrote {escape(str(plot))}", highlight=False)
+
+
+@app.command()
+def rank(
+    images: Annotated[
+        list[Path] | None, typer.Argument(help="Image files of one prompt.", metavar="[IMAGE...]")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="What the images are judged by.")] = None,
+    manifest: Annotated[
+        Path | None, typer.Option(help="A .csv, .jsonl or .parquet file with the columns prompt and image.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Table to write for a manifest: .csv, .jsonl or .parquet. Resumes.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in memory at a time.")] = 8,
+    model: ModelOption = EMBEDDED_MODEL,
+    sigmas: SigmasOption = None,
+    draws: DrawsOption = None,
+    mode: ModeOption = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Rank images of one prompt, or all rows of a manifest within their prompts."""
+    options = _ensemble_options(sigmas, draws, mode, seed)
+    if manifest is None and out is None and prompt is not None and images:
+        scorer = _open_scorer(model, device, dtype, batch_size=batch_size)
+        result = scorer.rank(prompt=prompt, images=images, **options)
+        return _print_json(result.to_dict()) if as_json else _print_ranking(prompt, images, result)
+    if manifest is None or out is None or prompt is not None or images:
+        raise ValueError("rank: expected --prompt and image files, or --manifest and --out, got another combination")
+
+    from .manifest import TABLE_SUFFIXES, rank_manifest, read_manifest
+
+    _check_output("out", out, TABLE_SUFFIXES)
+    if out.exists():
+        raise ValueError(f"out: expected a new file, got {out}, which exists")
+    read_manifest(manifest)  # a bad one is told of before a large model is loaded
+    scorer = _open_scorer(model, device, dtype, batch_size=batch_size)
+    with _progress() as advance:
+        table = rank_manifest(
+            scorer, manifest, out, settings={"model": model, "dtype": dtype, **options}, progress=advance, **options
+        )
+    summary = {"rows": len(table), "errors": int(table["error"].notna().sum()), "out": str(out)}
+    if as_json:
+        return _print_json(summary)
+    console.print(f"{len(table)} rows, {summary['errors']} with an error: {escape(str(out))}", highlight=False)
+
+
+@app.command()
+def convert(
+    official_dir: Annotated[Path, typer.Argument(help="A folder of the published layout.")],
+    out_dir: Annotated[Path, typer.Argument(help="A new folder.")],
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="The diffusion model it was trained on: a diffusers folder or a Hub id. Default: as named."),
+    ] = None,
+    keep_adapter: Annotated[
+        bool, typer.Option("--keep-adapter", help="Write LoRA and head alone, to be read on top of the backbone.")
+    ] = False,
+) -> None:
+    """Convert a published checkpoint to a folder that AutoModel loads."""
+    from .modeling_dina import DinaRewardModel
+
+    out_dir = out_dir.absolute()
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        raise ValueError(f"OUT_DIR: expected a new or an empty folder, got {out_dir}")
+    # What is written names its backbone; a path relative to this shell would be lost.
+    source = os.path.abspath(backbone) if backbone and os.path.isdir(backbone) else backbone
+    with _loading("OFFICIAL_DIR", official_dir):
+        model = DinaRewardModel.from_official(official_dir, source, keep_adapter=keep_adapter)
+    partial = out_dir.with_name(f".{out_dir.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        model.save_pretrained(partial, adapter_only=keep_adapter)
+        os.replace(partial, out_dir)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    console.print(f"wrote {escape(str(out_dir))}", highlight=False)
+
+
+@app.command()
+def info(model: ModelOption = EMBEDDED_MODEL, as_json: JsonOption = False) -> None:
+    """Show what a model is: its configuration, its size, and where its text encoders and VAE come from."""
+    from .modeling_dina import DinaRewardModel
+
+    with _loading("model", model):
+        loaded = DinaRewardModel.from_pretrained(model, dtype="auto")
+        place, revision = loaded.conditioning_location()
+    parts = {"backbone": loaded.backbone, "head": loaded.head}
+    facts = {
+        "model": model,
+        "parameters": {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts.items()},
+        "bytes": sum(weight.nbytes for weight in loaded.parameters()),
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "conditioning": place if revision is None else f"{place}@{revision}",
+        "config": loaded.config.to_diff_dict(),
+    }
+    if as_json:
+        return _print_json(facts)
+    config = facts.pop("config")
+    table = Table("", escape(model), show_header=True)
+    for name, count in facts["parameters"].items():
+        table.add_row(f"{name} parameters", f"{count:,}")
+    table.add_row("weights", f"{facts['bytes'] / 1e6:,.1f} MB in {facts['dtype']}")
+    table.add_row("conditioning", escape(facts["conditioning"]))
+    table.add_section()
+    for name, value in config.items():
+        table.add_row(name, escape(str(value)))
+    console.print(table)
+
+
+def _open_scorer(model: str, device: str | None, dtype: Dtype | None, **options):
+    import diffusers
+    import torch
+    import transformers
+
+    from .scoring_dina import DinaScorer
+
+    # Bars of a second's loading would only push the result off the screen.
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device: expected one that torch can use here, got {device!r}: {error}") from error
+    with _loading("model", model):
+        torch_dtype = None if dtype is None else getattr(torch, dtype.value)
+        return DinaScorer.from_pretrained(model, device=device, dtype=torch_dtype, **options)
+
+
+@contextmanager
+def _loading(name: str, source: Any) -> Iterator[None]:
+    """Names what was being read in the error. A stranger's folder fails in whatever way it likes: any exception is
+    its fault."""
+    try:
+        yield
+    except Exception as error:
+        reason = error if isinstance(error, ValueError | OSError) else repr(error)
+        raise ValueError(f"{name}: cannot load {source}: {reason}") from error
+
+
+def _ensemble_options(sigmas: list[float] | None, draws: int | None, mode: Mode | None, seed: int) -> dict[str, Any]:
+    return {"sigmas": sigmas, "num_draws": draws, "mode": None if mode is None else mode.value, "seed": seed}
+
+
+def _check_output(name: str, path: Path, suffixes: tuple[str, ...]) -> None:
+    """Told before the work rather than after it."""
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"{name}: expected a file ending in {', '.join(suffixes)}, got {path}")
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ValueError(f"{name}: expected a file in a folder that can be written to, got {path}")
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=error_console) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _print_ranking(prompt: str, images: list[Path], result) -> None:
+    table = Table("rank", "image", "score", "beats the next with probability", title=escape(prompt))
+    followers = [*result.order[1:], None]
+    for place, (index, follower) in enumerate(zip(result.order, followers, strict=True), start=1):
+        beats = "" if follower is None else f"{result.win_probability[index, follower]:.3f}"
+        table.add_row(str(place), escape(str(images[index])), f"{result.scores[index]:+.4f}", beats)
+    console.print(table)
+
+
+def _number(value) -> str:
+    # A NaN is a spread over a single draw.
+    return f"{value:.4f}" if value == value else "unknown (one draw)"
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, allow_nan=False))

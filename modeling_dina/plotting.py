@@ -1,0 +1,92 @@
+"""The figure of a comparison: two images beside their rewards at every noise level."""
+
+import os
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from .scoring_dina import Comparison
+
+# Blue and vermilion of Okabe and Ito: told apart with any colour vision, and in grey.
+COLORS = ("#0072B2", "#D55E00")
+FORMATS = (".png", ".pdf", ".svg", ".jpg", ".webp")
+INK, FAINT = "#222222", "#d9d9d9"
+
+
+def plot_comparison(
+    path: Path, prompt: str, images: Sequence[Image.Image], comparison: Comparison, levels: Comparison
+) -> None:
+    """
+    Draws two images beside their rewards against the noise level, each point a mean over draws with its standard
+    deviation, and writes the figure whole or not at all.
+
+    Args:
+        path: ends in one of `FORMATS`.
+        images: the two images, RGB.
+        comparison: the verdict, quoted under the images and in the title.
+        levels: the same pair with `mode="mean"` at the levels to draw, at least two draws each.
+    """
+    figure = Figure(figsize=(11, 4.3), dpi=200, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))
+    grid = figure.add_gridspec(1, 3, width_ratios=(1, 1, 1.75))
+    title = textwrap.fill(textwrap.shorten(prompt, 200, placeholder=" …"), 100)
+    figure.suptitle(f"“{title}”", fontsize=13, color=INK, parse_math=False)
+    for column, (name, color, image) in enumerate(zip("AB", COLORS, images, strict=True)):
+        axes = figure.add_subplot(grid[column])
+        _draw_image(axes, image, color)
+        axes.set_title(name, color=color, fontweight="bold", fontsize=14)
+        axes.set_xlabel(_caption(comparison, column), color=INK, fontsize=10, labelpad=8)
+    _draw_rewards(figure.add_subplot(grid[2]), levels)
+    _save(figure, path)
+
+
+def _draw_image(axes, image: Image.Image, color: str) -> None:
+    # Small pictures are shown pixel by pixel: smoothing would flatter them.
+    axes.imshow(image, interpolation="nearest" if max(image.size) <= 128 else "antialiased")
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set(color=color, linewidth=2.5)
+
+
+def _caption(comparison: Comparison, column: int) -> str:
+    probability = comparison.win_probability if column == 0 else 1 - comparison.win_probability
+    return f"reward {comparison.scores[column]:+.3f}\npreferred with probability {probability:.2f}"
+
+
+def _draw_rewards(axes, levels: Comparison) -> None:
+    means, spreads = levels.samples.mean(dim=1), levels.samples.std(dim=1)
+    for column, (name, color, marker) in enumerate(zip("AB", COLORS, "os", strict=True)):
+        axes.errorbar(
+            levels.sigmas,
+            means[:, column],
+            yerr=spreads[:, column],
+            color=color,
+            marker=marker,
+            markersize=5,
+            linewidth=1.8,
+            elinewidth=1.2,
+            capsize=3,
+            label=name,
+        )
+    axes.set_xlim(0, 1)
+    axes.set_xlabel(r"noise level $\sigma$", fontsize=11, color=INK)
+    axes.set_ylabel("reward", fontsize=11, color=INK)
+    axes.set_title(f"mean ± standard deviation of {levels.samples.shape[1]} noise draws", fontsize=10, color=INK)
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.grid(axis="y", color=FAINT, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=11, loc="best")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        figure.savefig(partial, facecolor="white")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

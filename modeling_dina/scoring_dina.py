@@ -1,0 +1,389 @@
+"""From prompts and images to results: the reward model together with the text encoders and the VAE of a diffusers
+pipeline. Nothing here knows how a reward is computed."""
+
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import StableDiffusion3Pipeline
+from PIL import Image
+
+from .images_dina import fit_size, load_image
+from .thurstone_dina import pair_statistics, precision_weights, spread_over_draws
+
+ImageLike = str | os.PathLike | Image.Image
+
+# Encoded prompts a scorer remembers. At the width of Stable Diffusion 3.5 one takes 1.7 MB in bfloat16.
+REMEMBERED_PROMPTS = 64
+
+
+class _Result:
+    """What the results share: plain values for JSON."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as numbers and nested lists. NaN (a spread over a single draw) becomes None."""
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}  # type: ignore[arg-type]
+
+
+def _plain(value):
+    if isinstance(value, torch.Tensor):
+        return _plain(value.tolist())
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+@dataclass(frozen=True, eq=False)
+class Scores(_Result):
+    """
+    Rewards of B images, float32 on the CPU.
+
+    Attributes:
+        scores: [B].
+        spread: [B], standard deviation over the noise draws; NaN for a single draw.
+        samples: [K, N, B], the rewards at K levels with N draws each; K is 1 where the levels are joined as features.
+        sigmas: the noise levels.
+    """
+
+    scores: torch.Tensor
+    spread: torch.Tensor
+    samples: torch.Tensor
+    sigmas: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison(_Result):
+    """
+    Two images of one prompt: the `Scores` of both, and `thurstone_dina.PairStatistics` of the pair.
+
+    Attributes:
+        scores, spread: [2].
+        win_probability: probability that the first image is preferred.
+        entropy: uncertainty of that preference, in nats; the sum of the next two.
+        disagreement: the part on which levels and draws disagree.
+        likelihood_entropy: the part that each of them holds undecided.
+        difference_error: standard error over the draws of the difference of scores; NaN for a single draw.
+        samples: [K, N, 2].
+        sigmas: the noise levels.
+    """
+
+    scores: torch.Tensor
+    spread: torch.Tensor
+    win_probability: float
+    entropy: float
+    disagreement: float
+    likelihood_entropy: float
+    difference_error: float
+    samples: torch.Tensor
+    sigmas: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking(_Result):
+    """
+    M images of one prompt.
+
+    Attributes:
+        order: indices of the images, best first.
+        scores: [M], in the order the images were given.
+        win_probability: [M, M], probability that the image of the row is preferred to that of the column.
+    """
+
+    order: list[int]
+    scores: torch.Tensor
+    win_probability: torch.Tensor
+
+
+class _Ensemble(NamedTuple):
+    scores: torch.Tensor  # [B]
+    samples: torch.Tensor  # [K, N, B]
+    sigmas: torch.Tensor
+    variance: torch.Tensor  # [K]
+    weights: torch.Tensor | None  # [K], None for equal weights
+
+
+class DinaScorer:
+    """
+    Scores images for prompts.
+
+    The pipeline supplies text encoding, image pre-processing and the VAE. It may lack its transformer, and it is never
+    changed: a generator or other scorers can share it.
+
+    Args:
+        model: a `DinaRewardModel` in evaluation mode.
+        pipeline: a `StableDiffusion3Pipeline` with the VAE and the text encoders the model was trained on.
+        batch_size: how many images and prompts are decoded, encoded and scored at a time. It bounds memory and changes
+            no score.
+        max_pixels: images of more pixels are shrunk to it; None takes the area the transformer was trained at.
+
+    Raises:
+        ValueError: an argument is out of range, or the pipeline's VAE does not make the latents that the model reads.
+    """
+
+    def __init__(self, model, pipeline, *, batch_size: int = 8, max_pixels: int | None = None):
+        transformer = SimpleNamespace(**model.config.transformer_config)
+        if pipeline.vae.config.latent_channels != transformer.in_channels:
+            raise ValueError(
+                f"pipeline: expected a VAE with {transformer.in_channels} latent channels, "
+                f"got {pipeline.vae.config.latent_channels}"
+            )
+        if pipeline.text_encoder_3 is None and pipeline.transformer is None:
+            # Such a pipeline asks its transformer how wide the zeros in place of the missing text must be.
+            pipeline = type(pipeline)(**pipeline.components)
+            pipeline.transformer = SimpleNamespace(config=transformer)
+
+        self._multiple = pipeline.vae_scale_factor * transformer.patch_size
+        self._max_side = self._multiple * transformer.pos_embed_max_size
+        if max_pixels is None:
+            max_pixels = (pipeline.vae_scale_factor * transformer.sample_size) ** 2
+        if max_pixels < self._multiple**2:
+            raise ValueError(f"max_pixels: expected at least {self._multiple**2}, one patch, got {max_pixels}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+        self.model = model
+        self.pipeline = pipeline
+        self.batch_size = batch_size
+        self.max_pixels = max_pixels
+        self._encoded: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
+        **options,
+    ) -> "DinaScorer":
+        """
+        A scorer from a folder or a Hub repository, with the pipeline that the model's config names.
+
+        Args:
+            source: folder that `save_pretrained` wrote, or Hub id.
+            device: of model and pipeline.
+            dtype: of model and pipeline; None keeps that of the weights.
+            revision: branch, tag or commit of the Hub repository.
+            options: `batch_size` and `max_pixels` of the scorer.
+
+        Raises:
+            ValueError, OSError: what was found is no reward model, lacks weights, or cannot be reached.
+        """
+        from .modeling_dina import DinaRewardModel
+
+        model = DinaRewardModel.from_pretrained(os.fspath(source), dtype=dtype or "auto", revision=revision or "main")
+        model = model.to(device)
+        return cls(model, load_pipeline(model), **options)
+
+    @classmethod
+    def from_pipeline(cls, model, pipe, **options) -> "DinaScorer":
+        """A scorer that shares a pipeline its caller already holds, a generator's for instance; see the class."""
+        return cls(model, pipe, **options)
+
+    def score(
+        self,
+        *,
+        prompts: Sequence[str],
+        images: Sequence[ImageLike] | None = None,
+        latents: torch.Tensor | None = None,
+        sigmas: Sequence[float] | None = None,
+        num_draws: int | None = None,
+        mode: str | None = None,
+        seed: int = 0,
+    ) -> Scores:
+        """
+        The rewards of images, or of latents, for one prompt each.
+
+        Args:
+            prompts: B prompts.
+            images: B paths or PIL images of any sizes.
+            latents: instead of images, clean latents in model space [B, C, H, W].
+            sigmas, num_draws, mode, seed: as in `DinaRewardModel.reward`; None takes the model's defaults.
+
+        Raises:
+            ValueError, TypeError: naming the argument, what was expected and what came.
+        """
+        ensemble = self._ensemble(prompts, images, latents, sigmas, num_draws, mode, seed)
+        spread = spread_over_draws(ensemble.samples)
+        return Scores(scores=ensemble.scores, spread=spread, samples=ensemble.samples, sigmas=ensemble.sigmas)
+
+    def compare(
+        self,
+        *,
+        prompt: str,
+        images: Sequence[ImageLike],
+        sigmas: Sequence[float] | None = None,
+        num_draws: int | None = None,
+        mode: str | None = None,
+        seed: int = 0,
+    ) -> Comparison:
+        """
+        Which of two images is preferred for a prompt, how probably, and how sure that is. Both are scored under the
+        same noise (where their sizes agree), which cancels in their difference.
+
+        Args:
+            prompt: the prompt of both images.
+            images: two paths or PIL images.
+            sigmas, num_draws, mode, seed: as in `score`.
+        """
+        images = _as_list("images", images)
+        if len(images) != 2:
+            raise ValueError(f"images: expected two images to compare, got {len(images)}")
+        check_prompt(prompt)
+        ensemble = self._ensemble([prompt] * 2, images, None, sigmas, num_draws, mode, seed)
+        samples_a, samples_b = ensemble.samples.unbind(-1)
+        pair = pair_statistics(samples_a, samples_b, ensemble.variance, ensemble.weights)
+        return Comparison(
+            scores=ensemble.scores,
+            spread=spread_over_draws(ensemble.samples),
+            **{name: value.item() for name, value in pair._asdict().items()},
+            samples=ensemble.samples,
+            sigmas=ensemble.sigmas,
+        )
+
+    def rank(
+        self,
+        *,
+        prompt: str,
+        images: Sequence[ImageLike],
+        sigmas: Sequence[float] | None = None,
+        num_draws: int | None = None,
+        mode: str | None = None,
+        seed: int = 0,
+    ) -> Ranking:
+        """
+        Images of one prompt, best first. Equal scores keep the order in which they were given.
+
+        Args:
+            prompt: the prompt of all images.
+            images: M paths or PIL images.
+            sigmas, num_draws, mode, seed: as in `score`.
+        """
+        images = _as_list("images", images)
+        check_prompt(prompt)
+        ensemble = self._ensemble([prompt] * len(images), images, None, sigmas, num_draws, mode, seed)
+        rows, columns = ensemble.samples.unsqueeze(-1), ensemble.samples.unsqueeze(-2)
+        return Ranking(
+            order=ensemble.scores.argsort(descending=True, stable=True).tolist(),
+            scores=ensemble.scores,
+            win_probability=pair_statistics(rows, columns, ensemble.variance, ensemble.weights).win_probability,
+        )
+
+    @torch.no_grad()
+    def _ensemble(self, prompts, images, latents, sigmas, num_draws, mode, seed) -> _Ensemble:
+        """Checks what came, and rewards it batch by batch. Scores and samples are in the order of the prompts."""
+        if self.model.training:
+            raise ValueError("model: expected it in evaluation mode (model.eval()), got training mode")
+        prompts = _as_list("prompts", prompts)
+        for index, prompt in enumerate(prompts):
+            check_prompt(prompt, f"prompts[{index}]")
+        if (images is None) == (latents is None):
+            raise ValueError(f"images, latents: expected one of them, got {'none' if images is None else 'both'}")
+        if images is not None:
+            images = _as_list("images", images)
+        count = len(latents if images is None else images)
+        if count != len(prompts) or count == 0:
+            name = "latents" if images is None else "images"
+            raise ValueError(f"prompts, {name}: expected one prompt for each, got {len(prompts)} and {count}")
+
+        parts, order = [], []
+        for indices, batch in self._batches(count, images, latents):
+            embeds, pooled = self._encode_prompts([prompts[index] for index in indices])
+            parts.append(
+                self.model.reward(batch, embeds, pooled, sigmas=sigmas, num_draws=num_draws, mode=mode, seed=seed)
+            )
+            order += indices
+        restore = torch.tensor(order).argsort()
+        scores = torch.cat([part.scores.float().cpu() for part in parts])[restore]
+        samples = torch.cat([part.samples.float().cpu() for part in parts], dim=-1)[..., restore]
+        if not scores.isfinite().all():
+            broken = (~scores.isfinite()).nonzero().flatten().tolist()
+            raise ValueError(f"scores: expected finite numbers, got NaN or infinity for the images {broken}")
+        variance = parts[0].variance.float().cpu()
+        is_weighted = (mode or self.model.config.ensemble_mode) == "precision"
+        weights = precision_weights(variance) if is_weighted else None
+        return _Ensemble(scores, samples, parts[0].sigmas.float().cpu(), variance, weights)
+
+    def _batches(self, count: int, images, latents) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """Indices and latents of at most `batch_size` samples of one size. No more images are in memory at a time."""
+        for start in range(0, count, self.batch_size):
+            indices = list(range(start, min(start + self.batch_size, count)))
+            if latents is not None:
+                yield indices, latents[indices]
+                continue
+            by_size = defaultdict(list)
+            for index in indices:
+                image = load_image(images[index], f"images[{index}]")
+                by_size[self._fit(image)].append((index, image))
+            for size, members in by_size.items():
+                yield [index for index, _ in members], self._encode_images([image for _, image in members], size)
+
+    def _fit(self, image: Image.Image) -> tuple[int, int]:
+        return fit_size(*image.size, multiple=self._multiple, max_pixels=self.max_pixels, max_side=self._max_side)
+
+    def _encode_images(self, images: list[Image.Image], size: tuple[int, int]) -> torch.Tensor:
+        """RGB images to clean latents in model space [B, C, H, W]: the mode of the posterior, shifted and scaled."""
+        width, height = size
+        vae = self.pipeline.vae
+        pixels = self.pipeline.image_processor.preprocess(images, height=height, width=width)
+        posterior = vae.encode(pixels.to(self.pipeline._execution_device, vae.dtype)).latent_dist
+        latents = (posterior.mode() - vae.config.shift_factor) * vae.config.scaling_factor
+        return latents.to(self.model.device)
+
+    def _encode_prompts(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings [B, L, D] and pooled embeddings [B, P] on the model's device; each prompt is encoded once."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._encoded]
+        if new:
+            embeds, _, pooled, _ = self.pipeline.encode_prompt(
+                new,
+                prompt_2=None,
+                prompt_3=None,
+                do_classifier_free_guidance=False,
+                max_sequence_length=self.model.config.max_sequence_length,
+            )
+            device = self.model.device
+            self._encoded.update(zip(new, zip(embeds.to(device), pooled.to(device), strict=True), strict=True))
+        embeds, pooled = zip(*(self._encoded[prompt] for prompt in prompts), strict=True)
+        while len(self._encoded) > REMEMBERED_PROMPTS:
+            del self._encoded[next(iter(self._encoded))]
+        return torch.stack(embeds), torch.stack(pooled)
+
+
+def load_pipeline(model):
+    """
+    The diffusers pipeline that a loaded model's config names, without its transformer, on the model's device and in
+    its dtype.
+
+    Raises:
+        ValueError, OSError: `conditioning_source` is missing, or leads to no pipeline.
+    """
+    source, revision = model.conditioning_location()
+    if os.path.isdir(source) and not os.path.isfile(os.path.join(source, "model_index.json")):
+        raise ValueError(f"conditioning_source: expected a diffusers pipeline, got {source} without model_index.json")
+    pipeline = StableDiffusion3Pipeline.from_pretrained(
+        source, revision=revision, transformer=None, torch_dtype=model.dtype
+    )
+    return pipeline.to(model.device)
+
+
+def check_prompt(prompt: str, name: str = "prompt") -> None:
+    """Raises a ValueError or TypeError that calls it `name` unless the prompt is a text that says something."""
+    if not isinstance(prompt, str):
+        raise TypeError(f"{name}: expected a text, got {type(prompt).__name__}")
+    if not prompt.strip():
+        raise ValueError(f"{name}: expected a text, got {prompt!r}, which is empty")
+
+
+def _as_list(name: str, values) -> list:
+    # A text is a sequence too, of letters that would each pass for a prompt or a path.
+    if isinstance(values, str | os.PathLike | Image.Image | torch.Tensor):
+        raise TypeError(f"{name}: expected a list, got {type(values).__name__}")
+    return list(values)
+
+
+__all__ = ["Comparison", "DinaScorer", "Ranking", "Scores", "load_pipeline"]
