@@ -257,7 +257,7 @@ class DinaScorer:
         seed: int = 0,
     ) -> Ranking:
         """
-        Images of one prompt, best first. Equal scores keep the order in which they were given.
+        Images of one prompt, best first.
 
         Args:
             prompt: the prompt of all images.
@@ -269,7 +269,7 @@ class DinaScorer:
         ensemble = self._ensemble([prompt] * len(images), images, None, sigmas, num_draws, mode, seed)
         rows, columns = ensemble.samples.unsqueeze(-1), ensemble.samples.unsqueeze(-2)
         return Ranking(
-            order=ensemble.scores.argsort(descending=True, stable=True).tolist(),
+            order=ensemble.scores.argsort(descending=True).tolist(),
             scores=ensemble.scores,
             win_probability=pair_statistics(rows, columns, ensemble.variance, ensemble.weights).win_probability,
         )
@@ -286,6 +286,8 @@ class DinaScorer:
             raise ValueError(f"images, latents: expected one of them, got {'none' if images is None else 'both'}")
         if images is not None:
             images = _as_list("images", images)
+        elif not isinstance(latents, torch.Tensor):
+            raise TypeError(f"latents: expected a tensor [B, C, H, W], got {type(latents).__name__}")
         count = len(latents if images is None else images)
         if count != len(prompts) or count == 0:
             name = "latents" if images is None else "images"
@@ -365,9 +367,7 @@ def load_pipeline(model):
     source, revision = model.conditioning_location()
     if os.path.isdir(source) and not os.path.isfile(os.path.join(source, "model_index.json")):
         raise ValueError(f"conditioning_source: expected a diffusers pipeline, got {source} without model_index.json")
-    pipeline = StableDiffusion3Pipeline.from_pretrained(
-        source, revision=revision, transformer=None, torch_dtype=model.dtype
-    )
+    pipeline = StableDiffusion3Pipeline.from_pretrained(source, revision=revision, transformer=None, dtype=model.dtype)
     return pipeline.to(model.device)
 
 
@@ -377,6 +377,8 @@ def check_prompt(prompt: str, name: str = "prompt") -> None:
         raise TypeError(f"{name}: expected a text, got {type(prompt).__name__}")
     if not prompt.strip():
         raise ValueError(f"{name}: expected a text, got {prompt!r}, which is empty")
+    if any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise ValueError(f"{name}: expected Unicode text, got {prompt!r} with half of a surrogate pair")
 
 
 def _as_list(name: str, values) -> list:

@@ -1,0 +1,259 @@
+"""From prompts and images to results, on a pipeline with random weights."""
+
+import json
+import logging
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+from PIL import Image
+
+from modeling_dina import DinaRewardModel
+from modeling_dina.scoring_dina import REMEMBERED_PROMPTS, DinaScorer
+
+PROMPTS = ["a cat", "a dog", "a cat", "the sea", "two red cubes", "a dog"]
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return DinaRewardModel.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def pipeline(folder):
+    return StableDiffusion3Pipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("mode", ["features", "mean", "precision"])
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
+def test_scores_do_not_depend_on_company(model, pipeline, images, mode, batch_size):
+    options = {"mode": mode, "num_draws": 2, "seed": 3}
+    alone = DinaScorer(model, pipeline, batch_size=8)
+    expected = torch.cat(
+        [alone.score(prompts=[p], images=[i], **options).scores for p, i in zip(PROMPTS, images, strict=True)]
+    )
+    assert expected.std() > 1e-3
+    scorer = DinaScorer(model, pipeline, batch_size=batch_size)
+    for order in ([0, 1, 2, 3, 4, 5], [4, 2, 0, 5, 3, 1]):
+        result = scorer.score(prompts=[PROMPTS[i] for i in order], images=[images[i] for i in order], **options)
+        torch.testing.assert_close(result.scores, expected[order], rtol=0, atol=1e-5)
+        torch.testing.assert_close(result.samples.shape[1:], torch.Size([2, 6]))
+
+
+def test_files_images_and_latents_agree(scorer, pipeline, images, files):
+    expected = scorer.score(prompts=PROMPTS, images=images).scores
+    assert torch.equal(scorer.score(prompts=PROMPTS, images=files).scores, expected)
+    assert torch.equal(scorer.score(prompts=PROMPTS, images=[str(path) for path in files]).scores, expected)
+
+    pixels = torch.from_numpy(np.stack([np.asarray(images[i]) for i in (0, 1, 5)])).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.no_grad():
+        latents = (pipeline.vae.encode(pixels).latent_dist.mode() - 0.1) * 1.5
+    result = scorer.score(prompts=[PROMPTS[i] for i in (0, 1, 5)], latents=latents)
+    torch.testing.assert_close(result.scores, expected[[0, 1, 5]], rtol=0, atol=1e-5)
+
+
+def test_scores_follow_the_model(scorer, model, pipeline, images):
+    """The scorer adds nothing to `reward` but its inputs."""
+    options = {"sigmas": [0.3, 0.6], "num_draws": 3, "mode": "precision", "seed": 7}
+    embeds, _, pooled, _ = pipeline.encode_prompt(
+        "a cat", None, None, do_classifier_free_guidance=False, max_sequence_length=24
+    )
+    with torch.no_grad():
+        latents = (pipeline.vae.encode(pipeline.image_processor.preprocess(images[0])).latent_dist.mode() - 0.1) * 1.5
+        expected = model.reward(latents, embeds, pooled, **options)
+    result = scorer.score(prompts=["a cat"], images=images[:1], **options)
+    torch.testing.assert_close(result.scores, expected.scores, rtol=0, atol=1e-6)
+    torch.testing.assert_close(result.samples, expected.samples, rtol=0, atol=1e-6)
+    assert torch.equal(result.sigmas, expected.sigmas)
+    assert torch.equal(result.spread, result.samples.std(dim=1).square().mean(dim=0).sqrt())
+
+
+def test_compare(scorer, images):
+    options = {"prompt": "a cat", "num_draws": 4, "mode": "mean"}
+    result = scorer.compare(images=images[:2], **options)
+    swapped = scorer.compare(images=images[1::-1], **options)
+    assert result.win_probability == pytest.approx(1 - swapped.win_probability, abs=1e-6)
+    assert (result.win_probability > 0.5) == (result.scores[0] > result.scores[1])
+    assert result.entropy == pytest.approx(result.disagreement + result.likelihood_entropy, abs=1e-6)
+    assert result.difference_error > 0
+    same = scorer.compare(images=[images[0], images[0]], **options)
+    assert same.win_probability == pytest.approx(0.5, abs=1e-6)
+    assert same.difference_error == pytest.approx(0, abs=1e-6)
+
+
+def test_rank(scorer, images):
+    result = scorer.rank(prompt="a cat", images=images, num_draws=2)
+    assert result.scores[result.order].tolist() == sorted(result.scores.tolist(), reverse=True)
+    pair = scorer.compare(prompt="a cat", images=[images[2], images[4]], num_draws=2)
+    assert result.win_probability[2, 4].item() == pytest.approx(pair.win_probability, abs=1e-6)
+    torch.testing.assert_close(result.win_probability + result.win_probability.T, torch.ones(6, 6))
+
+
+def test_results_are_json(scorer, images):
+    score = scorer.score(prompts=["a cat"], images=images[:1]).to_dict()
+    assert score["spread"] == [None]
+    assert list(score) == ["scores", "spread", "samples", "sigmas"]
+    compare = scorer.compare(prompt="a cat", images=images[:2], num_draws=2).to_dict()
+    rank = scorer.rank(prompt="a cat", images=images[:2]).to_dict()
+    for result in (score, compare, rank):
+        assert json.loads(json.dumps(result, allow_nan=False)) == result
+
+
+def test_a_prompt_is_encoded_once(model, pipeline, images):
+    counted = []
+    hook = pipeline.text_encoder.register_forward_hook(lambda module, inputs, output: counted.append(len(inputs[0])))
+    scorer = DinaScorer(model, pipeline, batch_size=2)
+    scorer.rank(prompt="a cat", images=images)
+    scorer.score(prompts=PROMPTS, images=images)
+    assert sum(counted) == len(set(PROMPTS))
+    counted.clear()
+    prompts = [f"{number} cats" for number in range(REMEMBERED_PROMPTS + 5)]
+    scorer.score(prompts=prompts, images=images[:1] * len(prompts))
+    assert len(scorer._encoded) == REMEMBERED_PROMPTS
+    hook.remove()
+
+
+def test_a_long_prompt_warns(folder, images, caplog):
+    scorer = DinaScorer.from_pretrained(folder)
+    logging.getLogger("diffusers").addHandler(caplog.handler)
+    scorer.score(prompts=["a cat"], images=images[:1])
+    assert not caplog.records
+    scorer.score(prompts=["cat " * 40], images=images[:1])
+    assert "`max_sequence_length` is set to  24 tokens" in caplog.text
+    logging.getLogger("diffusers").removeHandler(caplog.handler)
+
+
+def test_a_shared_pipeline_is_left_as_it_was(model, pipeline, images):
+    def state():
+        modules = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+        flags = {
+            name: [(key, value.requires_grad, value.dtype, value.device) for key, value in part.named_parameters()]
+            for name, part in modules.items()
+        }
+        return dict(pipeline.components), flags, dict(pipeline.config), [part.training for part in modules.values()]
+
+    before = state()
+    weights = {key: value.clone() for key, value in pipeline.vae.state_dict().items()}
+    DinaScorer.from_pipeline(model, pipeline).score(prompts=PROMPTS, images=images)
+    assert state() == before
+    assert all(torch.equal(value, weights[key]) for key, value in pipeline.vae.state_dict().items())
+
+
+def test_without_t5_and_transformer(model, folder, images):
+    pipe = StableDiffusion3Pipeline.from_pretrained(folder, transformer=None, text_encoder_3=None, tokenizer_3=None)
+    whole = StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)
+    scores = DinaScorer.from_pipeline(model, pipe).score(prompts=PROMPTS, images=images).scores
+    assert torch.equal(scores, DinaScorer.from_pipeline(model, whole).score(prompts=PROMPTS, images=images).scores)
+    assert pipe.transformer is None
+
+
+def test_sizes(scorer):
+    seen = []
+    hook = scorer.pipeline.vae.encoder.register_forward_hook(
+        lambda module, inputs, output: seen.append(inputs[0].shape)
+    )
+    for size in ((64, 64), (70, 58), (640, 640), (1, 5000), (33, 31)):
+        scorer.score(prompts=["a cat"], images=[Image.new("RGB", size)])
+    hook.remove()
+    # height x width: multiples of 16 (factor 8, patch 2) within 64 x 64 pixels and 192 on a side
+    assert [tuple(shape[2:]) for shape in seen] == [(64, 64), (64, 64), (64, 64), (192, 16), (32, 32)]
+
+
+def test_dtype(folder, images):
+    scorer = DinaScorer.from_pretrained(folder, dtype=torch.bfloat16)
+    assert scorer.pipeline.vae.dtype == scorer.pipeline.text_encoder_3.dtype == scorer.model.dtype == torch.bfloat16
+    result = scorer.score(prompts=PROMPTS, images=images)
+    assert result.scores.dtype == torch.float32
+    assert result.scores.isfinite().all()
+
+
+IMAGE = Image.new("RGB", (64, 64))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompts": "a cat", "images": [IMAGE]}, "prompts: expected a list, got str"),
+        ({"prompts": ["a cat"], "images": IMAGE}, "images: expected a list, got Image"),
+        ({"prompts": ["a cat"], "images": "cat.png"}, "images: expected a list, got str"),
+        ({"prompts": ["a", " "], "images": [IMAGE] * 2}, r"prompts\[1\]: expected a text, got ' ', which is empty"),
+        ({"prompts": [None], "images": [IMAGE]}, r"prompts\[0\]: expected a text, got NoneType"),
+        ({"prompts": ["\ud800"], "images": [IMAGE]}, r"prompts\[0\]: expected Unicode text"),
+        ({"prompts": ["a", "b"], "images": [IMAGE]}, "prompts, images: expected one prompt for each, got 2 and 1"),
+        ({"prompts": [], "images": []}, "got 0 and 0"),
+        ({"prompts": ["a"]}, "images, latents: expected one of them, got none"),
+        ({"prompts": ["a"], "images": [IMAGE], "latents": torch.zeros(1, 4, 8, 8)}, "got both"),
+        ({"prompts": ["a"], "images": ["none.png"]}, r"images\[0\]: expected an image file, got none.png"),
+        ({"prompts": ["a"], "images": [torch.zeros(3, 64, 64)]}, r"images\[0\]: expected a path or a PIL image"),
+        (
+            {"prompts": ["a"], "latents": torch.zeros(1, 3, 8, 8)},
+            r"latents: expected \[B, 4, H, W\], got \[1, 3, 8, 8\]",
+        ),
+        (
+            {"prompts": ["a"] * 4, "latents": torch.zeros(4, 8, 8)},
+            r"latents: expected \[B, 4, H, W\], got \[4, 8, 8\]",
+        ),
+        (
+            {"prompts": ["a"], "latents": torch.full((1, 4, 8, 8), torch.nan)},
+            "latents: expected finite numbers, got 256",
+        ),
+        ({"prompts": ["a"], "latents": [0.0]}, r"latents: expected a tensor \[B, C, H, W\], got list"),
+        (
+            {"prompts": ["a"], "images": [IMAGE], "sigmas": [0.5, 1.5]},
+            r"sigmas: expected noise levels in \[0, 1\], got",
+        ),
+        ({"prompts": ["a"], "images": [IMAGE], "num_draws": 0}, "num_draws: expected at least 1, got 0"),
+        ({"prompts": ["a"], "images": [IMAGE], "mode": "median"}, "mode: expected one of"),
+    ],
+)
+def test_bad_input(scorer, arguments, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        scorer.score(**arguments)
+
+
+def test_bad_pairs_and_scorers(scorer, model, pipeline, folder):
+    with pytest.raises(ValueError, match="images: expected two images to compare, got 3"):
+        scorer.compare(prompt="a cat", images=[IMAGE] * 3)
+    with pytest.raises(ValueError, match="prompt: expected a text, got ''"):
+        scorer.rank(prompt="", images=[IMAGE])
+    with pytest.raises(ValueError, match="batch_size: expected at least 1, got 0"):
+        DinaScorer(model, pipeline, batch_size=0)
+    with pytest.raises(ValueError, match="max_pixels: expected at least 256"):
+        DinaScorer(model, pipeline, max_pixels=100)
+    with pytest.raises(ValueError, match="evaluation mode"):
+        DinaScorer(DinaRewardModel.from_pretrained(folder).train(), pipeline).score(prompts=["a"], images=[IMAGE])
+
+
+def test_scorer_of_a_model(model, scorer, images):
+    assert torch.equal(
+        model.scorer().score(prompts=PROMPTS, images=images).scores,
+        scorer.score(prompts=PROMPTS, images=images).scores,
+    )
+
+
+def test_a_folder_without_its_pipeline(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"conditioning_source: expected a diffusers pipeline, got .* without model_index"
+    ):
+        DinaScorer.from_pretrained(tmp_path)
+
+
+def test_scorer_from_the_folder_alone(folder, images, files, tmp_path, scorer):
+    """A process that cannot import the package scores the same, through the code beside the weights."""
+    code = f"""
+from transformers import AutoModel
+model = AutoModel.from_pretrained({str(folder)!r}, trust_remote_code=True)
+assert type(model).__module__.startswith("transformers_modules")
+scorer = model.scorer()
+print(scorer.compare(prompt="a cat", images={[str(path) for path in files[:2]]!r}).scores.tolist())
+again = type(scorer).from_pretrained({str(folder)!r})
+print(again.compare(prompt="a cat", images={[str(path) for path in files[:2]]!r}).scores.tolist())
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    expected = scorer.compare(prompt="a cat", images=images[:2]).scores.tolist()
+    assert [json.loads(line) for line in run.stdout.splitlines()] == [pytest.approx(expected, abs=1e-6)] * 2
