@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch.special import log_ndtr, ndtr
+from torch.special import log_ndtr
 
 
 def noise_variance(sigma: torch.Tensor, slope: float = 2.0, floor: float = 0.05) -> torch.Tensor:
@@ -29,7 +29,8 @@ def standardized_difference(scores_a, scores_b, variance_a, variance_b) -> torch
 
 def win_probability(scores_a, scores_b, variance_a, variance_b) -> torch.Tensor:
     """P(a beats b) = Phi((r_a - r_b) / sqrt(v_a + v_b)); arguments as in `standardized_difference`."""
-    return ndtr(standardized_difference(scores_a, scores_b, variance_a, variance_b))
+    # exp(log_ndtr) keeps its relative precision in the lower tail, where ndtr = (1 + erf) / 2 cancels.
+    return log_ndtr(standardized_difference(scores_a, scores_b, variance_a, variance_b)).exp()
 
 
 def fidelity_loss(scores_chosen, scores_rejected, variance_chosen, variance_rejected, target=None) -> torch.Tensor:

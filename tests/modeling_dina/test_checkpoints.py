@@ -1,0 +1,286 @@
+"""Checkpoints: merged and adapter-only, the published layout in its variants, and the refusal of whatever is not
+exactly the model's weights."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from modeling_dina import DinaConfig, DinaRewardModel
+from modeling_dina.backbone_dina import SD3Backbone, is_adapter_key, read_transformer_weights
+
+PARITY = Path(__file__).parents[1] / "parity"
+LORA = {"rank": 2, "alpha": 4, "targets": ["to_q", "to_out.0", "add_k_proj"]}
+
+
+@pytest.fixture
+def base_folder(tiny_config, tmp_path):
+    """A diffusers folder with a whole transformer and a scheduler."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+
+    torch.manual_seed(1)
+    folder = tmp_path / "base"
+    SD3Transformer2DModel(**tiny_config["transformer_config"]).save_pretrained(folder / "transformer")
+    FlowMatchEulerDiscreteScheduler(shift=2.0).save_pretrained(folder / "scheduler")
+    return folder
+
+
+@pytest.fixture
+def head_fields(tiny_config):
+    return {name: value for name, value in tiny_config.items() if name != "transformer_config"}
+
+
+@pytest.fixture
+def adapted(base_folder, head_fields):
+    """A model on the base whose LoRA does something."""
+    model = DinaRewardModel.from_backbone(base_folder, **head_fields, lora=LORA).eval()
+    torch.manual_seed(2)
+    for name, parameter in model.backbone.named_parameters():
+        if is_adapter_key(name):
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@torch.no_grad()
+def score(model, inputs):
+    return model.reward(**inputs).scores
+
+
+def rewrite(folder, change):
+    """Apply `change` to the state dict of a saved folder."""
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_from_backbone_reads_everything_that_is_not_given(base_folder, head_fields):
+    model = DinaRewardModel.from_backbone(base_folder, **head_fields, temperature=2.0, dtype=torch.bfloat16)
+    config = model.config
+    assert config.transformer_config["num_layers"] == 4
+    assert config.scheduler_config["shift"] == 2.0
+    assert config.base_model == config.conditioning_source == str(base_folder)
+    assert config.temperature == 2.0
+    weights = read_transformer_weights("sd3", str(base_folder), dtype=torch.bfloat16)
+    for name, value in model.backbone.state_dict().items():
+        assert torch.equal(value, weights[name]), name
+    assert {parameter.dtype for parameter in model.head.parameters()} == {torch.float32}
+
+
+def test_from_backbone_refuses_unknown_fields(base_folder):
+    with pytest.raises(TypeError, match=r"expected fields of DinaConfig, got \['num_layer'\]"):
+        DinaRewardModel.from_backbone(base_folder, num_layer=3)
+
+
+def test_merged_round_trip(tiny_model, tiny_inputs, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    loaded = DinaRewardModel.from_pretrained(tmp_path)
+    assert not loaded.training
+    assert torch.equal(score(loaded, tiny_inputs), score(tiny_model, tiny_inputs))
+
+
+def test_adapter_only_round_trip(adapted, tiny_inputs, tmp_path):
+    folder = tmp_path / "adapter"
+    adapted.save_pretrained(folder, adapter_only=True)
+    saved = load_file(folder / "model.safetensors")
+    assert all(name.startswith("head.") or ".lora_" in name for name in saved)
+    assert json.loads((folder / "config.json").read_text())["adapter_only"] is True
+    assert adapted.config.adapter_only is False
+
+    loaded = DinaRewardModel.from_pretrained(folder)
+    assert loaded.config.adapter_only is False
+    assert torch.equal(score(loaded, tiny_inputs), score(adapted, tiny_inputs))
+    loaded.save_pretrained(tmp_path / "whole")
+    again = DinaRewardModel.from_pretrained(tmp_path / "whole")
+    assert torch.equal(score(again, tiny_inputs), score(adapted, tiny_inputs))
+
+
+def test_adapter_only_in_half_precision(adapted, tmp_path):
+    adapted.save_pretrained(tmp_path / "adapter", adapter_only=True)
+    loaded = DinaRewardModel.from_pretrained(tmp_path / "adapter", dtype=torch.bfloat16)
+    assert {value.dtype for value in loaded.backbone.state_dict().values()} == {torch.bfloat16}
+
+
+def test_merging_the_adapter(adapted, tiny_inputs, tmp_path):
+    before = score(adapted, tiny_inputs)
+    adapted.merge_adapter()
+    assert adapted.config.lora is None
+    torch.testing.assert_close(score(adapted, tiny_inputs), before, rtol=1e-4, atol=1e-5)
+    adapted.save_pretrained(tmp_path / "merged")
+    assert not any(".lora_" in name for name in load_file(tmp_path / "merged" / "model.safetensors"))
+    assert torch.equal(
+        score(DinaRewardModel.from_pretrained(tmp_path / "merged"), tiny_inputs), score(adapted, tiny_inputs)
+    )
+    with pytest.raises(ValueError, match="adapter_only: expected a model with a LoRA adapter"):
+        adapted.save_pretrained(tmp_path / "adapter", adapter_only=True)
+
+
+def test_an_adapter_whose_base_has_gone(adapted, tmp_path):
+    adapted.config.base_model = str(tmp_path / "nowhere")
+    adapted.save_pretrained(tmp_path / "adapter", adapter_only=True)
+    with pytest.raises(OSError, match="nowhere"):
+        DinaRewardModel.from_pretrained(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda weights: weights.pop("head.agg_text.bias"), "missing: head.agg_text.bias"),
+        (lambda weights: weights.pop("backbone.pos_embed.pos_embed"), "missing: backbone.pos_embed.pos_embed"),
+        (lambda weights: weights.update(stray=torch.zeros(1)), "unexpected: stray"),
+        (
+            lambda weights: weights.update({"head.head.weight": torch.zeros(1, 3)}),
+            r"wrong shape: head.head.weight, expected \[1, 32\], got \[1, 3\]",
+        ),
+    ],
+)
+@pytest.mark.parametrize("adapter_only", [False, True])
+def test_inexact_weights_are_refused_by_name(adapted, tmp_path, change, problem, adapter_only):
+    if adapter_only and "backbone" in problem:
+        pytest.skip("an adapter-only checkpoint has no base weights to lose")
+    adapted.save_pretrained(tmp_path / "saved", adapter_only=adapter_only)
+    rewrite(tmp_path / "saved", change)
+    with pytest.raises(ValueError, match=problem):
+        DinaRewardModel.from_pretrained(tmp_path / "saved")
+
+
+def test_a_lost_lora_weight_is_refused(adapted, tmp_path):
+    name = "backbone.transformer_blocks.1.attn.to_q.lora_B.default.weight"
+    adapted.save_pretrained(tmp_path / "saved", adapter_only=True)
+    rewrite(tmp_path / "saved", lambda weights: weights.pop(name))
+    with pytest.raises(ValueError, match=f"missing: {name}"):
+        DinaRewardModel.from_pretrained(tmp_path / "saved")
+
+
+# The published layout.
+
+
+def write_official(folder, model, *, num_layers=None, full_model=False, **settings):
+    """Write `model` as the published layout has it: the inverse of `from_official`."""
+    config = model.config
+    lora = {"r": LORA["rank"], "lora_alpha": LORA["alpha"]}
+    published = {
+        "backbone_model_id": config.base_model,
+        "num_transformer_layers": num_layers or config.num_layers,
+        "use_lora": config.lora is not None,
+        "lora_config": lora,
+        "use_text_features": True,
+        "use_t_embed": True,
+        "use_logistic": config.logistic,
+        "visual_head_idx": config.visual_layers,
+        "text_head_idx": config.text_layers,
+        "reward_head": {
+            "use_proj_in": config.project_in,
+            "width": config.head_width or -1,
+            "out_dim": 1,
+            "num_queries": config.num_queries,
+            "num_attn_heads": config.num_attention_heads,
+            "dropout": 0.0,
+        },
+        **settings,
+    }
+    checkpoint = folder / "checkpoint"
+    checkpoint.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"model": published, "training": {}}))
+    if full_model:
+        parts = {"backbone.": model.backbone, "rm_head.": model.head}
+        whole = {prefix + key: value for prefix, part in parts.items() for key, value in part.state_dict().items()}
+        torch.save(whole, checkpoint / "full_model.pt")
+        return folder
+    torch.save(model.head.state_dict(), checkpoint / "rm_head.pt")
+    if config.lora is not None:
+        plain = SD3Backbone(DinaConfig(**{**config.to_dict(), "lora": None}))
+        peft = get_peft_model(plain, LoraConfig(**lora, target_modules=LORA["targets"]))
+        own = model.backbone.state_dict()
+        peft.load_state_dict({f"base_model.model.{key}": value for key, value in own.items()})
+        peft.save_pretrained(checkpoint / "backbone_lora")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"logistic": True},
+        {"visual_layers": [0, 3], "text_layers": [0]},
+        {"visual_layers": [0, 1, 2, 3], "text_layers": [2, 3]},
+        {"head_width": 16, "project_in": True},
+        {"lora": LORA},
+    ],
+)
+@pytest.mark.parametrize("full_model", [False, True])
+@pytest.mark.parametrize("keep_adapter", [False, True])
+def test_variants_of_the_published_layout(
+    base_folder, head_fields, tiny_inputs, tmp_path, changes, full_model, keep_adapter
+):
+    model = DinaRewardModel.from_backbone(base_folder, **{**head_fields, **changes}).eval()
+    torch.manual_seed(3)
+    for name, parameter in model.named_parameters():
+        if is_adapter_key(name) or "cond_mlp.2" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    official = write_official(tmp_path / "official", model, full_model=full_model)
+    converted = DinaRewardModel.from_official(official, keep_adapter=keep_adapter)
+    torch.testing.assert_close(score(converted, tiny_inputs), score(model, tiny_inputs), rtol=1e-4, atol=1e-5)
+    assert (converted.config.lora is not None) == (keep_adapter and "lora" in changes)
+    assert not converted.training
+
+
+def test_blocks_past_the_deepest_tap_are_left_behind(base_folder, head_fields, adapted, tiny_inputs, tmp_path):
+    """The layout may count, and adapt, blocks that no tap reads."""
+    shallow = DinaRewardModel.from_backbone(
+        base_folder, **{**head_fields, "num_layers": 2, "visual_layers": [1, 2]}, lora=LORA
+    ).eval()
+    shallow.backbone.load_state_dict(adapted.backbone.state_dict(), strict=False)
+    official = write_official(tmp_path / "official", adapted, visual_head_idx=[1, 2])
+    torch.save(shallow.head.state_dict(), official / "checkpoint" / "rm_head.pt")
+    converted = DinaRewardModel.from_official(official, keep_adapter=True)
+    assert converted.config.num_layers == 2
+    torch.testing.assert_close(score(converted, tiny_inputs), score(shallow, tiny_inputs))
+
+
+def test_an_adapter_kept_at_conversion_can_be_saved_alone(adapted, tiny_inputs, tmp_path):
+    official = write_official(tmp_path / "official", adapted)
+    converted = DinaRewardModel.from_official(official, keep_adapter=True)
+    assert converted.config.lora == {**LORA, "targets": sorted(LORA["targets"])}
+    converted.save_pretrained(tmp_path / "adapter", adapter_only=True)
+    assert torch.equal(
+        score(DinaRewardModel.from_pretrained(tmp_path / "adapter"), tiny_inputs), score(adapted, tiny_inputs)
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"use_text_features": False}, "model.use_text_features: expected True, got False"),
+        ({"use_t_embed": False}, "model.use_t_embed: expected True, got False"),
+        ({"text_head_idx": [4]}, "text_layers"),
+    ],
+)
+def test_settings_without_a_counterpart_are_refused(adapted, tmp_path, settings, message):
+    official = write_official(tmp_path / "official", adapted, **settings)
+    with pytest.raises(Exception, match=message):
+        DinaRewardModel.from_official(official)
+
+
+def test_inexact_published_weights_are_refused_by_name(adapted, tmp_path):
+    official = write_official(tmp_path / "official", adapted)
+    head = adapted.head.state_dict()
+    head["stray"] = head.pop("norm_ff.weight")
+    torch.save(head, official / "checkpoint" / "rm_head.pt")
+    with pytest.raises(ValueError, match=r"(?s)head: .*missing: norm_ff.weight.*unexpected: stray"):
+        DinaRewardModel.from_official(official)
+
+
+def test_a_wrong_backbone_is_refused():
+    """The LoRA of one parity case has no place on the other's backbone."""
+    with pytest.raises(ValueError, match=r"LoRA adapter: .*\n  unexpected: transformer_blocks.2.attn2.to_k.lora_A"):
+        DinaRewardModel.from_official(PARITY / "lora_text" / "official", PARITY / "frozen_projin" / "backbone")
+
+
+def test_a_missing_file_is_named(adapted, tmp_path):
+    official = write_official(tmp_path / "official", adapted)
+    (official / "checkpoint" / "rm_head.pt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"rm_head.pt"):
+        DinaRewardModel.from_official(official)

@@ -1,0 +1,57 @@
+"""A saved folder is all that is needed: it loads and scores in a process that cannot import the package."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+STRANGER = """
+import sys
+sys.modules["modeling_dina"] = None  # whatever is installed, `import modeling_dina` fails
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel
+
+folder, inputs, outputs = sys.argv[1:]
+model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+assert type(model).__module__.startswith("transformers_modules"), type(model)
+assert type(model.config).__module__.startswith("transformers_modules"), type(model.config)
+with torch.no_grad():
+    scores = model.reward(**load_file(inputs), num_draws=2).scores
+save_file({"scores": scores}, outputs)
+model.save_pretrained(folder + "-again")
+"""
+
+
+@pytest.mark.slow
+def test_a_folder_alone_scores_identically(tiny_model, tiny_inputs, tmp_path):
+    folder, inputs, outputs = tmp_path / "reward", tmp_path / "inputs.safetensors", tmp_path / "outputs.safetensors"
+    tiny_model.save_pretrained(folder)
+    save_file(tiny_inputs, inputs)
+    with torch.no_grad():
+        expected = tiny_model.reward(**tiny_inputs, num_draws=2).scores
+
+    # The second round reads what the stranger itself has saved.
+    for source in (folder, tmp_path / "reward-again"):
+        result = subprocess.run(
+            [sys.executable, "-I", "-c", STRANGER, str(source), str(inputs), str(outputs)],
+            cwd=tmp_path,
+            env={**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_MODULES_CACHE": str(tmp_path / "modules")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+        assert torch.equal(load_file(outputs)["scores"], expected)
+
+
+def test_the_folder_holds_every_file_the_model_needs(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    written = {path.name for path in tmp_path.iterdir()}
+    assert {"config.json", "model.safetensors", "modeling_dina.py", "configuration_dina.py"} <= written
+    assert {"backbone_dina.py", "reward_head_dina.py", "noising_dina.py", "thurstone_dina.py"} <= written
+    assert {"official_dina.py", "scoring_dina.py"} <= written
+    assert "__init__.py" not in written
