@@ -142,6 +142,12 @@ def merge_lora(backbone: nn.Module) -> None:
     backbone.requires_grad_(True)
 
 
+def freeze_base(backbone: nn.Module) -> None:
+    """Leave the LoRA layers alone trainable."""
+    for name, parameter in backbone.named_parameters():
+        parameter.requires_grad_(is_adapter_key(name))
+
+
 def is_adapter_key(key: str) -> bool:
     """Whether a backbone state-dict key is a LoRA weight rather than one of the base."""
     return ".lora_" in key
@@ -211,6 +217,7 @@ __all__ = [
     "SD3Backbone",
     "backbone_class",
     "build_backbone",
+    "freeze_base",
     "is_adapter_key",
     "load_base_weights",
     "merge_lora",

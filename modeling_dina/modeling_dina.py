@@ -18,6 +18,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from .backbone_dina import (
     build_backbone,
+    freeze_base,
     is_adapter_key,
     load_base_weights,
     merge_lora,
@@ -102,6 +103,8 @@ class DinaPreTrainedModel(PreTrainedModel):
             base = read_transformer_weights(config.backbone_type, config.base_model, config.base_revision, model.dtype)
             load_base_weights(model.backbone, base, origin=config.base_model)
             config.adapter_only = False
+        if model.config.lora is not None:
+            freeze_base(model.backbone)  # loading makes every parameter trainable
         if not os.path.isdir(pretrained_model_name_or_path):
             where = {name: kwargs[name] for name in ("revision", "cache_dir", "token", "subfolder") if name in kwargs}
             config_file = cached_file(pretrained_model_name_or_path, "config.json", **where)

@@ -150,7 +150,7 @@ def test_wrong_shapes_are_named(tiny_config, tiny_inputs, changes, message):
 
 
 def test_unknown_family():
-    with pytest.raises(ValueError, match="backbone_type: expected one of .*sd3.*, got 'unet'"):
+    with pytest.raises(ValueError, match=r"backbone_type: expected one of .*sd3.*, got 'unet'"):
         backbone_class("unet")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
@@ -19,8 +20,6 @@ LORA = {"rank": 2, "alpha": 4, "targets": ["to_q", "to_out.0", "add_k_proj"]}
 @pytest.fixture
 def base_folder(tiny_config, tmp_path):
     """A diffusers folder with a whole transformer and a scheduler."""
-    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
-
     torch.manual_seed(1)
     folder = tmp_path / "base"
     SD3Transformer2DModel(**tiny_config["transformer_config"]).save_pretrained(folder / "transformer")
@@ -100,7 +99,16 @@ def test_adapter_only_round_trip(adapted, tiny_inputs, tmp_path):
 def test_adapter_only_in_half_precision(adapted, tmp_path):
     adapted.save_pretrained(tmp_path / "adapter", adapter_only=True)
     loaded = DinaRewardModel.from_pretrained(tmp_path / "adapter", dtype=torch.bfloat16)
-    assert {value.dtype for value in loaded.backbone.state_dict().values()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in loaded.backbone.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in loaded.head.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("adapter_only", [False, True])
+def test_the_base_under_an_adapter_is_frozen(adapted, tmp_path, adapter_only):
+    adapted.save_pretrained(tmp_path / "saved", adapter_only=adapter_only)
+    for model in (adapted, DinaRewardModel.from_pretrained(tmp_path / "saved")):
+        trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        assert trainable == {name for name in model.state_dict() if name.startswith("head.") or ".lora_" in name}
 
 
 def test_merging_the_adapter(adapted, tiny_inputs, tmp_path):

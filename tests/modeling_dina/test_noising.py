@@ -64,7 +64,7 @@ def test_snapping_gives_the_nearest_level(asked):
 
 
 def test_unknown_schedulers_are_refused():
-    with pytest.raises(ValueError, match="scheduler_config: .*got _class_name='EDMEulerScheduler'"):
+    with pytest.raises(ValueError, match=r"scheduler_config: .*got _class_name='EDMEulerScheduler'"):
         path_from_scheduler({"_class_name": "EDMEulerScheduler"})
 
 
