@@ -97,6 +97,13 @@ class DinaConfig(PreTrainedConfig):
     base_revision: str | None = None
     adapter_only: bool = False
 
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As the inherited method, which would read another model's file as this one's defaults."""
+        if config_dict.get("model_type") != cls.model_type:
+            raise ValueError(f"model_type: expected {cls.model_type!r}, got {config_dict.get('model_type')!r}")
+        return super().from_dict(config_dict, **kwargs)
+
     def validate_layers(self):
         """Taps must lie on kept blocks, and every kept block must serve a tap."""
         depth = self.transformer_config.get("num_layers")

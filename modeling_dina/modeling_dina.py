@@ -288,7 +288,7 @@ class DinaRewardModel(DinaPreTrainedModel):
             num_draws: N noise draws at each level; `default_num_draws` if None.
             mode: "features" (the head reads the tokens of all levels at once), "mean" of the levels' rewards, or
                 "precision" (a mean weighted by 1 / variance); `ensemble_mode` if None.
-            seed: of the noise: one for all, or one a sample (B of them).
+            seed: of the noise, at least 0: one for all, or one a sample (B of them).
             noise: the noise itself, [N, B or 1, C, H, W], or [B or 1, C, H, W] for one draw, in place of a seed.
 
         Raises:
@@ -389,8 +389,9 @@ class DinaRewardModel(DinaPreTrainedModel):
         draws = self.config.default_num_draws if num_draws is None else num_draws
         if draws < 1:
             raise ValueError(f"num_draws: expected at least 1, got {draws}")
-        if not isinstance(seed, int) and len(seed) != batch:
-            raise ValueError(f"seed: expected one number or {batch} of them, got {len(seed)}")
+        seeds = seed if isinstance(seed, Sequence) else [seed]
+        if len(seeds) not in (1, batch) or min(seeds) < 0:
+            raise ValueError(f"seed: expected one number of at least 0, or {batch} of them, got {seed}")
         return shared_noise(shape, draws, seed).to(latents.device)
 
     def _check_inputs(self, name, latents, prompt_embeds, pooled_prompt_embeds) -> None:

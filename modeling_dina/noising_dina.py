@@ -97,12 +97,12 @@ def shared_noise(shape: Sequence[int], num_draws: int, seed: int | Sequence[int]
     Args:
         shape: shape of one latent, (C, H, W).
         num_draws: N.
-        seed: one seed, shared by every sample of a batch, or a seed a sample (B of them).
+        seed: one seed of at least 0, shared by every sample of a batch, or a seed a sample (B of them).
 
     Returns:
         float32 CPU tensor [N, 1, C, H, W], or [N, B, C, H, W] with a seed a sample.
     """
-    seeds = [seed] if isinstance(seed, int) else list(seed)
+    seeds = seed if isinstance(seed, Sequence) else [seed]
     draws = [torch.stack([_draw(shape, each, draw) for each in seeds]) for draw in range(num_draws)]
     return torch.stack(draws)
 

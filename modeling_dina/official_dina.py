@@ -4,6 +4,7 @@
 import json
 import re
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
@@ -35,23 +36,28 @@ def read_official(checkpoint_dir: str | Path) -> OfficialCheckpoint:
 
     Raises:
         FileNotFoundError: naming the file that is not there.
-        ValueError: for a setting that this package has no counterpart of.
+        ValueError: for a file that is not of this layout, or a setting that this package has no counterpart of.
     """
     root = Path(checkpoint_dir)
-    settings = json.loads((root / "config.json").read_text())["model"]
-    config = _translate(settings)
+    settings = json.loads((root / "config.json").read_text()).get("model")
+    if not isinstance(settings, dict):
+        raise ValueError(f"checkpoint_dir: expected a config.json with a 'model' section, got none in {root}")
+    try:
+        config = _translate(settings)
+    except KeyError as error:
+        raise ValueError(f"{root / 'config.json'}: expected {error} in its 'model' section, got none") from None
     weights = root / "checkpoint"
 
     adapter, backbone = {}, {}
     lora = settings.get("lora_config") or {}
     if (weights / "full_model.pt").is_file():
-        whole = torch.load(weights / "full_model.pt", map_location="cpu", weights_only=True)
+        whole = _load_tensors(weights / "full_model.pt")
         head = _below(whole, "query_tokens")
         below = _below(whole, "pos_embed.proj.weight")
         adapter = {key: value for key, value in below.items() if is_adapter_key(key)}
         backbone = {key.replace(".base_layer.", "."): value for key, value in below.items() if key not in adapter}
     else:
-        head = torch.load(weights / "rm_head.pt", map_location="cpu", weights_only=True)
+        head = _load_tensors(weights / "rm_head.pt")
         if settings.get("use_lora"):
             lora = json.loads((weights / "backbone_lora" / "adapter_config.json").read_text())
             saved = load_file(weights / "backbone_lora" / "adapter_model.safetensors")
@@ -95,6 +101,13 @@ def _translate_lora(lora: dict[str, Any], adapter: dict[str, torch.Tensor]) -> d
     modules = {key.split(".lora_")[0] for key in adapter}
     targets = sorted({re.sub(r"^transformer_blocks\.\d+\.attn2?\.", "", module) for module in modules})
     return {"rank": lora["r"], "alpha": lora["lora_alpha"], "targets": targets}
+
+
+def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        raise ValueError(f"{path}: expected a state dict of tensors, got what torch cannot load: {error}") from error
 
 
 def _below(weights: dict[str, torch.Tensor], marker: str) -> dict[str, torch.Tensor]:

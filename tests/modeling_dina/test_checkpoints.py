@@ -9,6 +9,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel
 
 from modeling_dina import DinaConfig, DinaRewardModel
 from modeling_dina.backbone_dina import SD3Backbone, is_adapter_key, read_transformer_weights
@@ -291,4 +292,53 @@ def test_a_missing_file_is_named(adapted, tmp_path):
     official = write_official(tmp_path / "official", adapted)
     (official / "checkpoint" / "rm_head.pt").unlink()
     with pytest.raises(FileNotFoundError, match=r"rm_head.pt"):
+        DinaRewardModel.from_official(official)
+
+
+def test_what_is_not_the_published_layout_is_refused(adapted, tmp_path):
+    adapted.save_pretrained(tmp_path / "own")
+    with pytest.raises(ValueError, match=r"checkpoint_dir: expected a config.json with a 'model' section"):
+        DinaRewardModel.from_official(tmp_path / "own")
+    (tmp_path / "own" / "config.json").write_text('{"model": {"reward_head": {}}}')
+    with pytest.raises(ValueError, match=r"config.json: expected 'visual_head_idx' in its 'model' section"):
+        DinaRewardModel.from_official(tmp_path / "own")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a pickle", b"PK\x03\x04 cut short"])
+def test_a_corrupt_head_is_refused(adapted, tmp_path, content):
+    official = write_official(tmp_path / "official", adapted)
+    (official / "checkpoint" / "rm_head.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"rm_head.pt: expected a state dict"):
+        DinaRewardModel.from_official(official)
+
+
+def test_a_pickle_that_runs_code_is_not_run(adapted, tmp_path):
+    official = write_official(tmp_path / "official", adapted)
+    torch.save({"query_tokens": Path}, official / "checkpoint" / "rm_head.pt")
+    with pytest.raises(ValueError, match=r"rm_head.pt: expected a state dict"):
+        DinaRewardModel.from_official(official)
+
+
+# The Hub, as its cache on disk.
+
+
+@pytest.mark.parametrize("auto", [False, True])
+def test_weights_remember_the_revision_they_came_from(tiny_model, tmp_path, auto):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--someone--reward"
+    tiny_model.config.conditioning_source = "."
+    tiny_model.save_pretrained(repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+
+    if auto:
+        model = AutoModel.from_pretrained("someone/reward", cache_dir=tmp_path, trust_remote_code=True)
+    else:
+        model = DinaRewardModel.from_pretrained("someone/reward", cache_dir=tmp_path)
+    assert model.conditioning_location() == ("someone/reward", commit)
+
+
+def test_a_hub_id_without_a_network(adapted, tmp_path):
+    official = write_official(tmp_path / "official", adapted, backbone_model_id="someone/nowhere")
+    with pytest.raises(OSError, match="someone/nowhere"):
         DinaRewardModel.from_official(official)

@@ -54,3 +54,9 @@ def test_refusals_name_the_field_and_what_came(tiny_config, changes, name, came)
         DinaConfig(**{**tiny_config, **changes})
     assert name in str(error.value)
     assert came in str(error.value)
+
+
+def test_another_models_file_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match="model_type: expected 'dina', got 'bert'"):
+        DinaConfig.from_pretrained(tmp_path)
