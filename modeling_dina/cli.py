@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -21,6 +22,7 @@ from typer.core import TyperGroup
 EMBEDDED_MODEL = str(Path(__file__).parent / "tiny")
 PLOT_SIGMAS = [level / 10 for level in range(1, 10)]
 PLOT_DRAWS = 8
+PLOT_SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".webp")
 
 console = Console()
 error_console = Console(stderr=True)
@@ -132,16 +134,18 @@ def compare(
 ) -> None:
     """Say which of two images is preferred, how probably, and how sure that is."""
     from .images_dina import load_image
-    from .plotting import FORMATS, plot_comparison
 
     if plot is not None:
-        _check_output("plot", plot, FORMATS)
+        _check_output("plot", plot, PLOT_SUFFIXES)
     images = [load_image(image_a, "IMAGE_A"), load_image(image_b, "IMAGE_B")]
     scorer = _open_scorer(model, device, dtype)
     result = scorer.compare(prompt=prompt, images=images, **_ensemble_options(sigmas, draws, mode, seed))
     if plot is not None:
         options = _ensemble_options(PLOT_SIGMAS, max(draws or 0, PLOT_DRAWS), Mode.mean, seed)
         levels = scorer.compare(prompt=prompt, images=images, **options)
+
+        from .plotting import plot_comparison
+
         plot_comparison(plot, prompt, images, result, levels)
     if as_json:
         return _print_json(result.to_dict())
@@ -196,6 +200,7 @@ def rank(
     if manifest is None or out is None or prompt is not None or images:
         raise ValueError("rank: expected --prompt and image files, or --manifest and --out, got another combination")
 
+    _quieten_libraries()
     from .manifest import TABLE_SUFFIXES, rank_manifest, read_manifest
 
     _check_output("out", out, TABLE_SUFFIXES)
@@ -226,6 +231,7 @@ def convert(
     ] = False,
 ) -> None:
     """Convert a published checkpoint to a folder that AutoModel loads."""
+    _quieten_libraries()
     from .modeling_dina import DinaRewardModel
 
     out_dir = out_dir.absolute()
@@ -233,7 +239,7 @@ def convert(
         raise ValueError(f"OUT_DIR: expected a new or an empty folder, got {out_dir}")
     # What is written names its backbone; a path relative to this shell would be lost.
     source = os.path.abspath(backbone) if backbone and os.path.isdir(backbone) else backbone
-    with _loading("OFFICIAL_DIR", official_dir):
+    with _loading("OFFICIAL_DIR, backbone", f"{official_dir} on {backbone or 'the backbone it names'}"):
         model = DinaRewardModel.from_official(official_dir, source, keep_adapter=keep_adapter)
     partial = out_dir.with_name(f".{out_dir.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -248,16 +254,20 @@ def convert(
 @app.command()
 def info(model: ModelOption = EMBEDDED_MODEL, as_json: JsonOption = False) -> None:
     """Show what a model is: its configuration, its size, and where its text encoders and VAE come from."""
+    _quieten_libraries()
     from .modeling_dina import DinaRewardModel
 
+    _check_model(model)
     with _loading("model", model):
         loaded = DinaRewardModel.from_pretrained(model, dtype="auto")
         place, revision = loaded.conditioning_location()
     parts = {"backbone": loaded.backbone, "head": loaded.head}
+    transformer = loaded.config.transformer_config
     facts = {
         "model": model,
         "parameters": {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts.items()},
         "bytes": sum(weight.nbytes for weight in loaded.parameters()),
+        "latents": [transformer["in_channels"], transformer["sample_size"], transformer["sample_size"]],
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "conditioning": place if revision is None else f"{place}@{revision}",
         "config": loaded.config.to_diff_dict(),
@@ -269,6 +279,7 @@ def info(model: ModelOption = EMBEDDED_MODEL, as_json: JsonOption = False) -> No
     for name, count in facts["parameters"].items():
         table.add_row(f"{name} parameters", f"{count:,}")
     table.add_row("weights", f"{facts['bytes'] / 1e6:,.1f} MB in {facts['dtype']}")
+    table.add_row("trained on latents", " x ".join(map(str, facts["latents"])))
     table.add_row("conditioning", escape(facts["conditioning"]))
     table.add_section()
     for name, value in config.items():
@@ -277,23 +288,42 @@ def info(model: ModelOption = EMBEDDED_MODEL, as_json: JsonOption = False) -> No
 
 
 def _open_scorer(model: str, device: str | None, dtype: Dtype | None, **options):
-    import diffusers
     import torch
-    import transformers
 
+    _quieten_libraries()
     from .scoring_dina import DinaScorer
 
-    # Bars of a second's loading would only push the result off the screen.
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device: expected one that torch can use here, got {device!r}: {error}") from error
+    _check_model(model)
     with _loading("model", model):
         torch_dtype = None if dtype is None else getattr(torch, dtype.value)
         return DinaScorer.from_pretrained(model, device=device, dtype=torch_dtype, **options)
+
+
+def _quieten_libraries() -> None:
+    """Bars of a second's loading and notes on absent extras would push the result off the screen."""
+    import diffusers
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.disable_progress_bar()
+
+
+def _check_model(model: str) -> None:
+    """A folder must be one of ours; whatever is no path is left to the Hub."""
+    if os.path.exists(model) or model.startswith(("/", ".", "~")):
+        config = Path(model) / "config.json"
+        try:
+            is_ours = json.loads(config.read_text()).get("model_type") == "dina"
+        except (OSError, ValueError, AttributeError):
+            is_ours = False
+        if not is_ours:
+            raise ValueError(f"model: expected a folder with the config.json of a DiNa reward model, got {model}")
 
 
 @contextmanager
@@ -315,8 +345,12 @@ def _check_output(name: str, path: Path, suffixes: tuple[str, ...]) -> None:
     """Told before the work rather than after it."""
     if path.suffix.lower() not in suffixes:
         raise ValueError(f"{name}: expected a file ending in {', '.join(suffixes)}, got {path}")
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ValueError(f"{name}: expected a file in a folder that can be written to, got {path}")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder")
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise ValueError(f"{name}: expected a file that can be written, got {path}: {error}") from error
 
 
 @contextmanager

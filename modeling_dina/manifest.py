@@ -156,7 +156,7 @@ def _open_journal(path: Path, settings: dict) -> dict[int, dict]:
     try:
         header, *records = [json.loads(line) for line in whole.splitlines()]
         results = {record.pop("row"): record for record in records}
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"out: expected the journal of an interrupted run, got {path}; move it away") from error
     if header != settings:
         raise ValueError(

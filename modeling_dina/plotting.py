@@ -14,7 +14,6 @@ from .scoring_dina import Comparison
 
 # Blue and vermilion of Okabe and Ito: told apart with any colour vision, and in grey.
 COLORS = ("#0072B2", "#D55E00")
-FORMATS = (".png", ".pdf", ".svg", ".jpg", ".webp")
 INK, FAINT = "#222222", "#d9d9d9"
 
 
@@ -26,7 +25,7 @@ def plot_comparison(
     deviation, and writes the figure whole or not at all.
 
     Args:
-        path: ends in one of `FORMATS`.
+        path: its ending chooses the format: PNG, PDF, SVG, JPEG or WebP.
         images: the two images, RGB.
         comparison: the verdict, quoted under the images and in the title.
         levels: the same pair with `mode="mean"` at the levels to draw, at least two draws each.
@@ -54,14 +53,17 @@ def _draw_image(axes, image: Image.Image, color: str) -> None:
 
 def _caption(comparison: Comparison, column: int) -> str:
     probability = comparison.win_probability if column == 0 else 1 - comparison.win_probability
-    return f"reward {comparison.scores[column]:+.3f}\npreferred with probability {probability:.2f}"
+    spread = comparison.spread[column]
+    deviation = "" if spread.isnan() else f" ± {spread:.3f}"
+    return f"reward {comparison.scores[column]:+.3f}{deviation}\npreferred with probability {probability:.2f}"
 
 
 def _draw_rewards(axes, levels: Comparison) -> None:
     means, spreads = levels.samples.mean(dim=1), levels.samples.std(dim=1)
-    for column, (name, color, marker) in enumerate(zip("AB", COLORS, "os", strict=True)):
+    # A little apart, so that neither error bar hides the other.
+    for column, (name, color, marker, shift) in enumerate(zip("AB", COLORS, "os", (-0.006, 0.006), strict=True)):
         axes.errorbar(
-            levels.sigmas,
+            levels.sigmas + shift,
             means[:, column],
             yerr=spreads[:, column],
             color=color,
@@ -73,7 +75,7 @@ def _draw_rewards(axes, levels: Comparison) -> None:
             label=name,
         )
     axes.set_xlim(0, 1)
-    axes.set_xlabel(r"noise level $\sigma$", fontsize=11, color=INK)
+    axes.set_xlabel(r"noise level $\sigma$ (0: clean, 1: noise alone)", fontsize=11, color=INK)
     axes.set_ylabel("reward", fontsize=11, color=INK)
     axes.set_title(f"mean ± standard deviation of {levels.samples.shape[1]} noise draws", fontsize=10, color=INK)
     axes.yaxis.set_major_locator(MaxNLocator(6))
