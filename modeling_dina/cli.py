@@ -76,9 +76,11 @@ def _noise_levels(text: str) -> list[float]:
     return levels
 
 
-ImagesArgument = Annotated[list[Path], typer.Argument(help="Image files.", metavar="IMAGE...")]
+ImagesArgument = Annotated[list[Path], typer.Argument(help="Image files.", metavar="IMAGE")]
 PromptOption = Annotated[str, typer.Option(help="What the images are judged by.")]
-ModelOption = Annotated[str, typer.Option(help="A folder or a Hub id. Default: the small model in the package.")]
+ModelOption = Annotated[
+    str, typer.Option(help="A folder or a Hub id. Default: the small model in the package.", show_default=False)
+]
 SigmasOption = Annotated[
     Any, typer.Option(parser=_noise_levels, metavar="0.2,0.5,…", help="Noise levels. Default: the model's.")
 ]
@@ -149,37 +151,21 @@ def compare(
         plot_comparison(plot, prompt, images, result, levels)
     if as_json:
         return _print_json(result.to_dict())
-    table = Table("", "image", "score", "spread over draws", "preferred with probability", title=escape(prompt))
-    for name, image, value, spread, probability in zip(
-        "AB",
-        (image_a, image_b),
-        result.scores,
-        result.spread,
-        (result.win_probability, 1 - result.win_probability),
-        strict=True,
-    ):
-        table.add_row(name, escape(str(image)), f"{value:+.4f}", _number(spread), f"{probability:.3f}")
-    console.print(table)
-    console.print(
-        f"uncertainty of the preference: {result.entropy:.4f} nats, {result.disagreement:.4f} of it disagreement "
-        f"between noise levels and draws; standard error of the score difference: {_number(result.difference_error)}",
-        highlight=False,
-    )
+    _print_comparison(prompt, [image_a, image_b], result)
     if plot is not None:
         console.print(f"wrote {escape(str(plot))}", highlight=False)
 
 
 @app.command()
 def rank(
-    images: Annotated[
-        list[Path] | None, typer.Argument(help="Image files of one prompt.", metavar="[IMAGE...]")
-    ] = None,
+    images: Annotated[list[Path] | None, typer.Argument(help="Image files of one prompt.", metavar="IMAGE")] = None,
     prompt: Annotated[str | None, typer.Option(help="What the images are judged by.")] = None,
     manifest: Annotated[
         Path | None, typer.Option(help="A .csv, .jsonl or .parquet file with the columns prompt and image.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Table to write for a manifest: .csv, .jsonl or .parquet. Resumes.")
+        Path | None,
+        typer.Option(help="Table to write for a manifest: .csv, .jsonl or .parquet. An interrupted run goes on."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in memory at a time.")] = 8,
     model: ModelOption = EMBEDDED_MODEL,
@@ -208,14 +194,13 @@ def rank(
         raise ValueError(f"out: expected a new file, got {out}, which exists")
     read_manifest(manifest)  # a bad one is told of before a large model is loaded
     scorer = _open_scorer(model, device, dtype, batch_size=batch_size)
+    settings = {"model": model, "dtype": dtype, **options}
     with _progress() as advance:
-        table = rank_manifest(
-            scorer, manifest, out, settings={"model": model, "dtype": dtype, **options}, progress=advance, **options
-        )
-    summary = {"rows": len(table), "errors": int(table["error"].notna().sum()), "out": str(out)}
+        table = rank_manifest(scorer, manifest, out, settings=settings, progress=advance, **options)
+    errors = int(table["error"].notna().sum())
     if as_json:
-        return _print_json(summary)
-    console.print(f"{len(table)} rows, {summary['errors']} with an error: {escape(str(out))}", highlight=False)
+        return _print_json({"rows": len(table), "errors": errors, "out": str(out)})
+    console.print(f"{len(table)} rows, {errors} with an error: {escape(str(out))}", highlight=False)
 
 
 @app.command()
@@ -260,31 +245,19 @@ def info(model: ModelOption = EMBEDDED_MODEL, as_json: JsonOption = False) -> No
     _check_model(model)
     with _loading("model", model):
         loaded = DinaRewardModel.from_pretrained(model, dtype="auto")
-        place, revision = loaded.conditioning_location()
     parts = {"backbone": loaded.backbone, "head": loaded.head}
-    transformer = loaded.config.transformer_config
+    config = loaded.config
+    sample_size = config.transformer_config["sample_size"]
     facts = {
         "model": model,
         "parameters": {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts.items()},
         "bytes": sum(weight.nbytes for weight in loaded.parameters()),
-        "latents": [transformer["in_channels"], transformer["sample_size"], transformer["sample_size"]],
         "dtype": str(loaded.dtype).removeprefix("torch."),
-        "conditioning": place if revision is None else f"{place}@{revision}",
-        "config": loaded.config.to_diff_dict(),
+        "latents": [config.transformer_config["in_channels"], sample_size, sample_size],
+        "conditioning": loaded.conditioning_location() if config.conditioning_source else None,
+        "config": config.to_diff_dict(),
     }
-    if as_json:
-        return _print_json(facts)
-    config = facts.pop("config")
-    table = Table("", escape(model), show_header=True)
-    for name, count in facts["parameters"].items():
-        table.add_row(f"{name} parameters", f"{count:,}")
-    table.add_row("weights", f"{facts['bytes'] / 1e6:,.1f} MB in {facts['dtype']}")
-    table.add_row("trained on latents", " x ".join(map(str, facts["latents"])))
-    table.add_row("conditioning", escape(facts["conditioning"]))
-    table.add_section()
-    for name, value in config.items():
-        table.add_row(name, escape(str(value)))
-    console.print(table)
+    _print_json(facts) if as_json else _print_info(facts)
 
 
 def _open_scorer(model: str, device: str | None, dtype: Dtype | None, **options):
@@ -315,15 +288,9 @@ def _quieten_libraries() -> None:
 
 
 def _check_model(model: str) -> None:
-    """A folder must be one of ours; whatever is no path is left to the Hub."""
-    if os.path.exists(model) or model.startswith(("/", ".", "~")):
-        config = Path(model) / "config.json"
-        try:
-            is_ours = json.loads(config.read_text()).get("model_type") == "dina"
-        except (OSError, ValueError, AttributeError):
-            is_ours = False
-        if not is_ours:
-            raise ValueError(f"model: expected a folder with the config.json of a DiNa reward model, got {model}")
+    """A path that leads nowhere would be taken for a Hub id, and refused as a malformed one."""
+    if not os.path.isdir(model) and (os.path.exists(model) or model.startswith(("/", ".", "~"))):
+        raise ValueError(f"model: expected a folder or a Hub id, got {model}")
 
 
 @contextmanager
@@ -361,12 +328,41 @@ def _progress() -> Iterator[Any]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+def _print_comparison(prompt: str, images: list[Path], result) -> None:
+    table = Table("", "image", "score", "spread over draws", "preferred with probability", title=escape(prompt))
+    probabilities = (result.win_probability, 1 - result.win_probability)
+    for name, image, value, spread, probability in zip(
+        "AB", images, result.scores, result.spread, probabilities, strict=True
+    ):
+        table.add_row(name, escape(str(image)), f"{value:+.4f}", _number(spread), f"{probability:.3f}")
+    console.print(table)
+    console.print(
+        f"uncertainty of the preference: {result.entropy:.4f} nats, {result.disagreement:.4f} of it disagreement "
+        f"between noise levels and draws; standard error of the score difference: {_number(result.difference_error)}",
+        highlight=False,
+    )
+
+
 def _print_ranking(prompt: str, images: list[Path], result) -> None:
     table = Table("rank", "image", "score", "beats the next with probability", title=escape(prompt))
     followers = [*result.order[1:], None]
     for place, (index, follower) in enumerate(zip(result.order, followers, strict=True), start=1):
         beats = "" if follower is None else f"{result.win_probability[index, follower]:.3f}"
         table.add_row(str(place), escape(str(images[index])), f"{result.scores[index]:+.4f}", beats)
+    console.print(table)
+
+
+def _print_info(facts: dict[str, Any]) -> None:
+    table = Table("", escape(facts["model"]))
+    for name, count in facts["parameters"].items():
+        table.add_row(f"{name} parameters", f"{count:,}")
+    table.add_row("weights", f"{facts['bytes'] / 1e6:,.1f} MB in {facts['dtype']}")
+    table.add_row("trained on latents", " x ".join(map(str, facts["latents"])))
+    place, revision = facts["conditioning"] or ("nothing", None)
+    table.add_row("conditioned by", escape(place if revision is None else f"{place} at {revision}"))
+    table.add_section()
+    for name, value in facts["config"].items():
+        table.add_row(name, escape(str(value)))
     console.print(table)
 
 

@@ -32,7 +32,8 @@ def plot_comparison(
     """
     figure = Figure(figsize=(11, 4.3), dpi=200, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))
     grid = figure.add_gridspec(1, 3, width_ratios=(1, 1, 1.75))
-    title = textwrap.fill(textwrap.shorten(prompt, 200, placeholder=" …"), 100)
+    title = " ".join(prompt.split())
+    title = textwrap.fill(title if len(title) <= 200 else f"{title[:199]}…", 100)
     figure.suptitle(f"“{title}”", fontsize=13, color=INK, parse_math=False)
     for column, (name, color, image) in enumerate(zip("AB", COLORS, images, strict=True)):
         axes = figure.add_subplot(grid[column])

@@ -94,7 +94,7 @@ def test_info(run, folder):
     facts = result_of(run("info", "--json"))
     weights = load_file(folder / "model.safetensors")
     assert sum(facts["parameters"].values()) <= sum(weight.numel() for weight in weights.values())
-    assert facts["conditioning"] == str(folder)
+    assert facts["conditioning"] == [str(folder), None]
     assert facts["config"]["num_layers"] == 3
     assert "backbone parameters" in run("info").stdout
 
@@ -168,10 +168,12 @@ def test_refusals(run, files, tmp_path, monkeypatch, arguments, message):
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_wrong_folders(run, files, folder, tmp_path, monkeypatch):
+def test_wrong_folders(run, files, folder, tmp_path):
     pair = ("compare", *files[:2], "--prompt", "a")
-    for model in (tmp_path, folder / "vae", tmp_path / "none", files[0]):
-        assert "model: expected a folder with the config.json of a DiNa" in refused(run(*pair, model=model))
+    for model in (tmp_path, folder / "vae"):
+        assert f"model: cannot load {model}: model_type: expected 'dina'" in refused(run(*pair, model=model))
+    for model in (tmp_path / "none", files[0], "./none"):
+        assert "model: expected a folder or a Hub id" in refused(run(*pair, model=model))
     start = time.perf_counter()
     assert "model: cannot load some/model: We couldn't connect" in refused(run(*pair, model="some/model"))
     assert time.perf_counter() - start < 5
