@@ -303,15 +303,17 @@ class DinaRewardModel(DinaPreTrainedModel):
 
         samples = []
         for draw in noise:
-            features = []
-            for sigma in levels:
-                noisy_latents = self.noise_path.add_noise(latents, draw, sigma)
-                features.append(
-                    self._features(noisy_latents, sigma.expand(len(latents)), prompt_embeds, pooled_prompt_embeds)
+            features = [
+                self._features(
+                    self.noise_path.add_noise(latents, draw, sigma),
+                    sigma.expand(len(latents)),
+                    prompt_embeds,
+                    pooled_prompt_embeds,
                 )
-                if mode != "features":
-                    features[-1] = self.head([features[-1]])
-            samples.append(self.head(features).unsqueeze(0) if mode == "features" else torch.stack(features))
+                for sigma in levels
+            ]
+            readings = [features] if mode == "features" else [[level] for level in features]
+            samples.append(torch.stack([self.head(reading) for reading in readings]))
         stacked = self._calibrate(torch.stack(samples, dim=1))
 
         variance = self.variance(levels)

@@ -37,7 +37,7 @@ class NoisePath(ABC):
 
 
 class RectifiedFlow(NoisePath):
-    """x_sigma = (1 - sigma) x0 + sigma noise, timestep = 1000 sigma (arXiv 2403.03206, section 2)."""
+    """x_sigma = (1 - sigma) x0 + sigma noise, timestep = 1000 sigma (arXiv 2403.03206, section 3)."""
 
     def __init__(self, scheduler_config: dict):
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler_config)

@@ -56,6 +56,8 @@ def read_official(checkpoint_dir: str | Path) -> OfficialCheckpoint:
         below = _below(whole, "pos_embed.proj.weight")
         adapter = {key: value for key, value in below.items() if is_adapter_key(key)}
         backbone = {key.replace(".base_layer.", "."): value for key, value in below.items() if key not in adapter}
+        # Such a backbone may be no pretrained model's any more, so none may stand in for it later.
+        config["base_model"] = config["base_revision"] = None
     else:
         head = _load_tensors(weights / "rm_head.pt")
         if settings.get("use_lora"):

@@ -1,5 +1,5 @@
 """The reward head: timestep-conditioned adapters over the tapped tokens, and learnt queries that attend to them and
-are read out as one reward (arXiv 2602.11146, section 3)."""
+are read out as one reward (arXiv 2602.11146)."""
 
 import torch
 import torch.nn.functional as F

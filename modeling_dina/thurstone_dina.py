@@ -1,5 +1,5 @@
 """The Thurstone likelihood of preferences: an image's utility is normal around its reward with a variance that grows
-with the noise level, so that a win is a normal probability. Pure functions on tensors; arXiv 2602.11146, section 3.
+with the noise level, so that a win is a normal probability. Pure functions on tensors; arXiv 2602.11146.
 
 Every loss is returned a pair (no reduction). Tails are computed in logarithms (`log_ndtr`), so losses and gradients
 stay finite and exact where a probability would round to 0 or 1.
