@@ -262,7 +262,7 @@ def test_an_adapter_kept_at_conversion_can_be_saved_alone(adapted, tiny_inputs, 
 def test_a_whole_model_has_no_base_to_be_put_back_on(adapted, tmp_path):
     official = write_official(tmp_path / "official", adapted, full_model=True)
     converted = DinaRewardModel.from_official(official, keep_adapter=True)
-    with pytest.raises(ValueError, match="adapter_only: .*base_model=None"):
+    with pytest.raises(ValueError, match=r"adapter_only: .*base_model=None"):
         converted.save_pretrained(tmp_path / "adapter", adapter_only=True)
 
 
