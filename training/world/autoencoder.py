@@ -1,0 +1,61 @@
+"""Stage one: an autoencoder from 64 x 64 pictures to 16 x 8 x 8 latents."""
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+from torch.nn.functional import l1_loss
+
+from training.world.data import Pictures
+from training.world.stage import train_stage
+
+# Weight of the Kullback-Leibler term, averaged over latent values. Large for an autoencoder of this kind: it spreads
+# what the latents say, so that a reward model can still read them under diffusion noise.
+KL_WEIGHT = 1e-3
+
+
+class AutoencoderObjective(nn.Module):
+    """Absolute error of pixels and of their differences (which keeps edges sharp), and the Kullback-Leibler term."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        posterior = self.vae.encode(pixel_values).latent_dist
+        decoded = self.vae.decode(posterior.sample()).sample.float()
+        loss = l1_loss(decoded, pixel_values)
+        for axis in (-1, -2):
+            loss = loss + l1_loss(decoded.diff(dim=axis), pixel_values.diff(dim=axis))
+        return {"loss": loss + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()}
+
+
+def build_autoencoder(directory: Path, *, images: int, batch_size: int = 32) -> AutoencoderKL:
+    """Train the autoencoder on `images` fresh pictures and save it, latents scaled to unit variance, under `vae/`."""
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 64, 96),
+        layers_per_block=1,
+        latent_channels=16,
+        norm_num_groups=8,
+        sample_size=64,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        mid_block_add_attention=False,
+    )
+    train_stage(
+        AutoencoderObjective(vae),
+        Pictures(seed=1, size=images, spoilt=0.4),
+        directory / "autoencoder",
+        batch_size=batch_size,
+        learning_rate=1.5e-3,
+        bf16=True,
+    )
+    sample = Pictures(seed=2, size=1024, spoilt=0.4)
+    with torch.no_grad():
+        latents = torch.cat([vae.encode(sample[i]["pixel_values"][None]).latent_dist.mode() for i in range(1024)])
+    vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
+    vae.save_pretrained(directory / "pipeline" / "vae")
+    return vae

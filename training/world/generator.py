@@ -1,0 +1,128 @@
+"""Stage two: text encoders and a diffusion transformer trained together by flow matching, as a stock pipeline."""
+
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
+from diffusers.training_utils import compute_density_for_timestep_sampling
+from torch import nn
+from torch.nn.functional import mse_loss
+from torch.utils.data import Dataset
+
+from training.world.data import Pictures
+from training.world.latents import build_shards, encode, load_shards
+from training.world.stage import train_stage
+from training.world.text import (
+    CLIP_WIDTH,
+    MAX_LENGTH,
+    T5_WIDTH,
+    build_clip_encoder,
+    build_clip_tokenizer,
+    build_t5_encoder,
+    build_t5_tokenizer,
+)
+
+WIDTH = 128
+# Share of training pictures with a defect: the generator learns to draw them too, as one trained on the web does.
+SPOILT = 0.1
+# Share of captions left out, for guidance without a classifier.
+UNCONDITIONAL = 0.1
+
+
+class CaptionedLatents(Dataset):
+    """Latents [16, 8, 8] with their captions, gone through `epochs` times; some captions are left out."""
+
+    def __init__(self, latents: torch.Tensor, captions: list[str], epochs: int) -> None:
+        self.latents, self.captions, self.epochs = latents, captions, epochs
+
+    def __len__(self) -> int:
+        return self.epochs * len(self.captions)
+
+    def __getitem__(self, index: int) -> dict:
+        dropped = torch.rand((), generator=torch.Generator().manual_seed(index)) < UNCONDITIONAL
+        row = index % len(self.captions)
+        return {"latents": self.latents[row].float(), "caption": "" if dropped else self.captions[row]}
+
+
+class FlowMatchingObjective(nn.Module):
+    """Mean squared error of the velocity `eps - x0` at logit-normal noise levels (Stable Diffusion 3)."""
+
+    def __init__(self, pipeline: StableDiffusion3Pipeline) -> None:
+        super().__init__()
+        self.transformer = pipeline.transformer
+        # The T5 stack without its wrapper, which names the same embedding twice; a checkpoint holds a tensor once.
+        self.text_encoders = nn.ModuleList(
+            [pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3.encoder]
+        )
+        self.encode_prompt = pipeline.encode_prompt
+
+    def forward(self, latents: torch.Tensor, caption: list[str]) -> dict[str, torch.Tensor]:
+        prompt_embeds, _, pooled_prompt_embeds, _ = self.encode_prompt(
+            caption, None, None, do_classifier_free_guidance=False, max_sequence_length=MAX_LENGTH
+        )
+        sigma = compute_density_for_timestep_sampling("logit_normal", len(latents), 0.0, 1.0, device=latents.device)
+        noise = torch.randn_like(latents)
+        spread = sigma.view(-1, 1, 1, 1)
+        velocity = self.transformer(
+            (1 - spread) * latents + spread * noise, prompt_embeds, pooled_prompt_embeds, 1000 * sigma
+        ).sample
+        return {"loss": mse_loss(velocity.float(), noise - latents)}
+
+
+def new_pipeline(vae: AutoencoderKL) -> StableDiffusion3Pipeline:
+    """The whole generator around a trained autoencoder; text encoders and transformer start at random."""
+    clip_tokenizer, t5_tokenizer = build_clip_tokenizer(), build_t5_tokenizer()
+    transformer = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=16,
+        out_channels=16,
+        num_layers=6,
+        num_attention_heads=4,
+        attention_head_dim=WIDTH // 4,
+        caption_projection_dim=WIDTH,
+        joint_attention_dim=T5_WIDTH,
+        pooled_projection_dim=2 * CLIP_WIDTH,
+        pos_embed_max_size=8,
+        qk_norm="rms_norm",
+    )
+    return StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
+        vae=vae,
+        text_encoder=build_clip_encoder(clip_tokenizer),
+        tokenizer=clip_tokenizer,
+        text_encoder_2=build_clip_encoder(clip_tokenizer),
+        tokenizer_2=clip_tokenizer,
+        text_encoder_3=build_t5_encoder(t5_tokenizer),
+        tokenizer_3=t5_tokenizer,
+    )
+
+
+def build_generator(
+    directory: Path, vae: AutoencoderKL, *, images: int, epochs: int, batch_size: int = 128
+) -> StableDiffusion3Pipeline:
+    """Train on `images` pictures gone through `epochs` times and save the stock pipeline under `pipeline/`."""
+    pictures = Pictures(seed=3, size=images, spoilt=SPOILT)
+
+    def make(indices: range) -> tuple[dict[str, torch.Tensor], list[str]]:
+        drawn = [pictures.draw(index) for index in indices]
+        return {"latents": encode(vae, [image for _, image in drawn])}, [text.caption for text, _ in drawn]
+
+    tensors, captions = load_shards(build_shards(directory / "pictures", images, make))
+    pipeline = new_pipeline(vae)
+    train_stage(
+        FlowMatchingObjective(pipeline),
+        CaptionedLatents(tensors["latents"], captions, epochs),
+        directory / "generator",
+        batch_size=batch_size,
+        learning_rate=1e-3,
+        dataloader_num_workers=0,
+    )
+    pipeline.save_pretrained(directory / "pipeline")
+    return pipeline

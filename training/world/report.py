@@ -1,0 +1,157 @@
+"""Measure a finished build of the small world: a JSON of numbers, two figures and the README of the model's folder."""
+
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from diffusers import StableDiffusion3Pipeline
+
+from modeling_dina import DinaRewardModel
+from training.world.annotators import IMPRESSION_NOISE
+from training.world.preferences import Groups, decode, sample_latents
+from training.world.reward import group_scores, pairwise_accuracy
+from training.world.text import MAX_LENGTH
+
+LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+CAPTIONS = (
+    "a large red circle",
+    "a small cyan square",
+    "two purple stars",
+    "three green triangles",
+    "a large blue square left of a red star",
+    "a yellow circle above a purple triangle",
+    "a red square and a cyan circle",
+    "a green star, a yellow triangle and a red circle",
+)
+INK, ACCENT, SOFT = "#1f2937", "#2563eb", "#9ca3af"
+
+
+def write_report(
+    directory: Path, pipeline: StableDiffusion3Pipeline, model: DinaRewardModel, tests: dict[str, Groups]
+) -> None:
+    """Write `report.json`, and `README.md` with its figures into `model/`.
+
+    Args:
+        directory: of the build.
+        pipeline: the generator.
+        model: the reward model, in evaluation mode.
+        tests: groups by the name of the test set: "seen", "held_out", "generated".
+    """
+    report = {name: measure(model, pipeline, groups) for name, groups in tests.items()}
+    (directory / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    curve = [json.loads(line) for line in (directory / "learning_curve.jsonl").read_text().splitlines()]
+    folder = directory / "model"
+    draw_pictures(pipeline, folder / "pictures.png")
+    draw_accuracy(report["seen"], curve, folder / "accuracy.png")
+    (folder / "README.md").write_text(readme(report, curve))
+
+
+def measure(model: DinaRewardModel, pipeline: StableDiffusion3Pipeline, groups: Groups) -> dict:
+    """Pairwise accuracy of one test set: by ensemble, by single noise level, and under captions of other groups."""
+    tensors, captions = groups
+    utilities = tensors["utilities"].numpy()
+
+    def accuracy(groups: Groups, **ensemble) -> dict[str, float]:
+        return pairwise_accuracy(group_scores(model, pipeline, groups, **ensemble), utilities)
+
+    ensembles = {
+        f"{mode}, {draws} draw{'s' * (draws > 1)}": accuracy(groups, mode=mode, num_draws=draws)
+        for mode in ("features", "mean", "precision")
+        for draws in (1, 4)
+    }
+    return {
+        "groups": len(captions),
+        "ensembles": ensembles,
+        "levels": {level: accuracy(groups, sigmas=[level], num_draws=1) for level in LEVELS},
+        "wrong_caption": accuracy((tensors, captions[1:] + captions[:1])),
+    }
+
+
+def draw_pictures(pipeline: StableDiffusion3Pipeline, path: Path, attempts: int = 2) -> None:
+    """What the generator makes of eight captions, two attempts each."""
+    latents = sample_latents(pipeline, list(CAPTIONS) * attempts, guidance_scale=3.0, seed=0, steps=28)
+    pictures = decode(pipeline, latents)
+    figure, axes = plt.subplots(attempts * 2, 4, figsize=(9, 2.6 * attempts * 2), layout="constrained")
+    for index, picture in enumerate(pictures):
+        attempt, caption = divmod(index, len(CAPTIONS))
+        axis = axes[attempt + attempts * (caption // 4), caption % 4]
+        axis.imshow(picture, interpolation="nearest")
+        axis.set_axis_off()
+        if attempt == 0:
+            axis.set_title(
+                CAPTIONS[caption].replace(" and ", "\nand ").replace(" of ", " of\n"), fontsize=9, color=INK
+            )
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def draw_accuracy(measured: dict, curve: list[dict], path: Path) -> None:
+    """Accuracy against noise level, and the learning curve, both beside the best that can be reached."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained", sharey=True)
+    levels = {float(level): values["accuracy"] for level, values in measured["levels"].items()}
+    ensemble = measured["ensembles"]["features, 4 draws"]
+    left.plot(levels.keys(), levels.values(), "o-", color=ACCENT, label="one level, one draw")
+    left.axhline(ensemble["accuracy"], color=ACCENT, linestyle="--", label="ensemble, 3 levels x 4 draws")
+    left.set_xlabel("noise level (sigma)")
+    left.set_ylabel("pairwise accuracy")
+    right.plot([p["step"] for p in curve], [p["accuracy"] for p in curve], "o-", color=ACCENT, label="ensemble")
+    right.axhline(curve[-1]["best"], color=SOFT)
+    right.set_xlabel("training step")
+    left.axhline(ensemble["best"], color=SOFT, label="best reachable")
+    for axis in (left, right):
+        axis.legend(frameon=False, fontsize=8, loc="lower left" if axis is left else "lower right")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.2)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def readme(report: dict, curve: list[dict]) -> str:
+    """The README of the model's folder, every number of it from the report."""
+
+    def row(label: str, values: list[dict[str, float]]) -> str:
+        return f"| {label} | " + " | ".join(f"{v['accuracy']:.3f}" for v in values) + " |"
+
+    sets = [report["seen"], report["held_out"], report["generated"]]
+    ensembles = "\n".join(row(name, [s["ensembles"][name] for s in sets]) for name in sets[0]["ensembles"])
+    best = " | ".join(f"{s['wrong_caption']['best']:.3f}" for s in sets)
+    ratio = " | ".join(f"{s['ensembles']['features, 4 draws']['ratio']:.3f}" for s in sets)
+    return f"""# The embedded default: DiNa-LRM of the small world
+
+A reward model, and the generator it judges, for 64 x 64 scenes of coloured shapes ("a large red circle left of a small
+blue square"). It knows nothing else: six colours, four shapes, two sizes, four relations, up to three shapes. It is
+here so that everything in this package runs at once, and so that tests can compare with a truth that is known.
+
+- `AutoModel.from_pretrained(folder, trust_remote_code=True)` is the reward model.
+- `StableDiffusion3Pipeline.from_pretrained(folder)` is the generator; call it with `height=64, width=64,
+  max_sequence_length={MAX_LENGTH}`.
+
+![Two attempts of the generator for each of eight captions](pictures.png)
+
+## How often it agrees with an annotator
+
+Share of pairs on which the model's order is a fresh annotator's, in expectation over that annotator's noise (normal,
+standard deviation {IMPRESSION_NOISE} in utility for each picture). Pairs are four to a caption, in all six orders;
+{sets[0]["groups"]}, {sets[1]["groups"]} and {sets[2]["groups"]} captions.
+
+| | seen combinations | held-out combinations | generated pictures |
+|---|---|---|---|
+| best reachable (Bayes) | {best} |
+{ensembles}
+{row("under another group's caption", [s["wrong_caption"] for s in sets])}
+| ensemble over best reachable | {ratio} |
+
+The last row is for features, 4 draws. Noise levels of the ensembles are 0.2, 0.5 and 0.7. Held-out captions ask for a
+colour and shape that never met in training.
+
+![Accuracy against noise level, and against training step](accuracy.png)
+
+## How it was made
+
+`python -m training.world.build --out DIR`; the reward was trained for {curve[-1]["step"]} steps, and its last
+checkpoint's ensemble reached {curve[-1]["accuracy"]:.3f} on the validation groups (best reachable
+{curve[-1]["best"]:.3f}). Annotators, utility and pictures are defined in `training/world/`. Apache-2.0.
+"""

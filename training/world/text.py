@@ -1,0 +1,73 @@
+"""Tokenizers and text encoders of the small world, in the three kinds that Stable Diffusion 3 has."""
+
+import numpy as np
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
+
+from training.world.scenes import COLORS, COUNTS, RELATIONS, SHAPES, SIZES, sample_description
+
+MAX_LENGTH = 14
+CLIP_WIDTH = 64
+T5_WIDTH = 2 * CLIP_WIDTH  # the pipeline lays the two CLIP embeddings side by side, then pads them to this
+
+
+def build_clip_tokenizer() -> CLIPTokenizer:
+    """A byte-pair tokenizer in which every word of the small world is one token, and any other text can be spelt."""
+    rng = np.random.default_rng(0)
+    captions = [sample_description(rng).caption for _ in range(5000)]
+    tokenizer = CLIPTokenizer().train_new_from_iterator(captions, vocab_size=600)
+    tokenizer.model_max_length = MAX_LENGTH
+    return tokenizer
+
+
+def build_t5_tokenizer() -> T5Tokenizer:
+    """A unigram tokenizer over the words of the small world; other text is spelt in letters."""
+    plurals = [f"{shape}s" for shape in SHAPES]
+    relations = {word for relation in RELATIONS for word in relation.split()}
+    words = ["a", "and", *COUNTS.values(), *SIZES, *COLORS, *SHAPES, *plurals, *sorted(relations)]
+    letters = [(letter, -10.0) for letter in "abcdefghijklmnopqrstuvwxyz0123456789.,-'"]
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    vocab = special + [(f"▁{word}", -1.0) for word in words] + letters
+    return T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=MAX_LENGTH)
+
+
+def build_clip_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
+    """Two causal layers; the pipeline reads the first one's output and the projected end-of-text state."""
+    return CLIPTextModelWithProjection(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=CLIP_WIDTH,
+            intermediate_size=4 * CLIP_WIDTH,
+            projection_dim=CLIP_WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=MAX_LENGTH,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def build_t5_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
+    """Two bidirectional layers."""
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=len(tokenizer),
+            d_model=T5_WIDTH,
+            d_kv=32,
+            d_ff=2 * T5_WIDTH,
+            num_layers=2,
+            num_heads=4,
+            relative_attention_num_buckets=16,
+            relative_attention_max_distance=32,
+            feed_forward_proj="gated-gelu",
+            dropout_rate=0.0,
+        )
+    )
