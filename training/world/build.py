@@ -35,7 +35,7 @@ def build(
         vae = AutoencoderKL.from_pretrained(pipeline_dir, subfolder="vae")
     else:
         set_seed(0)
-        vae = build_autoencoder(out, images=amount(80_000))
+        vae = build_autoencoder(out, images=amount(64_000))
     if (pipeline_dir / "model_index.json").exists():
         pipeline = StableDiffusion3Pipeline.from_pretrained(pipeline_dir)
     else:

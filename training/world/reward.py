@@ -131,7 +131,9 @@ def train_reward(
         text_layers=[2, 4],
         head_width=96,
         max_sequence_length=MAX_LENGTH,
+        base_model=None,  # it lies beside the weights
         conditioning_source=".",
+        default_num_draws=4,
     )
     train_stage(
         PreferenceObjective(model),

@@ -1,0 +1,28 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test style quality
+
+setup: .venv/.done
+
+.venv/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+demo: setup
+	$(BIN)/dina compare space/examples/a.png space/examples/b.png \
+		--prompt "$$(cat space/examples/prompt.txt)" --draws 8 --plot comparison.png
+
+test: setup
+	$(BIN)/python -m pytest
+
+style: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+quality: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
