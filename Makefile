@@ -16,7 +16,7 @@ demo: setup
 		--prompt "$$(cat space/examples/prompt.txt)" --draws 8 --plot comparison.png
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "slow or not slow"
 
 style: setup
 	$(BIN)/ruff format .

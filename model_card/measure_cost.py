@@ -144,7 +144,8 @@ def measure(preset: Preset, device: Device, resolution: int, batch_size: int, dt
         else "meta",
         "torch": torch.__version__,
         "flops": {
-            name: count_flops(case) for name, case in cases(counted, build_inputs(counted, resolution, batch_size)).items()
+            name: count_flops(case)
+            for name, case in cases(counted, build_inputs(counted, resolution, batch_size)).items()
         },
     }
     if device is not Device.meta:
@@ -166,7 +167,9 @@ def measure(preset: Preset, device: Device, resolution: int, batch_size: int, dt
 def print_result(result: dict, console: Console) -> None:
     """The numbers as a table."""
     parameters = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in result["parameters"].items())
-    title = f"{result['preset']}, {result['resolution']} px, batch {result['batch_size']}, {result['dtype']}: {parameters}"
+    title = (
+        f"{result['preset']}, {result['resolution']} px, batch {result['batch_size']}, {result['dtype']}: {parameters}"
+    )
     table = Table("", "GFLOPs", "ms", "peak MB", title=title)
     for name, flops in result["flops"].items():
         seconds, peak = (result.get(unit, {}).get(name) for unit in ("seconds", "peak_bytes"))

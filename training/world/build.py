@@ -4,6 +4,7 @@ Stages follow one another and each leaves its result under DIR, so that an inter
 autoencoder, generator, preference groups, reward model, report. The finished, self-contained folder is DIR/model.
 """
 
+import json
 import shutil
 from pathlib import Path
 from typing import Annotated
@@ -40,7 +41,7 @@ def build(
         pipeline = StableDiffusion3Pipeline.from_pretrained(pipeline_dir)
     else:
         set_seed(1)
-        pipeline = build_generator(out, vae, images=amount(75_000), epochs=6)
+        pipeline = build_generator(out, vae, images=amount(75_000), epochs=5)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
 
     rendered = rendered_groups(out / "rendered", pipeline.vae, groups=amount(24_000), seed=10)
@@ -55,7 +56,7 @@ def build(
         model = DinaRewardModel.from_pretrained(reward_dir)
     else:
         set_seed(2)
-        model = train_reward(out, pipeline, _joined(rendered, generated), validation, epochs=5)
+        model = train_reward(out, pipeline, _joined(rendered, generated), validation, epochs=6)
     pack(pipeline, model, out / "model")
     write_report(out, pipeline, model.eval(), tests)
 
@@ -78,6 +79,15 @@ def pack(pipeline: StableDiffusion3Pipeline, model: DinaRewardModel, directory: 
             directory, subfolder=name, torch_dtype=torch.float16
         ).save_pretrained(directory / name)
     model.save_pretrained(directory)
+    for path in directory.rglob("*.json"):
+        _forget_origin(path)
+
+
+def _forget_origin(path: Path) -> None:
+    """Take the folder that diffusers last loaded a part from out of its configuration."""
+    config = json.loads(path.read_text())
+    if isinstance(config, dict) and config.pop("_name_or_path", None):
+        path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 if __name__ == "__main__":

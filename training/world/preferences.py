@@ -58,7 +58,9 @@ def generated_groups(
             ]
         )
         images = decode(pipeline, latents)
-        return _group(descriptions, list(images.reshape(-1, GROUP_SIZE, *images.shape[1:])), latents.half().contiguous())
+        return _group(
+            descriptions, list(images.reshape(-1, GROUP_SIZE, *images.shape[1:])), latents.half().contiguous()
+        )
 
     return load_shards(build_shards(directory, groups, make))
 

@@ -19,6 +19,7 @@ CHROMA_THRESHOLD = 0.22
 SMALLEST_REGION = 24  # pixels
 SIZE_BOUNDARY = 9.0  # radius in pixels between small and large
 EXTRA_PENALTY = 0.3
+WHOLE_REGION = 60  # pixels from which an extra region counts in full
 RELATION_SHARE = 0.3
 # Root mean square distance from a clean drawing (pixels in [0, 1]) at which the quality has fallen to 1/e.
 DEFECT_SCALE = 0.12
@@ -28,11 +29,12 @@ QUALITY_WEIGHT = 2.0
 
 @dataclass(frozen=True)
 class Region:
-    """A coloured region found in a picture: centre and radius in pixels, and how well each name fits, in [0, 1]."""
+    """A coloured region found in a picture: centre, radius and area in pixels; how well each name fits, in [0, 1]."""
 
     x: float
     y: float
     radius: float
+    area: float
     color_fit: dict[str, float]
     shape_fit: dict[str, float]
 
@@ -60,7 +62,10 @@ def utility_of_reading(description: Description, reading: Reading) -> float:
 
 
 def fidelity(description: Description, regions: tuple[Region, ...]) -> float:
-    """Share of the description that the regions show, at most 1, less 0.3 for each of up to two extra regions."""
+    """Share of the description that the regions show, at most 1, less 0.3 for each of up to two extra regions.
+
+    Extra regions below 60 pixels count in proportion to their area: a speck is no shape.
+    """
     things = description.things
     fits = np.array([[_fit(thing, region) for region in regions] for thing in things]).reshape(len(things), -1)
     rows, columns = linear_sum_assignment(fits, maximize=True)
@@ -74,7 +79,8 @@ def fidelity(description: Description, regions: tuple[Region, ...]) -> float:
             # The relation counts only as far as the two things are there to have it.
             related = fits[rows, columns].min() / (1 + math.exp(-(along - across) / 3))
         shown = (1 - RELATION_SHARE) * shown + RELATION_SHARE * related
-    return shown - EXTRA_PENALTY * min(2, max(0, len(regions) - len(things)))
+    extra = sum(min(1, region.area / WHOLE_REGION) for index, region in enumerate(regions) if index not in columns)
+    return shown - EXTRA_PENALTY * min(2, extra)
 
 
 def _fit(thing: Thing, region: Region) -> float:
@@ -128,13 +134,14 @@ def _read_region(pixels: np.ndarray, mask: np.ndarray) -> tuple[Region, np.ndarr
     templates = {shape: coverage(shape, x, y, math.sqrt(area / _unit_area(shape))) for shape in SHAPES}
     overlaps = np.array([np.minimum(mask, t).sum() / np.maximum(mask, t).sum() for t in templates.values()])
     # Square and circle of one area overlap by 0.83: the fit must be read relative to the others.
-    relative = np.exp((overlaps - overlaps.max()) / 0.03)
+    relative = np.exp((overlaps - overlaps.max()) / 0.05)
     sound = np.clip((overlaps.max() - 0.5) / 0.35, 0, 1)
     best = SHAPES[int(overlaps.argmax())]
     region = Region(
         x=x,
         y=y,
         radius=math.sqrt(area / _unit_area(best)),
+        area=area,
         color_fit=_color_fit(rgb),
         shape_fit=dict(zip(SHAPES, (sound * relative / relative.sum()).tolist(), strict=True)),
     )
