@@ -167,8 +167,10 @@ def _edit_once(description: Description, rng: np.random.Generator) -> Descriptio
     edits = ["color", "shape", "number"]
     if thing.size:
         edits.append("size")
-    if len(set(things)) == 2 and len(things) == 2:
-        edits += ["swap colors", "relation"] if description.relation else ["swap colors"]
+    if description.relation:
+        edits.append("relation")
+    if len(things) == 2 and things[0].color != things[1].color and things[0].shape != things[1].shape:
+        edits.append("swap colors")
     match edits[rng.integers(len(edits))]:
         case "color":
             things[index] = dataclasses.replace(thing, color=_other(COLORS, thing.color, rng))
