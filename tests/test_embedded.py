@@ -1,0 +1,122 @@
+"""The embedded default on real image files: it agrees with annotators, reads its prompt, and loads by itself."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+from PIL import Image
+
+from modeling_dina import DinaScorer
+from training.world.data import candidates
+from training.world.preferences import GROUP_SIZE
+from training.world.reward import pairwise_accuracy
+from training.world.scenes import sample_description
+from training.world.text import MAX_LENGTH
+from training.world.utility import read, true_utility
+
+ROOT = Path(__file__).parents[1]
+EMBEDDED = ROOT / "modeling_dina" / "tiny"
+EXAMPLES = [ROOT / "space" / "examples" / name for name in ("a.png", "b.png")]
+PROMPT = (ROOT / "space" / "examples" / "prompt.txt").read_text().strip()
+GROUPS = 60
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    return DinaScorer.from_pretrained(EMBEDDED, batch_size=60)
+
+
+@pytest.fixture(scope="module")
+def groups(tmp_path_factory):
+    """Prompts, image files and utilities of groups that no training or test set of the build has."""
+    folder = tmp_path_factory.mktemp("images")
+    prompts, paths, utilities = [], [], []
+    for index in range(GROUPS):
+        rng = np.random.default_rng((1234, index))
+        description = sample_description(rng)
+        for image in candidates(description, GROUP_SIZE, rng):
+            paths.append(folder / f"{len(paths)}.png")
+            Image.fromarray(image).save(paths[-1])
+            prompts.append(description.caption)
+            utilities.append(true_utility(description, image))
+    return prompts, paths, np.array(utilities).reshape(GROUPS, GROUP_SIZE)
+
+
+def test_agrees_with_annotators_and_reads_the_prompt(scorer, groups):
+    prompts, paths, utilities = groups
+    scores = scorer.score(prompts=prompts, images=paths).scores.view(GROUPS, GROUP_SIZE).numpy()
+    right = pairwise_accuracy(scores, utilities)
+    assert right["ratio"] > 0.85
+    others = prompts[GROUP_SIZE:] + prompts[:GROUP_SIZE]
+    scores = scorer.score(prompts=others, images=paths).scores.view(GROUPS, GROUP_SIZE).numpy()
+    assert pairwise_accuracy(scores, utilities)["accuracy"] < right["accuracy"] - 0.1
+
+
+def test_scores_do_not_depend_on_company(scorer, groups):
+    prompts, paths, _ = (part[:12] for part in groups)
+    together = scorer.score(prompts=prompts, images=paths).scores
+    backwards = scorer.score(prompts=prompts[::-1], images=paths[::-1]).scores.flip(0)
+    alone = [scorer.score(prompts=[p], images=[i]).scores for p, i in zip(prompts, paths, strict=True)]
+    in_fives = DinaScorer(scorer.model, scorer.pipeline, batch_size=5).score(prompts=prompts, images=paths).scores
+    for other in (backwards, torch.cat(alone), in_fives):
+        torch.testing.assert_close(other, together, atol=1e-5, rtol=0)
+
+
+def test_compares_the_examples_on_the_command_line(tmp_path):
+    command = [Path(sys.executable).with_name("dina"), "compare", *EXAMPLES, "--prompt", PROMPT]
+    plot = tmp_path / "comparison.png"
+    ran = subprocess.run([*command, "--json", "--plot", plot], capture_output=True, text=True, check=True)
+    result = json.loads(ran.stdout)
+    assert result["win_probability"] > 0.5
+    assert result["scores"][0] > result["scores"][1]
+    assert min(Image.open(plot).size) > 300
+
+
+def test_loads_and_scores_alike_where_the_package_cannot_be_imported(scorer, tmp_path):
+    """The code beside the weights is this package's own, and enough."""
+    code = """
+import sys
+sys.modules["modeling_dina"] = None
+from transformers import AutoModel
+model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
+assert type(model).__module__.startswith("transformers_modules"), type(model)
+print(model.scorer().score(prompts=[sys.argv[2]], images=[sys.argv[3]]).scores.item())
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", code, EMBEDDED, PROMPT, EXAMPLES[0]],
+        cwd=tmp_path,
+        env={**os.environ, "HF_MODULES_CACHE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    expected = scorer.score(prompts=[PROMPT], images=[EXAMPLES[0]]).scores.item()
+    assert float(ran.stdout.split()[-1]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_generates_pictures_that_show_shapes():
+    pipeline = StableDiffusion3Pipeline.from_pretrained(EMBEDDED)
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(
+        ["a large red circle"] * 4,
+        height=64,
+        width=64,
+        guidance_scale=3.0,
+        num_inference_steps=16,
+        max_sequence_length=MAX_LENGTH,
+        generator=torch.Generator().manual_seed(0),
+    ).images
+    regions = [read(np.asarray(image)).regions for image in images]
+    assert sum(any(region.color_fit["red"] > 0.5 for region in found) for found in regions) >= 3
+
+
+def test_stays_small():
+    files = [path for path in EMBEDDED.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 25e6
+    assert not {path.suffix for path in files} & {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
