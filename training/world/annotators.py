@@ -17,13 +17,11 @@ def vote(utility_a: np.ndarray, utility_b: np.ndarray, annotators: int, rng: np.
     return rng.binomial(annotators, true_preference(utility_a, utility_b)) / annotators
 
 
-def best_accuracy(utility_a: np.ndarray, utility_b: np.ndarray) -> float:
-    """Accuracy of whoever knows the utilities against one fresh annotator: the best that can be reached."""
-    preference = true_preference(utility_a, utility_b)
-    return float(np.maximum(preference, 1 - preference).mean())
+def expected_agreement(prefers_a: np.ndarray, utility_a: np.ndarray, utility_b: np.ndarray) -> np.ndarray:
+    """Probability that one fresh annotator shares each choice, in the shape of the utilities.
 
-
-def expected_accuracy(prefers_a: np.ndarray, utility_a: np.ndarray, utility_b: np.ndarray) -> float:
-    """Accuracy of choices against one fresh annotator, in expectation over that annotator's noise."""
+    Its mean is an accuracy without the noise of a sampled annotator. Choices by the utilities themselves give the best
+    that can be reached (Bayes).
+    """
     preference = true_preference(utility_a, utility_b)
-    return float(np.where(prefers_a, preference, 1 - preference).mean())
+    return np.where(prefers_a, preference, 1 - preference)

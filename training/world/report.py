@@ -113,7 +113,7 @@ def readme(report: dict, curve: list[dict]) -> str:
     """The README of the model's folder, every number of it from the report."""
 
     def row(label: str, values: list[dict[str, float]]) -> str:
-        return f"| {label} | " + " | ".join(f"{v['accuracy']:.3f}" for v in values) + " |"
+        return f"| {label} | " + " | ".join(f"{v['accuracy']:.3f} ± {v['standard_error']:.3f}" for v in values) + " |"
 
     sets = [report["seen"], report["held_out"], report["generated"]]
     ensembles = "\n".join(row(name, [s["ensembles"][name] for s in sets]) for name in sets[0]["ensembles"])
@@ -134,7 +134,7 @@ here so that everything in this package runs at once, and so that tests can comp
 ## How often it agrees with an annotator
 
 Share of pairs on which the model's order is a fresh annotator's, in expectation over that annotator's noise (normal,
-standard deviation {IMPRESSION_NOISE} in utility for each picture). Pairs are four to a caption, in all six orders;
+standard deviation {IMPRESSION_NOISE} in utility for each picture), and its standard error over captions. Pairs are four to a caption, in all six orders;
 {sets[0]["groups"]}, {sets[1]["groups"]} and {sets[2]["groups"]} captions.
 
 | | seen combinations | held-out combinations | generated pictures |

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from modeling_dina import DinaRewardModel
 from modeling_dina.thurstone_dina import likelihood_loss
-from training.world.annotators import best_accuracy, expected_accuracy, vote
+from training.world.annotators import expected_agreement, vote
 from training.world.preferences import GROUP_SIZE, Groups
 from training.world.stage import train_stage
 from training.world.text import MAX_LENGTH
@@ -167,8 +167,17 @@ def group_scores(model: DinaRewardModel, pipeline: StableDiffusion3Pipeline, gro
 
 
 def pairwise_accuracy(scores: np.ndarray, utilities: np.ndarray) -> dict[str, float]:
-    """Expected agreement of all pairs' order with one fresh annotator, beside the best that can be reached."""
-    pairs = utilities[:, FIRST].ravel(), utilities[:, SECOND].ravel()
-    accuracy = expected_accuracy((scores[:, FIRST] > scores[:, SECOND]).ravel(), *pairs)
-    best = best_accuracy(*pairs)
-    return {"accuracy": accuracy, "best": best, "ratio": accuracy / best}
+    """How often the order of all pairs within groups is a fresh annotator's, in expectation.
+
+    Args:
+        scores, utilities: [G, 4].
+
+    Returns:
+        "accuracy" with its "standard_error" over groups, the "best" that can be reached, and the "ratio" of the two.
+    """
+    pairs = utilities[:, FIRST], utilities[:, SECOND]
+    agreement = expected_agreement(scores[:, FIRST] > scores[:, SECOND], *pairs)
+    accuracy, best = agreement.mean(), expected_agreement(pairs[0] > pairs[1], *pairs).mean()
+    error = agreement.mean(axis=1).std(ddof=1) / len(scores) ** 0.5
+    measured = {"accuracy": accuracy, "standard_error": error, "best": best, "ratio": accuracy / best}
+    return {name: float(value) for name, value in measured.items()}

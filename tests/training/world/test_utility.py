@@ -5,12 +5,12 @@ import pytest
 
 from training.world.annotators import (
     IMPRESSION_NOISE,
-    best_accuracy,
-    expected_accuracy,
+    expected_agreement,
     true_preference,
     vote,
 )
 from training.world.defects import DEFECTS
+from training.world.reward import pairwise_accuracy
 from training.world.scenes import COLORS, SHAPES, Description, Placed, Scene, Thing, draw
 from training.world.utility import coverage, fidelity, read, true_utility
 
@@ -122,9 +122,22 @@ def test_votes_follow_the_preference():
     assert shares.mean() == pytest.approx(true_preference(0.3, 0.0), abs=0.01)
 
 
-def test_accuracies():
+def test_expected_agreement():
     a, b = np.array([1.0, 0.0]), np.array([0.0, 1.0])
     p = float(true_preference(1.0, 0.0))
-    assert best_accuracy(a, b) == pytest.approx(p)
-    assert expected_accuracy(np.array([True, False]), a, b) == pytest.approx(p)
-    assert expected_accuracy(np.array([True, True]), a, b) == pytest.approx(0.5)
+    assert expected_agreement(a > b, a, b) == pytest.approx([p, p])
+    assert expected_agreement(np.array([True, True]), a, b) == pytest.approx([p, 1 - p])
+
+
+def test_pairwise_accuracy_worked_out_by_hand():
+    """The first beats each of the others; the other pairs are ties of utility, on which any order is right half the time."""
+    utilities = np.array([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    scores = np.array([[4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 3.0, 4.0]])
+    p = float(true_preference(1.0, 0.0))
+    measured = pairwise_accuracy(scores, utilities)
+    first = (3 * p + 3 * 0.5) / 6
+    assert measured["accuracy"] == measured["best"] == pytest.approx((first + 0.5) / 2)
+    assert measured["ratio"] == 1
+    assert measured["standard_error"] == pytest.approx((first - 0.5) / 2)
+    worst = pairwise_accuracy(-scores, utilities)
+    assert worst["accuracy"] == pytest.approx(((3 * (1 - p) + 1.5) / 6 + 0.5) / 2)
