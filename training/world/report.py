@@ -134,8 +134,9 @@ here so that everything in this package runs at once, and so that tests can comp
 ## How often it agrees with an annotator
 
 Share of pairs on which the model's order is a fresh annotator's, in expectation over that annotator's noise (normal,
-standard deviation {IMPRESSION_NOISE} in utility for each picture), and its standard error over captions. Pairs are four to a caption, in all six orders;
-{sets[0]["groups"]}, {sets[1]["groups"]} and {sets[2]["groups"]} captions.
+standard deviation {IMPRESSION_NOISE} in utility for each picture), ± its standard error over captions. There are
+{sets[0]["groups"]}, {sets[1]["groups"]} and {sets[2]["groups"]} captions with four pictures each; all six pairs of
+the four count.
 
 | | seen combinations | held-out combinations | generated pictures |
 |---|---|---|---|

@@ -130,7 +130,7 @@ def test_expected_agreement():
 
 
 def test_pairwise_accuracy_worked_out_by_hand():
-    """The first beats each of the others; the other pairs are ties of utility, on which any order is right half the time."""
+    """The first beats each of the others; the other pairs are ties, on which any order is right half the time."""
     utilities = np.array([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
     scores = np.array([[4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 3.0, 4.0]])
     p = float(true_preference(1.0, 0.0))
