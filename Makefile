@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test style quality
+.PHONY: setup demo test embed style quality
 
 setup: .venv/.done
 
@@ -17,6 +17,12 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+# Ship a finished build of the small world: make embed BUILD=runs/world
+embed:
+	rm -rf modeling_dina/tiny
+	cp -r $(BUILD)/model modeling_dina/tiny
+	cd modeling_dina/tiny && for file in *.py; do ln -sf ../$$file $$file; done
 
 style: setup
 	$(BIN)/ruff format .

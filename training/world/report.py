@@ -32,7 +32,7 @@ INK, ACCENT, SOFT = "#1f2937", "#2563eb", "#9ca3af"
 def write_report(
     directory: Path, pipeline: StableDiffusion3Pipeline, model: DinaRewardModel, tests: dict[str, Groups]
 ) -> None:
-    """Write `report.json`, and `README.md` with its figures into `model/`.
+    """Write `report.json`, and `README.md` with its figures, beside the weights in `model/`.
 
     Args:
         directory: of the build.
@@ -40,10 +40,10 @@ def write_report(
         model: the reward model, in evaluation mode.
         tests: groups by the name of the test set: "seen", "held_out", "generated".
     """
-    report = {name: measure(model, pipeline, groups) for name, groups in tests.items()}
-    (directory / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    curve = [json.loads(line) for line in (directory / "learning_curve.jsonl").read_text().splitlines()]
     folder = directory / "model"
+    report = {name: measure(model, pipeline, groups) for name, groups in tests.items()}
+    curve = [json.loads(line) for line in (directory / "learning_curve.jsonl").read_text().splitlines()]
+    (folder / "report.json").write_text(json.dumps(report | {"learning_curve": curve}, indent=2) + "\n")
     draw_pictures(pipeline, folder / "pictures.png")
     draw_accuracy(report["seen"], curve, folder / "accuracy.png")
     (folder / "README.md").write_text(readme(report, curve))

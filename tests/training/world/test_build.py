@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[3]
 def test_build_in_miniature(tmp_path):
     command = [sys.executable, "-m", "training.world.build", "--out", str(tmp_path), "--scale", "0.0001"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    report = json.loads((tmp_path / "report.json").read_text())
+    report = json.loads((tmp_path / "model" / "report.json").read_text())
+    assert [point["step"] for point in report.pop("learning_curve")]
     assert set(report) == {"seen", "held_out", "generated"}
     for measured in report.values():
         for values in [*measured["ensembles"].values(), *measured["levels"].values()]:
