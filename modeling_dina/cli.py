@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 # Whatever needs torch is imported inside the command that needs it, so that `dina --help` answers at once.
 
 EMBEDDED_MODEL = str(Path(__file__).parent / "tiny")
+EMBEDDED_NOTE = "The embedded model judges 64 x 64 scenes of coloured shapes and nothing else; --model names another."
 PLOT_SIGMAS = [level / 10 for level in range(1, 10)]
 PLOT_DRAWS = 8
 PLOT_SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".webp")
@@ -272,6 +273,8 @@ def _open_scorer(model: str, device: str | None, dtype: Dtype | None, **options)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device: expected one that torch can use here, got {device!r}: {error}") from error
     _check_model(model)
+    if model == EMBEDDED_MODEL:
+        error_console.print(EMBEDDED_NOTE, style="dim", highlight=False)
     with _loading("model", model):
         torch_dtype = None if dtype is None else getattr(torch, dtype.value)
         return DinaScorer.from_pretrained(model, device=device, dtype=torch_dtype, **options)
