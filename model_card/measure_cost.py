@@ -167,10 +167,11 @@ def measure(preset: Preset, device: Device, resolution: int, batch_size: int, dt
 def print_result(result: dict, console: Console) -> None:
     """The numbers as a table."""
     parameters = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in result["parameters"].items())
-    title = (
-        f"{result['preset']}, {result['resolution']} px, batch {result['batch_size']}, {result['dtype']}: {parameters}"
+    console.print(
+        f"{result['preset']}, {result['resolution']} px, batch {result['batch_size']}, {result['dtype']}: {parameters}",
+        highlight=False,
     )
-    table = Table("", "GFLOPs", "ms", "peak MB", title=title)
+    table = Table("", "GFLOPs", "ms", "peak MB")
     for name, flops in result["flops"].items():
         seconds, peak = (result.get(unit, {}).get(name) for unit in ("seconds", "peak_bytes"))
         table.add_row(
