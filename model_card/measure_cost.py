@@ -167,10 +167,8 @@ def measure(preset: Preset, device: Device, resolution: int, batch_size: int, dt
 def print_result(result: dict, console: Console) -> None:
     """The numbers as a table."""
     parameters = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in result["parameters"].items())
-    console.print(
-        f"{result['preset']}, {result['resolution']} px, batch {result['batch_size']}, {result['dtype']}: {parameters}",
-        highlight=False,
-    )
+    setting = f"{result['preset']}, {result['resolution']} px, batch {result['batch_size']}, {result['dtype']}"
+    console.print(f"{setting}: {parameters}", highlight=False)
     table = Table("", "GFLOPs", "ms", "peak MB")
     for name, flops in result["flops"].items():
         seconds, peak = (result.get(unit, {}).get(name) for unit in ("seconds", "peak_bytes"))
