@@ -1,0 +1,332 @@
+"""Encode preference pairs to cached latents: `python -m training.encode_latents SOURCE --out DIR --model MODEL`.
+
+Under `accelerate launch` or `torchrun` several processes share the work. An interrupted run goes on where it stopped,
+shard by shard. DIR is a Hub data set: shards in DIR/data, what could not be encoded, and why, in DIR/errors.
+"""
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from accelerate import Accelerator
+from datasets import Dataset, disable_progress_bars, load_dataset, load_from_disk
+from diffusers import AutoencoderKL, SD3Transformer2DModel
+from diffusers.image_processor import VaeImageProcessor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from tqdm import tqdm
+
+from modeling_dina.scoring_dina import check_prompt
+from training.preference_data import converters
+from training.preference_data.buckets import bucket_size
+from training.preference_data.images import open_image
+from training.preference_data.latents import pack, unpack
+from training.preference_data.schema import LATENT_FEATURES, as_pairs, fingerprint
+
+
+class Format(str, Enum):
+    """What SOURCE may be."""
+
+    pairs = "pairs"
+    hpdv3 = "hpdv3"
+    hpdv2 = "hpdv2"
+    image_reward = "image_reward"
+    pick_a_pic = "pick_a_pic"
+    reference_cache = "reference_cache"
+
+
+def main(
+    source: Annotated[str, typer.Argument(help="Annotations, a folder, or a data set on disk or on the Hub.")],
+    out: Annotated[Path, typer.Option(help="Folder of the latents; an interrupted run goes on.")],
+    model: Annotated[
+        str | None, typer.Option(help="Diffusers pipeline, local or on the Hub, whose VAE encodes images.")
+    ] = None,
+    source_format: Annotated[
+        Format, typer.Option("--format", help="A public data set, or the package's own schema (pairs).")
+    ] = Format.pairs,
+    image_root: Annotated[
+        Path | None, typer.Option(help="Where the paths in annotations start; by default beside them.")
+    ] = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(help="Largest area of an encoded image; by default the model's own.", min=1)
+    ] = None,
+    shard_size: Annotated[int, typer.Option(help="Pairs in a shard.", min=1)] = 512,
+    batch_size: Annotated[int, typer.Option(help="Pairs encoded at a time.", min=1)] = 8,
+    num_workers: Annotated[int, typer.Option(help="Processes that decode images.", min=0)] = 4,
+) -> None:
+    """Encode the images of preference pairs to float16 latents, in shards."""
+    if (model is None) != (source_format is Format.reference_cache):
+        raise typer.BadParameter("expected for images, and not for a cache of latents", param_hint="--model")
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    # One process converts and fills the caches, the others find them filled.
+    with accelerator.main_process_first():
+        pairs = load_pairs(source, source_format, image_root)
+    settings = {"pairs": fingerprint(pairs), "model": model, "max_pixels": max_pixels, "shard_size": shard_size}
+    with accelerator.main_process_first():
+        check_settings(out, settings)
+
+    items: TorchDataset
+    if model is None:
+        items, encode = CachedPairs(pairs), torch.Tensor.half
+    else:
+        vae = AutoencoderKL.from_pretrained(model, subfolder="vae").to(accelerator.device).eval()
+        items = ImagePairs(pairs, model, vae, max_pixels)
+
+        def encode(pixels: torch.Tensor) -> torch.Tensor:
+            with accelerator.autocast():
+                return encode_images(vae, pixels.to(accelerator.device))
+
+    encode_shards(
+        items,
+        pairs.select_columns(["prompt", "target", "weight", "source"]),
+        encode,
+        out,
+        accelerator,
+        shard_size=shard_size,
+        batch_size=batch_size,
+        num_workers=num_workers,
+    )
+
+
+def load_pairs(source: str, source_format: Format, image_root: Path | None) -> Dataset:
+    """
+    The pairs that `source` holds, in the package's schema; those of the reference's cache hold latents.
+
+    Raises:
+        ValueError: there are none, or they are not as their format says.
+    """
+    pairs = _load(source, source_format, image_root)
+    if len(pairs) == 0:
+        raise ValueError(f"source: expected preference pairs, got none in {source}")
+    return pairs
+
+
+def _load(source: str, source_format: Format, image_root: Path | None) -> Dataset:
+    if source_format is Format.pick_a_pic:
+        return converters.pick_a_pic(Path(source))
+    if source_format is Format.reference_cache:
+        return converters.reference_cache(Path(source))
+    if source_format is not Format.pairs:
+        return getattr(converters, source_format.value)(Path(source), image_root)
+    if os.path.isfile(os.path.join(source, "state.json")):
+        return as_pairs(load_from_disk(source))
+    return as_pairs(load_dataset(source, split="train"))
+
+
+@torch.no_grad()
+def encode_images(vae: AutoencoderKL, pixels: torch.Tensor) -> torch.Tensor:
+    """
+    Clean latents in model space, as `DinaScorer` makes them: the mode of the posterior, shifted and scaled.
+
+    Args:
+        pixels: [B, 3, H, W] in [-1, 1].
+
+    Returns:
+        [B, C, h, w], float16 on the CPU.
+    """
+    mode = vae.encode(pixels).latent_dist.mode()
+    return ((mode - vae.config.shift_factor) * vae.config.scaling_factor).half().cpu()
+
+
+class ImagePairs(TorchDataset):
+    """
+    Pixels of image pairs by row: float32 [2, 3, H, W] in [-1, 1], or a text that says why there are none.
+
+    Args:
+        pairs: rows of `schema.PAIR_FEATURES`.
+        model: diffusers pipeline whose transformer will read the latents.
+        vae: of that pipeline.
+        max_pixels: largest area; None takes the one that the transformer was trained at.
+    """
+
+    def __init__(self, pairs: Dataset, model: str, vae: AutoencoderKL, max_pixels: int | None) -> None:
+        transformer = SD3Transformer2DModel.load_config(model, subfolder="transformer")
+        factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        multiple = factor * transformer["patch_size"]
+        self._pairs = pairs
+        self._processor = VaeImageProcessor(vae_scale_factor=factor)
+        self._limits = {
+            "multiple": multiple,
+            "max_pixels": max_pixels or (factor * transformer["sample_size"]) ** 2,
+            "max_side": multiple * transformer["pos_embed_max_size"],
+        }
+
+    def __getitem__(self, index: int) -> torch.Tensor | str:
+        row = self._pairs[index]
+        try:
+            check_prompt(row["prompt"])
+            images = [open_image(row[name], name) for name in ("image_a", "image_b")]
+        except (ValueError, TypeError) as error:
+            return str(error)
+        width, height = bucket_size([image.size for image in images], **self._limits)
+        return self._processor.preprocess(images, height=height, width=width)
+
+
+class CachedPairs(TorchDataset):
+    """Latents of the reference's cache by row: [2, C, h, w], or a text that says why there are none."""
+
+    def __init__(self, pairs: Dataset) -> None:
+        self._pairs = pairs
+
+    def __getitem__(self, index: int) -> torch.Tensor | str:
+        row = self._pairs[index]
+        try:
+            check_prompt(row["prompt"])
+            latents = [unpack(row[name]) for name in ("latents_a", "latents_b")]
+        except (ValueError, TypeError) as error:
+            return str(error)
+        if latents[0].shape != latents[1].shape:
+            return f"latents: expected one shape for both, got {list(latents[0].shape)} and {list(latents[1].shape)}"
+        return torch.stack(latents)
+
+
+def check_settings(out: Path, settings: dict[str, str | int | None]) -> None:
+    """
+    Remember what a folder is made from, so that no later run mixes other latents into it.
+
+    Raises:
+        ValueError: the folder was begun with other settings.
+    """
+    path = out / "encoding.json"
+    if not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda partial: partial.write_text(json.dumps(settings, indent=2) + "\n"))
+    begun = json.loads(path.read_text())
+    for name, value in settings.items():
+        if begun[name] != value:
+            raise ValueError(f"{name}: expected {begun[name]}, with which {out} was begun, got {value}")
+
+
+def encode_shards(
+    items: TorchDataset,
+    labels: Dataset,
+    encode: Callable[[torch.Tensor], torch.Tensor],
+    out: Path,
+    accelerator: Accelerator,
+    *,
+    shard_size: int,
+    batch_size: int,
+    num_workers: int,
+) -> None:
+    """
+    Write the shards that do not exist yet, each process its share of them.
+
+    Args:
+        items: by row, what `encode` reads of a pair [2, …], or a text that says why there is none.
+        labels: prompt, target, weight and source of every row.
+        encode: [B, …] to float16 latents [B, C, h, w].
+        out: shards go to `out`/data, reports of rows without latents to `out`/errors.
+        shard_size: rows in a shard.
+        batch_size: pairs of one shape that are encoded together, at most.
+        num_workers: processes that read `items`.
+    """
+    count = -(-len(labels) // shard_size)
+    paths = [out / "data" / f"train-{shard:05d}-of-{count:05d}.parquet" for shard in range(count)]
+    # All look before one begins to write, so that all see the same.
+    accelerator.wait_for_everyone()
+    missing = [shard for shard in range(count) if not paths[shard].exists()]
+    accelerator.wait_for_everyone()
+
+    with accelerator.split_between_processes(missing) as shards:
+        ranges = [range(shard * shard_size, min(len(labels), (shard + 1) * shard_size)) for shard in shards]
+        rows = [row for shard_rows in ranges for row in shard_rows]
+        # Without automatic batching: pairs come one by one, in order, while the workers read ahead.
+        loader = iter(DataLoader(items, batch_size=None, sampler=rows, num_workers=num_workers))
+        with tqdm(total=len(rows), unit="pair", disable=not accelerator.is_main_process) as progress:
+            for shard, shard_rows in zip(shards, ranges, strict=True):
+                latents, errors = _encode_rows(loader, shard_rows, encode, batch_size, progress)
+                report = out / "errors" / f"{shard:05d}.jsonl"
+                if errors:
+                    lines = [json.dumps({"index": row, "error": errors[row]}) + "\n" for row in sorted(errors)]
+                    write_atomically(report, lambda partial, lines=lines: partial.write_text("".join(lines)))
+                else:
+                    report.unlink(missing_ok=True)  # of an interrupted run, after which the images were mended
+                # Last: a shard that exists is complete, and so is its report.
+                write_shard(paths[shard], latents, labels)
+    accelerator.wait_for_everyone()
+
+
+def _encode_rows(
+    loader: Iterator[torch.Tensor | str],
+    rows: range,
+    encode: Callable[[torch.Tensor], torch.Tensor],
+    batch_size: int,
+    progress: tqdm,
+) -> tuple[dict[int, torch.Tensor], dict[int, str]]:
+    """Latents [2, C, h, w], or what is wrong, of the next rows of the loader."""
+    latents: dict[int, torch.Tensor] = {}
+    errors: dict[int, str] = {}
+    waiting: dict[torch.Size, list[tuple[int, torch.Tensor]]] = defaultdict(list)
+
+    def flush(group: list[tuple[int, torch.Tensor]]) -> None:
+        encoded = encode(torch.cat([item for _, item in group]))
+        for (row, _), pair in zip(group, encoded.unflatten(0, (-1, 2)), strict=True):
+            if pair.isfinite().all():
+                latents[row] = pair
+            else:
+                errors[row] = "latents: expected finite numbers, got NaN or infinity in float16"
+        progress.update(len(group))
+        group.clear()
+
+    for row in rows:
+        item = next(loader)
+        if isinstance(item, str):
+            errors[row] = item
+            progress.update()
+            continue
+        group = waiting[item.shape]
+        group.append((row, item))
+        if len(group) == batch_size:
+            flush(group)
+    for group in waiting.values():
+        if group:
+            flush(group)
+    return latents, errors
+
+
+def write_shard(path: Path, latents: dict[int, torch.Tensor], labels: Dataset) -> None:
+    """
+    A Parquet file of `schema.LATENT_FEATURES`.
+
+    Args:
+        path: of the file.
+        latents: float16 [2, C, h, w] by row of `labels`.
+        labels: prompt, target, weight and source of every row.
+    """
+    rows = sorted(latents)
+    shard = Dataset.from_dict(
+        {
+            **labels.select(rows).to_dict(),
+            "index": rows,
+            "latents_a": [pack(latents[row][0]) for row in rows],
+            "latents_b": [pack(latents[row][1]) for row in rows],
+            "height": [latents[row].shape[-2] for row in rows],
+            "width": [latents[row].shape[-1] for row in rows],
+        },
+        features=LATENT_FEATURES,
+    )
+    write_atomically(path, lambda partial: shard.to_parquet(partial))
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file under another name and, once it is on the disk, give it its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    write(partial)
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+app = typer.Typer(pretty_exceptions_enable=False)
+app.command()(main)
+
+if __name__ == "__main__":
+    disable_progress_bars()  # those of `datasets`, one a shard
+    app()

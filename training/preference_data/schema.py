@@ -1,0 +1,68 @@
+"""The one form that preference data takes here: a prompt, two images or two cached latents, and a soft target."""
+
+import hashlib
+
+import numpy as np
+from datasets import Dataset, Features, Image, Value
+
+_LABELS = {
+    # Probability that a is preferred: 1 or 0 for a single vote, their share for several, 0.5 for a tie.
+    "target": Value("float64"),
+    # Factor on the pair's loss.
+    "weight": Value("float64"),
+    # Data set that the pair comes from.
+    "source": Value("string"),
+}
+# Images stay undecoded: {"bytes", "path"} of a file, whose decoding is left to `modeling_dina.images_dina`.
+PAIR_FEATURES = Features(
+    {"prompt": Value("string"), "image_a": Image(decode=False), "image_b": Image(decode=False), **_LABELS}
+)
+# Latents are `.npy` bytes of float16 [C, height, width] in model space; index is the row that the pair had as images.
+LATENT_FEATURES = Features(
+    {
+        "index": Value("int64"),
+        "prompt": Value("string"),
+        "latents_a": Value("binary"),
+        "latents_b": Value("binary"),
+        "height": Value("int32"),
+        "width": Value("int32"),
+        **_LABELS,
+    }
+)
+
+
+def as_pairs(dataset: Dataset) -> Dataset:
+    """
+    Pairs of images with the columns of `PAIR_FEATURES`, checked.
+
+    Args:
+        dataset: with those columns at least; images may be of any storage that `datasets.Image` reads.
+
+    Raises:
+        ValueError: a column is missing, a target is outside [0, 1], or a weight is negative or not finite.
+    """
+    missing = [name for name in PAIR_FEATURES if name not in dataset.column_names]
+    if missing:
+        raise ValueError(f"dataset: expected the columns {list(PAIR_FEATURES)}, got none named {', '.join(missing)}")
+    dataset = dataset.select_columns(list(PAIR_FEATURES))
+    labels = dataset.select_columns(["target", "weight"]).with_format("numpy")[:]
+    # Written so that NaN fails too.
+    _refuse(dataset, "target", labels["target"], ~((labels["target"] >= 0) & (labels["target"] <= 1)), "within [0, 1]")
+    _refuse(dataset, "weight", labels["weight"], ~((labels["weight"] >= 0) & (labels["weight"] < np.inf)), ">= 0")
+    for name in ("image_a", "image_b"):
+        dataset = dataset.cast_column(name, PAIR_FEATURES[name])
+    return dataset
+
+
+def _refuse(dataset: Dataset, name: str, values: np.ndarray, is_wrong: np.ndarray, expected: str) -> None:
+    if is_wrong.any():
+        row = int(is_wrong.argmax())
+        raise ValueError(f"{name}: expected numbers {expected}, got {values[row]} in row {row} of {len(dataset)}")
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """Sixteen hexadecimal digits that tell data sets apart by their prompts and targets, in order."""
+    digest = hashlib.sha256()
+    for batch in dataset.select_columns(["prompt", "target"]).iter(batch_size=10_000):
+        digest.update(repr((batch["prompt"], batch["target"])).encode())
+    return digest.hexdigest()[:16]
