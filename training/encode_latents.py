@@ -8,14 +8,13 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 from accelerate import Accelerator
-from datasets import Dataset, disable_progress_bars, load_dataset, load_from_disk
+from datasets import Dataset, disable_progress_bars
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 from diffusers.image_processor import VaeImageProcessor
 from torch.utils.data import DataLoader
@@ -23,26 +22,15 @@ from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
 from modeling_dina.scoring_dina import check_prompt
-from training.preference_data import converters
 from training.preference_data.buckets import bucket_size
 from training.preference_data.images import open_image
 from training.preference_data.latents import pack, unpack
-from training.preference_data.schema import LATENT_FEATURES, as_pairs, fingerprint
-
-
-class Format(str, Enum):
-    """What SOURCE may be."""
-
-    pairs = "pairs"
-    hpdv3 = "hpdv3"
-    hpdv2 = "hpdv2"
-    image_reward = "image_reward"
-    pick_a_pic = "pick_a_pic"
-    reference_cache = "reference_cache"
+from training.preference_data.schema import LATENT_FEATURES, fingerprint
+from training.preference_data.sources import Format, load_pairs
 
 
 def main(
-    source: Annotated[str, typer.Argument(help="Annotations, a folder, or a data set on disk or on the Hub.")],
+    source: Annotated[str, typer.Argument(help="Annotations, a folder, or a data set on the Hub.")],
     out: Annotated[Path, typer.Option(help="Folder of the latents; an interrupted run goes on.")],
     model: Annotated[
         str | None, typer.Option(help="Diffusers pipeline, local or on the Hub, whose VAE encodes images.")
@@ -57,7 +45,7 @@ def main(
         int | None, typer.Option(help="Largest area of an encoded image; by default the model's own.", min=1)
     ] = None,
     shard_size: Annotated[int, typer.Option(help="Pairs in a shard.", min=1)] = 512,
-    batch_size: Annotated[int, typer.Option(help="Pairs encoded at a time.", min=1)] = 8,
+    batch_size: Annotated[int, typer.Option(help="Pairs encoded at a time.", min=1)] = 2,
     num_workers: Annotated[int, typer.Option(help="Processes that decode images.", min=0)] = 4,
 ) -> None:
     """Encode the images of preference pairs to float16 latents, in shards."""
@@ -92,31 +80,6 @@ def main(
         batch_size=batch_size,
         num_workers=num_workers,
     )
-
-
-def load_pairs(source: str, source_format: Format, image_root: Path | None) -> Dataset:
-    """
-    The pairs that `source` holds, in the package's schema; those of the reference's cache hold latents.
-
-    Raises:
-        ValueError: there are none, or they are not as their format says.
-    """
-    pairs = _load(source, source_format, image_root)
-    if len(pairs) == 0:
-        raise ValueError(f"source: expected preference pairs, got none in {source}")
-    return pairs
-
-
-def _load(source: str, source_format: Format, image_root: Path | None) -> Dataset:
-    if source_format is Format.pick_a_pic:
-        return converters.pick_a_pic(Path(source))
-    if source_format is Format.reference_cache:
-        return converters.reference_cache(Path(source))
-    if source_format is not Format.pairs:
-        return getattr(converters, source_format.value)(Path(source), image_root)
-    if os.path.isfile(os.path.join(source, "state.json")):
-        return as_pairs(load_from_disk(source))
-    return as_pairs(load_dataset(source, split="train"))
 
 
 @torch.no_grad()

@@ -1,13 +1,21 @@
-"""Pairs that occur twice, and training pairs that a test set knows already, found by prompt and by image."""
+"""Pairs that occur twice, and training pairs that a test set knows already, found by prompt and by image.
+
+As a command: `python -m training.preference_data.overlap TRAIN TEST --format hpdv3 --test-format hpdv2`.
+"""
 
 import hashlib
+import json
 import unicodedata
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
 
+import typer
 from datasets import Dataset, Features, Value
 
 from training.preference_data.images import open_image
+from training.preference_data.sources import Format, load_pairs
 
 _HASHES = Features({"prompt": Value("string"), "image_a": Value("string"), "image_b": Value("string")})
 
@@ -26,49 +34,61 @@ class Overlap:
     images: list[int]
 
 
-def find_overlap(train: Dataset, test: Dataset, *, num_proc: int | None = None) -> Overlap:
+def hash_pairs(pairs: Dataset, *, num_proc: int | None = None) -> Dataset:
     """
-    Rows of `train` that share a prompt or an image with `test`.
+    What makes pairs equal: the prompt without its case, spacing and Unicode form, and a hash of each image's pixels,
+    which is None where the image cannot be read.
 
     Args:
-        train, test: pairs of images, as `schema.as_pairs` gives them. An image that cannot be read equals no other.
+        pairs: as `schema.as_pairs` gives them.
         num_proc: processes that read images.
+
+    Returns:
+        Columns prompt, image_a and image_b, all texts, row by row.
     """
-    known = _hashed(test, num_proc)
-    prompts = {row["prompt"] for row in known}
-    images = {image for row in known for image in (row["image_a"], row["image_b"])} - {None}
-    rows = list(_hashed(train, num_proc))
-    return Overlap(
-        prompts=[index for index, row in enumerate(rows) if row["prompt"] in prompts],
-        images=[index for index, row in enumerate(rows) if not images.isdisjoint((row["image_a"], row["image_b"]))],
+    return pairs.select_columns(list(_HASHES)).map(
+        _hash_row, features=_HASHES, num_proc=num_proc, desc="Hashing images"
     )
 
 
-def find_duplicates(dataset: Dataset, *, num_proc: int | None = None) -> list[list[int]]:
+def find_overlap(train: Dataset, test: Dataset) -> Overlap:
+    """
+    Training rows that share a prompt or an image with a test set.
+
+    Args:
+        train, test: of `hash_pairs`. An image that cannot be read equals no other.
+    """
+    prompts, images = set(), set()
+    for row in test:
+        prompts.add(row["prompt"])
+        images |= {row["image_a"], row["image_b"]} - {None}
+    overlap = Overlap([], [])
+    for index, row in enumerate(train):
+        if row["prompt"] in prompts:
+            overlap.prompts.append(index)
+        if not images.isdisjoint((row["image_a"], row["image_b"])):
+            overlap.images.append(index)
+    return overlap
+
+
+def find_duplicates(pairs: Dataset) -> list[list[int]]:
     """
     Groups of rows with the same prompt and the same two images, in either order.
 
     Rows of a group may differ in their targets: several people were asked. A row with an unreadable image is in none.
 
     Args:
-        dataset: pairs of images.
-        num_proc: processes that read images.
+        pairs: of `hash_pairs`.
 
     Returns:
         Groups of two rows or more, each in rising order.
     """
     groups = defaultdict(list)
-    for index, row in enumerate(_hashed(dataset, num_proc)):
+    for index, row in enumerate(pairs):
         images = row["image_a"], row["image_b"]
         if None not in images:
             groups[row["prompt"], frozenset(images)].append(index)
     return [rows for rows in groups.values() if len(rows) > 1]
-
-
-def _hashed(pairs: Dataset, num_proc: int | None) -> Dataset:
-    return pairs.select_columns(list(_HASHES)).map(
-        _hash_row, features=_HASHES, num_proc=num_proc, desc="Hashing images"
-    )
 
 
 def _hash_row(row: dict) -> dict:
@@ -86,3 +106,26 @@ def _hash_image(cell: dict) -> str | None:
     except ValueError:
         return None
     return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+
+
+def main(
+    train: Annotated[str, typer.Argument(help="Training pairs: annotations, a folder, or a data set on the Hub.")],
+    test: Annotated[str, typer.Argument(help="Test pairs, likewise.")],
+    train_format: Annotated[Format, typer.Option("--format", help="Of the training pairs.")] = Format.pairs,
+    test_format: Annotated[Format, typer.Option(help="Of the test pairs.")] = Format.pairs,
+    image_root: Annotated[Path | None, typer.Option(help="Where the training paths start.")] = None,
+    test_image_root: Annotated[Path | None, typer.Option(help="Where the test paths start.")] = None,
+    num_proc: Annotated[int, typer.Option(help="Processes that read images.", min=1)] = 4,
+) -> None:
+    """Print, as JSON, the training rows that occur twice and those that share a prompt or an image with the test."""
+    train_hashes = hash_pairs(load_pairs(train, train_format, image_root), num_proc=num_proc)
+    test_hashes = hash_pairs(load_pairs(test, test_format, test_image_root), num_proc=num_proc)
+    found = {"duplicates": find_duplicates(train_hashes), **asdict(find_overlap(train_hashes, test_hashes))}
+    typer.echo(json.dumps({"rows": len(train_hashes), **found}))
+
+
+app = typer.Typer(pretty_exceptions_enable=False)
+app.command()(main)
+
+if __name__ == "__main__":
+    app()
