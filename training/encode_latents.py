@@ -8,12 +8,13 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from datasets import Dataset, disable_progress_bars
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 from diffusers.image_processor import VaeImageProcessor
@@ -51,8 +52,9 @@ def main(
     """Encode the images of preference pairs to float16 latents, in shards."""
     if (model is None) != (source_format is Format.reference_cache):
         raise typer.BadParameter("expected for images, and not for a cache of latents", param_hint="--model")
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    # One process converts and fills the caches, the others find them filled.
+    # One process converts and fills the caches, the others find them filled. That may take hours: they are to wait.
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
     with accelerator.main_process_first():
         pairs = load_pairs(source, source_format, image_root)
     settings = {"pairs": fingerprint(pairs), "model": model, "max_pixels": max_pixels, "shard_size": shard_size}
@@ -212,7 +214,6 @@ def encode_shards(
                     report.unlink(missing_ok=True)  # of an interrupted run, after which the images were mended
                 # Last: a shard that exists is complete, and so is its report.
                 write_shard(paths[shard], latents, labels)
-    accelerator.wait_for_everyone()
 
 
 def _encode_rows(
