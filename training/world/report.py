@@ -44,9 +44,9 @@ def write_report(
     report = {name: measure(model, pipeline, groups) for name, groups in tests.items()}
     curve = [json.loads(line) for line in (directory / "learning_curve.jsonl").read_text().splitlines()]
     (folder / "report.json").write_text(json.dumps(report | {"learning_curve": curve}, indent=2) + "\n")
-    draw_pictures(pipeline, folder / "pictures.png")
+    draw_pictures(pipeline, folder / "pictures.webp")
     draw_accuracy(report["seen"], curve, folder / "accuracy.png")
-    (folder / "README.md").write_text(readme(report, curve))
+    (folder / "README.md").write_text(readme(report, curve, list(model.config.default_sigmas)))
 
 
 def measure(model: DinaRewardModel, pipeline: StableDiffusion3Pipeline, groups: Groups) -> dict:
@@ -84,7 +84,7 @@ def draw_pictures(pipeline: StableDiffusion3Pipeline, path: Path, attempts: int 
             axis.set_title(
                 CAPTIONS[caption].replace(" and ", "\nand ").replace(" of ", " of\n"), fontsize=9, color=INK
             )
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=100)  # WebP keeps the folder small
     plt.close(figure)
 
 
@@ -109,7 +109,7 @@ def draw_accuracy(measured: dict, curve: list[dict], path: Path) -> None:
     plt.close(figure)
 
 
-def readme(report: dict, curve: list[dict]) -> str:
+def readme(report: dict, curve: list[dict], sigmas: list[float]) -> str:
     """The README of the model's folder, every number of it from the report."""
 
     def row(label: str, values: list[dict[str, float]]) -> str:
@@ -129,7 +129,7 @@ here so that everything in this package runs at once, and so that tests can comp
 - `StableDiffusion3Pipeline.from_pretrained(folder)` is the generator; call it with `height=64, width=64,
   max_sequence_length={MAX_LENGTH}`.
 
-![Two attempts of the generator for each of eight captions](pictures.png)
+![Two attempts of the generator for each of eight captions](pictures.webp)
 
 ## How often it agrees with an annotator
 
@@ -145,7 +145,7 @@ the four count.
 {row("under another group's caption", [s["wrong_caption"] for s in sets])}
 | ensemble over best reachable | {ratio} |
 
-The last row is for features, 4 draws. Noise levels of the ensembles are 0.2, 0.5 and 0.7. Held-out captions ask for a
+The last row is for features, 4 draws. Noise levels of the ensembles are {', '.join(map(str, sigmas))}. Held-out captions ask for a
 colour and shape that never met in training.
 
 ![Accuracy against noise level, and against training step](accuracy.png)

@@ -23,7 +23,7 @@ def test_build_in_miniature(tmp_path):
             assert 1 - values["best"] <= values["accuracy"] <= values["best"]
 
     model = tmp_path / "model"
-    assert {"README.md", "config.json", "model.safetensors", "model_index.json", "pictures.png"} <= {
+    assert {"README.md", "config.json", "model.safetensors", "model_index.json", "pictures.webp"} <= {
         path.name for path in model.iterdir()
     }
     for path in model.rglob("*.json"):

@@ -1,0 +1,1 @@
+../noising_dina.py

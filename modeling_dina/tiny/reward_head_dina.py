@@ -1,0 +1,1 @@
+../reward_head_dina.py

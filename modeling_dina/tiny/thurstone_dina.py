@@ -1,0 +1,1 @@
+../thurstone_dina.py
