@@ -84,7 +84,7 @@ def draw_pictures(pipeline: StableDiffusion3Pipeline, path: Path, attempts: int 
             axis.set_title(
                 CAPTIONS[caption].replace(" and ", "\nand ").replace(" of ", " of\n"), fontsize=9, color=INK
             )
-    figure.savefig(path, dpi=100)  # WebP keeps the folder small
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 
@@ -145,7 +145,7 @@ the four count.
 {row("under another group's caption", [s["wrong_caption"] for s in sets])}
 | ensemble over best reachable | {ratio} |
 
-The last row is for features, 4 draws. Noise levels of the ensembles are {', '.join(map(str, sigmas))}. Held-out captions ask for a
+The last row is for features, 4 draws. Noise levels of the ensembles are {", ".join(map(str, sigmas))}. Held-out captions ask for a
 colour and shape that never met in training.
 
 ![Accuracy against noise level, and against training step](accuracy.png)
@@ -154,5 +154,6 @@ colour and shape that never met in training.
 
 `python -m training.world.build --out DIR`; the reward was trained for {curve[-1]["step"]} steps, and its last
 checkpoint's ensemble reached {curve[-1]["accuracy"]:.3f} on the validation groups (best reachable
-{curve[-1]["best"]:.3f}). Annotators, utility and pictures are defined in `training/world/`. Apache-2.0.
+{curve[-1]["best"]:.3f}). Every number here is in `report.json`, with the whole learning curve. Annotators, utility and
+pictures are defined in `training/world/`. Apache-2.0.
 """
