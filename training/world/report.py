@@ -145,8 +145,8 @@ the four count.
 {row("under another group's caption", [s["wrong_caption"] for s in sets])}
 | ensemble over best reachable | {ratio} |
 
-The last row is for features, 4 draws. Noise levels of the ensembles are {", ".join(map(str, sigmas))}. Held-out captions ask for a
-colour and shape that never met in training.
+The last row is for features, 4 draws. Noise levels of the ensembles are {", ".join(map(str, sigmas))}. Held-out
+captions ask for a colour and shape that never met in training.
 
 ![Accuracy against noise level, and against training step](accuracy.png)
 
