@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from modeling_dina import DinaConfig, DinaRewardModel
 
 EMBEDDED = Path(__file__).parent.parent / "modeling_dina" / "tiny"
-ROUNDS = 15
+ROUNDS = 50
 TEXT_TOKENS_OF_CLIP = 77
 
 
@@ -80,6 +80,7 @@ def cases(model: DinaRewardModel, inputs: tuple[torch.Tensor, ...]) -> dict[str,
     return {
         "backbone": backbone,
         "head": lambda: model.head([features]),
+        "backbone + head": lambda: model.head([backbone()]),
         "reward, 1 level": lambda: reward([0.5], 1),
         "reward, 3 levels": lambda: reward([0.2, 0.5, 0.7], 1),
         "reward, 3 levels x 4 draws": lambda: reward([0.2, 0.5, 0.7], 4),
@@ -158,7 +159,7 @@ def measure(preset: Preset, device: Device, resolution: int, batch_size: int, dt
         if unit in result:
             values = result[unit]
             result[f"{unit}_ratios"] = {
-                "1 level / (backbone + head)": values["reward, 1 level"] / (values["backbone"] + values["head"]),
+                "1 level / (backbone + head)": values["reward, 1 level"] / values["backbone + head"],
                 "3 levels / 1 level": values["reward, 3 levels"] / values["reward, 1 level"],
             }
     return result

@@ -97,7 +97,13 @@ def draw_accuracy(measured: dict, curve: list[dict], path: Path) -> None:
     left.axhline(ensemble["accuracy"], color=ACCENT, linestyle="--", label="ensemble, 3 levels x 4 draws")
     left.set_xlabel("noise level (sigma)")
     left.set_ylabel("pairwise accuracy")
-    right.plot([p["step"] for p in curve], [p["accuracy"] for p in curve], "o-", color=ACCENT, label="ensemble")
+    right.plot(
+        [p["step"] for p in curve],
+        [p["accuracy"] for p in curve],
+        "o-",
+        color=ACCENT,
+        label=f"ensemble at {curve[0]['sigmas']}",
+    )
     right.axhline(curve[-1]["best"], color=SOFT)
     right.set_xlabel("training step")
     left.axhline(ensemble["best"], color=SOFT, label="best reachable")
@@ -135,8 +141,7 @@ here so that everything in this package runs at once, and so that tests can comp
 
 Share of pairs on which the model's order is a fresh annotator's, in expectation over that annotator's noise (normal,
 standard deviation {IMPRESSION_NOISE} in utility for each picture), ± its standard error over captions. There are
-{sets[0]["groups"]}, {sets[1]["groups"]} and {sets[2]["groups"]} captions with four pictures each; all six pairs of
-the four count.
+{sets[0]["groups"]}, {sets[1]["groups"]} and {sets[2]["groups"]} captions with four pictures each, in all six pairs.
 
 | | seen combinations | held-out combinations | generated pictures |
 |---|---|---|---|
@@ -152,8 +157,7 @@ captions ask for a colour and shape that never met in training.
 
 ## How it was made
 
-`python -m training.world.build --out DIR`; the reward was trained for {curve[-1]["step"]} steps, and its last
-checkpoint's ensemble reached {curve[-1]["accuracy"]:.3f} on the validation groups (best reachable
-{curve[-1]["best"]:.3f}). Every number here is in `report.json`, with the whole learning curve. Annotators, utility and
-pictures are defined in `training/world/`. Apache-2.0.
+`python -m training.world.build --out DIR`. The reward was trained for {curve[-1]["step"]} steps. The learning curve is
+the ensemble's on 256 validation groups, at the noise levels {", ".join(map(str, curve[-1]["sigmas"]))}. Every number
+here is in `report.json`. Annotators, utility and pictures are defined in `training/world/`. Apache-2.0.
 """

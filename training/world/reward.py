@@ -109,7 +109,10 @@ class LearningCurve(TrainerCallback):
         self.model.eval()
         scores = group_scores(self.model, self.pipeline, self.groups)
         self.model.train()
-        measured = {"step": state.global_step} | pairwise_accuracy(scores, self.groups[0]["utilities"].numpy())
+        sigmas = list(self.model.config.default_sigmas)
+        measured = {"step": state.global_step, "sigmas": sigmas} | pairwise_accuracy(
+            scores, self.groups[0]["utilities"].numpy()
+        )
         with self.path.open("a") as file:
             file.write(json.dumps(measured) + "\n")
 
