@@ -26,7 +26,7 @@ def test_flops_of_a_reward(preset, resolution):
 
 
 def test_parameters_of_sd35_medium():
-    """Half of the blocks of a 2.2 billion parameter transformer (its model card), and a head a tenth of that."""
+    """Half of the blocks of a 2.5 billion parameter transformer (its model card), and a head a tenth of that."""
     parameters = measure(Preset.sd35_medium, Device.meta, 64, 1, torch.bfloat16)["parameters"]
     assert 1.1e9 < parameters["backbone"] < 1.7e9
     assert parameters["head"] < 0.15 * parameters["backbone"]

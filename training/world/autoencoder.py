@@ -13,8 +13,8 @@ from training.world.stage import train_stage
 # Weight of the Kullback-Leibler term, averaged over latent values. Large for an autoencoder of this kind: it spreads
 # what the latents say, so that a reward model can still read them under diffusion noise.
 KL_WEIGHT = 2e-4
-# The squared error finds the shapes, which cover a tenth of a picture; by the absolute error alone, plain grey is a
-# good answer for long. The absolute error keeps edges sharp once they are there.
+# The squared error finds the shapes, which cover a tenth of a picture; to absolute errors plain grey is a good answer
+# for long. The absolute error keeps edges sharp once they are there.
 ABSOLUTE_WEIGHT = 0.1
 
 
