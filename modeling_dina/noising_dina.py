@@ -3,6 +3,7 @@ from. `sigma` is always a noise level in [0, 1]: 0 is the clean latent, 1 pure n
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -103,14 +104,16 @@ def shared_noise(shape: Sequence[int], num_draws: int, seed: int | Sequence[int]
         float32 CPU tensor [N, 1, C, H, W], or [N, B, C, H, W] with a seed a sample.
     """
     seeds = seed if isinstance(seed, Sequence) else [seed]
-    draws = [torch.stack([_draw(shape, each, draw) for each in seeds]) for draw in range(num_draws)]
+    draws = [torch.stack([_draw(tuple(shape), each, draw) for each in seeds]) for draw in range(num_draws)]
     return torch.stack(draws)
 
 
-def _draw(shape: Sequence[int], seed: int, draw: int) -> torch.Tensor:
+@lru_cache(maxsize=32)
+def _draw(shape: tuple[int, ...], seed: int, draw: int) -> torch.Tensor:
+    # Remembered: one seed serves batch after batch. Callers stack draws, so nobody writes into the kept one.
     # SeedSequence mixes the pair into one seed, so that (seed 0, draw 1) is not (seed 1, draw 0).
     mixed = int(np.random.SeedSequence([seed, draw]).generate_state(1, np.uint64)[0] >> 1)
-    return torch.randn(tuple(shape), generator=torch.Generator("cpu").manual_seed(mixed), device="cpu")
+    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(mixed), device="cpu")
 
 
 def _per_sample(sigma: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:

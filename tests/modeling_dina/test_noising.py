@@ -100,3 +100,10 @@ def test_noise_is_standard_normal():
 
 def test_rectified_flow_is_chosen_for_flow_matching():
     assert isinstance(path_from_scheduler({**FLOW, "_class_name": "FlowMatchHeunDiscreteScheduler"}), RectifiedFlow)
+
+
+def test_writing_into_noise_does_not_change_the_next():
+    first = shared_noise((2, 3, 3), 2, seed=4)
+    expected = first.clone()
+    first.zero_()
+    assert torch.equal(shared_noise((2, 3, 3), 2, seed=4), expected)
