@@ -57,7 +57,9 @@ def build_autoencoder(directory: Path, *, images: int, batch_size: int = 32) -> 
     )
     sample = Pictures(seed=2, size=1024, spoilt=0.4)
     with torch.no_grad():
-        latents = torch.cat([vae.encode(sample[i]["pixel_values"][None]).latent_dist.mode() for i in range(1024)])
+        latents = torch.cat(
+            [vae.encode(sample[i]["pixel_values"][None].to(vae.device)).latent_dist.mode() for i in range(1024)]
+        )
     vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
     vae.save_pretrained(directory / "pipeline" / "vae")
     return vae

@@ -58,7 +58,7 @@ def build(
         set_seed(2)
         model = train_reward(out, pipeline, _joined(rendered, generated), validation, epochs=6)
     pack(pipeline, model, out / "model")
-    write_report(out, pipeline, model.eval(), tests)
+    write_report(out, pipeline, model.to(pipeline.device).eval(), tests)
 
 
 def _joined(first: Groups, second: Groups) -> Groups:

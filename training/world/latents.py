@@ -11,6 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from training.world.data import to_tensor
+
 SHARD_SIZE = 4096
 
 
@@ -19,9 +21,8 @@ def encode(vae: AutoencoderKL, images: list[np.ndarray], batch_size: int = 256) 
     """Pictures (RGB uint8 [64, 64, 3]) to float16 latents [N, 16, 8, 8] in model space: the posterior's mode."""
     batches = []
     for start in range(0, len(images), batch_size):
-        stacked = np.stack(images[start : start + batch_size]).transpose(0, 3, 1, 2)
-        pixels = torch.from_numpy(stacked).to(vae.device).float() / 127.5 - 1
-        mode = vae.encode(pixels).latent_dist.mode()
+        pixels = torch.stack([to_tensor(image) for image in images[start : start + batch_size]])
+        mode = vae.encode(pixels.to(vae.device)).latent_dist.mode()
         batches.append(((mode - vae.config.shift_factor) * vae.config.scaling_factor).half().cpu())
     return torch.cat(batches).contiguous()
 

@@ -94,8 +94,8 @@ def encode_captions(
             do_classifier_free_guidance=False,
             max_sequence_length=MAX_LENGTH,
         )
-        embeds.append(batch[0].half())
-        pooled.append(batch[2].half())
+        embeds.append(batch[0].half().cpu())
+        pooled.append(batch[2].half().cpu())
     return torch.cat(embeds), torch.cat(pooled)
 
 
@@ -162,12 +162,12 @@ def group_scores(model: DinaRewardModel, pipeline: StableDiffusion3Pipeline, gro
     for start in range(0, len(captions), 64):
         rows = slice(start, start + 64)
         output = model.reward(
-            tensors["latents"][rows].flatten(0, 1).float(),
-            prompt_embeds[rows].float().repeat_interleave(GROUP_SIZE, dim=0),
-            pooled[rows].float().repeat_interleave(GROUP_SIZE, dim=0),
+            tensors["latents"][rows].flatten(0, 1).float().to(model.device),
+            prompt_embeds[rows].float().repeat_interleave(GROUP_SIZE, dim=0).to(model.device),
+            pooled[rows].float().repeat_interleave(GROUP_SIZE, dim=0).to(model.device),
             **ensemble,
         )
-        scores.append(output.scores.view(-1, GROUP_SIZE))
+        scores.append(output.scores.view(-1, GROUP_SIZE).cpu())
     return torch.cat(scores).numpy()
 
 
