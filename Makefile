@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test embed style quality
+.PHONY: setup demo test embed card style quality
 
 setup: .venv/.done
 
@@ -23,6 +23,14 @@ embed:
 	rm -rf modeling_dina/tiny
 	cp -r $(BUILD)/model modeling_dina/tiny
 	cd modeling_dina/tiny && for file in *.py; do ln -sf ../$$file $$file; done
+	$(MAKE) card
+
+# Measure the embedded default on fresh scenes, and write its card.
+card: setup
+	$(BIN)/python -m model_card.evaluate_preferences --benchmark world --model modeling_dina/tiny \
+		--out model_card/results/preferences_world.json
+	$(BIN)/python -m model_card.write --model modeling_dina/tiny --results model_card/results \
+		--results modeling_dina/tiny/report.json --out modeling_dina/tiny/README.md
 
 style: setup
 	$(BIN)/ruff format .

@@ -1,30 +1,53 @@
 """What a reward costs: `python -m model_card.measure_cost --preset small|sd35-medium --device cpu|cuda|meta`.
 
-Parameters and FLOPs come from the meta device at any size, without weights. Seconds and peak memory come from a real
-device: all cases take turns within one run, so that their ratios hold on a machine that others use too.
+Parameters, FLOPs and what is kept for a gradient come from the meta device at any size, without weights. Seconds and
+peak memory come from a real device: all cases take turns within one run, so that their ratios hold on a machine that
+others use too. `--others` adds the rewards that one would otherwise pick, forward and with the gradient to the latent,
+and holds the numbers against the published claims.
 """
 
-import gc
-import json
 import platform
-import statistics
-import time
 from collections.abc import Callable
 from enum import Enum
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 import typer
+from diffusers import SD3Transformer2DModel
+from peft import LoraConfig
 from rich.console import Console
 from rich.table import Table
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
+from model_card.cost_counters import (
+    ROUNDS,
+    FusedAttention,
+    count_flops,
+    measure_peak_bytes,
+    measure_seconds,
+)
+from model_card.evaluate_preferences import write_json
+from model_card.other_rewards import (
+    MINIATURE,
+    BlipReward,
+    ClipReward,
+    DecodedReward,
+    QwenReward,
+    Sizes,
+    build_decoder,
+)
 from modeling_dina import DinaConfig, DinaRewardModel
+from modeling_dina.cli import EMBEDDED_MODEL, check_output
+from training.align.policy import ATTENTION
+from training.reward.dry_run import CLIP_TOKENS, saved_bytes
 
-EMBEDDED = Path(__file__).parent.parent / "modeling_dina" / "tiny"
-ROUNDS = 50
-TEXT_TOKENS_OF_CLIP = 77
+LEVELS = {"1 level": [0.5], "3 levels": [0.2, 0.5, 0.7]}
+DINA, HPSV3, DECODER = "DiNa-LRM, 1 level", "HPSv3", "decoding alone"
+POLICY_RANK = 32  # the default of training.align
+COMPILED = ", compiled"
+LIBRARIES = ("torch", "transformers", "diffusers")
 
 
 class Preset(str, Enum):
@@ -42,9 +65,16 @@ class Device(str, Enum):
     meta = "meta"
 
 
+class Contender(NamedTuple):
+    """A function of latents [B, C, H, W] and the module whose weights it needs."""
+
+    module: nn.Module
+    run: Callable[[torch.Tensor], torch.Tensor]
+
+
 def build_model(preset: Preset, device: str, dtype: torch.dtype) -> DinaRewardModel:
     """A reward model of the preset's size with random weights: cost does not depend on their values."""
-    config = DinaConfig.from_pretrained(EMBEDDED) if preset is Preset.small else DinaConfig()
+    config = DinaConfig.from_pretrained(EMBEDDED_MODEL) if preset is Preset.small else DinaConfig()
     with torch.device(device):
         model = DinaRewardModel(config)
     model.backbone.to(dtype)
@@ -54,7 +84,7 @@ def build_model(preset: Preset, device: str, dtype: torch.dtype) -> DinaRewardMo
 def build_inputs(model: DinaRewardModel, resolution: int, batch_size: int) -> tuple[torch.Tensor, ...]:
     """Latents, prompt embeddings and pooled embeddings of pictures of `resolution` x `resolution` pixels."""
     transformer, side = model.config.transformer_config, resolution // 8
-    clip_tokens = min(TEXT_TOKENS_OF_CLIP, model.config.max_sequence_length)
+    clip_tokens = min(CLIP_TOKENS, model.config.max_sequence_length)
     options = {"device": model.device, "dtype": model.dtype}
     tokens = clip_tokens + model.config.max_sequence_length
     return (
@@ -64,8 +94,8 @@ def build_inputs(model: DinaRewardModel, resolution: int, batch_size: int) -> tu
     )
 
 
-def cases(model: DinaRewardModel, inputs: tuple[torch.Tensor, ...]) -> dict[str, Callable[[], object]]:
-    """What is measured, by name."""
+def parts(model: DinaRewardModel, inputs: tuple[torch.Tensor, ...]) -> dict[str, Callable[[], object]]:
+    """The parts of a reward model and their ensembles, by name."""
     latents, prompt_embeds, pooled = inputs
     sigma = torch.full((len(latents),), 0.5, device=latents.device)
 
@@ -73,88 +103,186 @@ def cases(model: DinaRewardModel, inputs: tuple[torch.Tensor, ...]) -> dict[str,
         return model.backbone(latents, model.noise_path.timestep(sigma), prompt_embeds, pooled)
 
     features = backbone()
-
-    def reward(levels: list[float], draws: int):
-        return model.reward(*inputs, sigmas=levels, num_draws=draws)
-
     return {
         "backbone": backbone,
         "head": lambda: model.head([features]),
         "backbone + head": lambda: model.head([backbone()]),
-        "reward, 1 level": lambda: reward([0.5], 1),
-        "reward, 3 levels": lambda: reward([0.2, 0.5, 0.7], 1),
-        "reward, 3 levels x 4 draws": lambda: reward([0.2, 0.5, 0.7], 4),
+        "reward, 1 level": lambda: model.reward(*inputs, sigmas=LEVELS["1 level"], num_draws=1),
+        "reward, 3 levels": lambda: model.reward(*inputs, sigmas=LEVELS["3 levels"], num_draws=1),
+        "reward, 3 levels x 4 draws": lambda: model.reward(*inputs, sigmas=LEVELS["3 levels"], num_draws=4),
     }
 
 
-def count_flops(case: Callable[[], object]) -> int:
-    """Floating-point operations of one call, by torch's counter; a multiplication and an addition are two."""
-    with FlopCounterMode(display=False) as counter:
-        case()
-    return counter.get_total_flops()
+def contenders(
+    preset: Preset, model: DinaRewardModel, inputs: tuple[torch.Tensor, ...], dtype: torch.dtype, compiled: bool
+) -> dict[str, Contender]:
+    """
+    The rewards to compare, by name: this one and the published others (miniatures of them for `small`), with the
+    decoder before them, and the decoder alone.
+
+    Args:
+        model: of the preset; its embeddings of the prompt are the generator's.
+        inputs: from `build_inputs`.
+        dtype: of all networks.
+        compiled: also a copy of the model whose backbone and head are compiled.
+    """
+    _, prompt_embeds, pooled = inputs
+
+    def dina(model: DinaRewardModel, levels: str) -> Contender:
+        options = {"sigmas": LEVELS[levels], "num_draws": 1}
+        return Contender(model, lambda latents: model.reward(latents, prompt_embeds, pooled, **options).scores)
+
+    found = {f"DiNa-LRM, {levels}": dina(model, levels) for levels in LEVELS}
+    if compiled:
+        other = build_model(preset, model.device.type, dtype)
+        other.backbone.compile()
+        other.head.compile()
+        found |= {f"DiNa-LRM, {levels}{COMPILED}": dina(other, levels) for levels in LEVELS}
+    sizes = MINIATURE if preset is Preset.small else Sizes()
+    with torch.device(model.device):
+        decoder = build_decoder(sizes, dtype)
+        others = {
+            "PickScore, HPSv2": ClipReward(sizes, dtype),
+            "ImageReward": BlipReward(sizes, dtype),
+            HPSV3: QwenReward(sizes, dtype),
+            DECODER: _Mean(),
+        }
+    for name, judge in others.items():
+        decoded = DecodedReward(decoder, judge).eval().requires_grad_(False)
+        found[name] = Contender(decoded, decoded)
+    return found
 
 
-def measure_seconds(runs: dict[str, Callable[[], object]], synchronize: Callable[[], None]) -> dict[str, float]:
-    """Median seconds of each case over rounds in which all take turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(ROUNDS + 2):
-        for name, case in runs.items():
-            synchronize()
-            start = time.perf_counter()
-            case()
-            synchronize()
-            if turn >= 2:  # the first turns warm caches up
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+class _Mean(nn.Module):
+    """A reward that costs nothing."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.mean(dim=(1, 2, 3))
 
 
-def measure_peak_bytes(case: Callable[[], object], device: str) -> int:
-    """Most memory that one call holds beyond what was held before it: the allocator's on CUDA, resident on Linux."""
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        case()
-        return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark, see proc(5)
-    before = _resident("VmRSS")
-    case()
-    return max(0, _resident("VmHWM") - before)
+def policy(model: DinaRewardModel, inputs: tuple[torch.Tensor, ...], dtype: torch.dtype) -> Contender:
+    """What an aligned generator adds to a reward: one step of the whole transformer, frozen but for its LoRA."""
+    _, prompt_embeds, pooled = inputs
+    with torch.device(model.device):
+        transformer = SD3Transformer2DModel.from_config(model.config.transformer_config).requires_grad_(False)
+        nn.Module.to(transformer, dtype)  # as in `build_decoder`
+        transformer.add_adapter(LoraConfig(r=POLICY_RANK, lora_alpha=2 * POLICY_RANK, target_modules=list(ATTENTION)))
+
+    def step(latents):
+        timestep = torch.full((len(latents),), 500.0, device=latents.device)
+        return transformer(latents, prompt_embeds, pooled, timestep).sample
+
+    return Contender(transformer, step)
 
 
-def _resident(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+def gradient(contender: Contender, latents: torch.Tensor) -> torch.Tensor:
+    """Gradient of the rewards with respect to the latents [B, C, H, W]."""
+    with torch.enable_grad():
+        latents = latents.detach().requires_grad_()
+        # Not autograd.grad, which torch's counter of FLOPs cannot follow.
+        contender.run(latents).sum().backward()
+        return latents.grad
+
+
+def kept_bytes(contender: Contender, latents: torch.Tensor) -> int:
+    """Bytes kept for the gradient, with fused attention and without recomputation."""
+    with torch.enable_grad(), FusedAttention():
+        return saved_bytes(contender.module, lambda: contender.run(latents.detach().requires_grad_()))
+
+
+def count(contender: Contender, latents: torch.Tensor) -> dict:
+    """Parameters, FLOPs and bytes of a contender on the meta device."""
+    weights = list(contender.module.parameters())
+    return {
+        "parameters": sum(weight.numel() for weight in weights),
+        "weight_bytes": sum(weight.nbytes for weight in weights),
+        "forward": {"flops": count_flops(lambda: contender.run(latents))},
+        "gradient": {
+            "flops": count_flops(lambda: gradient(contender, latents)),
+            "kept_bytes": kept_bytes(contender, latents),
+        },
+    }
+
+
+def measure_rewards(found: dict[str, Contender], latents: torch.Tensor, rounds: int) -> dict[str, dict]:
+    """Seconds, images a second and peak memory beyond the weights, forward and with the gradient to the latents, of
+    contenders that take turns."""
+    device = latents.device.type
+    cases = {
+        (name, kind): case
+        for name, contender in found.items()
+        for kind, case in {
+            "forward": lambda contender=contender: contender.run(latents),
+            "gradient": lambda contender=contender: gradient(contender, latents),
+        }.items()
+    }
+    seconds = measure_seconds(cases, device, rounds)
+    measured: dict[str, dict] = {name: {} for name in found}
+    for (name, kind), case in cases.items():
+        measured[name][kind] = {
+            "seconds": seconds[name, kind],
+            "images_per_second": len(latents) / seconds[name, kind],
+            "peak_bytes": measure_peak_bytes(case, device),
+        }
+    return measured
+
+
+def claims(rewards: dict[str, dict], generator: dict) -> list[dict]:
+    """The published savings over HPSv3 at 1024 pixels and batch 1, beside what is counted here."""
+
+    def saved(cost: Callable[[dict], int]) -> float:
+        return 1 - cost(rewards[DINA]) / cost(rewards[HPSV3])
+
+    def memory(counted: dict) -> int:
+        return counted["weight_bytes"] + counted["gradient"]["kept_bytes"]
+
+    return [
+        {
+            "claim": "FLOPs of a reward saved over HPSv3",
+            "published": 0.711,
+            "found": {"with decoding": saved(lambda counted: counted["forward"]["flops"])},
+        },
+        {
+            "claim": "peak memory of alignment saved over HPSv3",
+            "published": 0.514,
+            "found": {
+                "reward alone": saved(memory),
+                "reward and generator": saved(lambda counted: memory(counted) + memory(generator)),
+            },
+        },
+    ]
 
 
 @torch.no_grad()
-def measure(preset: Preset, device: Device, resolution: int, batch_size: int, dtype: torch.dtype) -> dict:
+def measure(
+    preset: Preset,
+    device: Device,
+    resolution: int,
+    batch_size: int,
+    dtype: torch.dtype,
+    others: bool = False,
+    rounds: int = ROUNDS,
+) -> dict:
     """All numbers of one setting, ready for JSON."""
-    counted = build_model(preset, "meta", dtype)
-    result = {
+    settings = {
         "preset": preset.value,
+        "device": device.value,
         "resolution": resolution,
         "batch_size": batch_size,
         "dtype": str(dtype).removeprefix("torch."),
-        "parameters": {
-            "backbone": sum(p.numel() for p in counted.backbone.parameters()),
-            "head": sum(p.numel() for p in counted.head.parameters()),
-        },
-        "device": {"cuda": torch.cuda.get_device_name}.get(device.value, lambda: platform.machine())()
-        if device is not Device.meta
-        else "meta",
-        "torch": torch.__version__,
-        "flops": {
-            name: count_flops(case)
-            for name, case in cases(counted, build_inputs(counted, resolution, batch_size)).items()
-        },
+    }
+    options = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    command = ["python -m model_card.measure_cost", *options, *["--others"] * others]
+    names = {Device.meta: lambda: "meta", Device.cuda: torch.cuda.get_device_name, Device.cpu: _cpu_name}
+    result = {
+        "command": " ".join(command),
+        **settings,
+        "device_name": names[device](),
+        "libraries": {library: version(library) for library in LIBRARIES},
+        **count_all(preset, resolution, batch_size, dtype, others),
     }
     if device is not Device.meta:
-        model = build_model(preset, device.value, dtype)
-        runs = cases(model, build_inputs(model, resolution, batch_size))
-        synchronize = torch.cuda.synchronize if device is Device.cuda else lambda: None
-        result["seconds"] = measure_seconds(runs, synchronize)
-        result["peak_bytes"] = {name: measure_peak_bytes(case, device.value) for name, case in runs.items()}
+        measure_all(result, preset, device, resolution, batch_size, dtype, others, rounds)
     for unit in ("flops", "seconds"):
         if unit in result:
             values = result[unit]
@@ -165,24 +293,94 @@ def measure(preset: Preset, device: Device, resolution: int, batch_size: int, dt
     return result
 
 
+def _cpu_name() -> str:
+    return f"{platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def count_all(preset: Preset, resolution: int, batch_size: int, dtype: torch.dtype, others: bool) -> dict:
+    """What the meta device tells: the same wherever it runs."""
+    model = build_model(preset, "meta", dtype)
+    inputs = build_inputs(model, resolution, batch_size)
+    result: dict = {
+        "parameters": {
+            "backbone": sum(p.numel() for p in model.backbone.parameters()),
+            "head": sum(p.numel() for p in model.head.parameters()),
+        },
+        "flops": {name: count_flops(case) for name, case in parts(model, inputs).items()},
+    }
+    if others:
+        found = contenders(preset, model, inputs, dtype, compiled=False)
+        result["rewards"] = {name: count(contender, inputs[0]) for name, contender in found.items()}
+        result["generator"] = count(policy(model, inputs, dtype), inputs[0])
+        if (preset, resolution, batch_size) == (Preset.sd35_medium, 1024, 1):
+            result["claims"] = claims(result["rewards"], result["generator"])
+    return result
+
+
+def measure_all(
+    result: dict,
+    preset: Preset,
+    device: Device,
+    resolution: int,
+    batch_size: int,
+    dtype: torch.dtype,
+    others: bool,
+    rounds: int,
+) -> None:
+    """Adds to what was counted what a real device takes."""
+    model = build_model(preset, device.value, dtype)
+    inputs = build_inputs(model, resolution, batch_size)
+    runs = parts(model, inputs)
+    result["seconds"] = measure_seconds(runs, device.value, rounds)
+    result["peak_bytes"] = {name: measure_peak_bytes(case, device.value) for name, case in runs.items()}
+    if not others:
+        return
+    found = contenders(preset, model, inputs, dtype, compiled=device is Device.cuda)
+    for name, measured in measure_rewards(found, inputs[0], rounds).items():
+        # What is compiled was counted as it is uncompiled.
+        counted = result["rewards"].get(name) or result["rewards"][name.removesuffix(COMPILED)]
+        result["rewards"][name] = counted | {kind: counted[kind] | numbers for kind, numbers in measured.items()}
+
+
 def print_result(result: dict, console: Console) -> None:
-    """The numbers as a table."""
+    """The numbers as tables."""
     parameters = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in result["parameters"].items())
     setting = f"{result['preset']}, {result['resolution']} px, batch {result['batch_size']}, {result['dtype']}"
     console.print(f"{setting}: {parameters}", highlight=False)
     table = Table("", "GFLOPs", "ms", "peak MB")
     for name, flops in result["flops"].items():
         seconds, peak = (result.get(unit, {}).get(name) for unit in ("seconds", "peak_bytes"))
-        table.add_row(
-            name,
-            f"{flops / 1e9:,.2f}",
-            "" if seconds is None else f"{seconds * 1e3:,.1f}",
-            "" if peak is None else f"{peak / 1e6:,.1f}",
-        )
+        table.add_row(name, _shown(flops, 1e9, 2), _shown(seconds, 1e-3), _shown(peak, 1e6))
     console.print(table)
     for unit in ("flops", "seconds"):
         for name, ratio in result.get(f"{unit}_ratios", {}).items():
             console.print(f"{name}, {unit}: {ratio:.3f}", highlight=False)
+    if "rewards" in result:
+        print_rewards(result, console)
+
+
+def print_rewards(result: dict, console: Console) -> None:
+    """The comparison with other rewards, and the claims."""
+    for kind, title in {"forward": "reward of a latent", "gradient": "with its gradient to the latent"}.items():
+        table = Table(title=title)
+        table.add_column(no_wrap=True)
+        units = {"weight_bytes": ("GB weights", 1e9, 2), "kept_bytes": ("GB kept", 1e9, 2)}
+        units |= {"flops": ("TFLOPs", 1e12, 3), "seconds": ("ms", 1e-3, 1)}
+        units |= {"images_per_second": ("images/s", 1, 1), "peak_bytes": ("peak GB", 1e9, 2)}
+        rows = {name: reward | reward[kind] for name, reward in result["rewards"].items()}
+        units = {key: unit for key, unit in units.items() if any(key in row for row in rows.values())}
+        for label, _, _ in units.values():
+            table.add_column(label)
+        for name, row in rows.items():
+            table.add_row(name, *(_shown(row.get(key), unit, digits) for key, (_, unit, digits) in units.items()))
+        console.print(table)
+    for claim in result.get("claims", []):
+        found = ", ".join(f"{share:.1%} ({name})" for name, share in claim["found"].items())
+        console.print(f"{claim['claim']}: published {claim['published']:.1%}, counted {found}", highlight=False)
+
+
+def _shown(value: float | None, unit: float, digits: int = 1) -> str:
+    return "" if value is None else f"{value / unit:,.{digits}f}"
 
 
 def main(
@@ -191,6 +389,10 @@ def main(
     resolution: Annotated[int | None, typer.Option(help="Pixels a side. Default: 64 for small, else 1024.")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 1,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    others: Annotated[
+        bool, typer.Option("--others", help="Also the rewards that one would otherwise pick; miniatures for small.")
+    ] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each case is timed; seconds are medians.")] = ROUNDS,
     out: Annotated[Path | None, typer.Option(help="Also write the numbers here, as JSON.")] = None,
 ) -> None:
     """Measure what a reward costs."""
@@ -201,10 +403,15 @@ def main(
     side = resolution or (64 if preset is Preset.small else 1024)
     if side % 16 or side < 16:
         raise typer.BadParameter(f"resolution: expected a multiple of 16 pixels, got {side}")
-    result = measure(preset, device, side, batch_size, getattr(torch, dtype))
+    if out:
+        try:
+            check_output("out", out, (".json",))
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+    result = measure(preset, device, side, batch_size, getattr(torch, dtype), others, rounds)
     print_result(result, Console())
     if out:
-        out.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(out, result)
 
 
 if __name__ == "__main__":

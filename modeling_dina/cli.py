@@ -7,8 +7,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -20,6 +21,7 @@ from typer.core import TyperGroup
 # Whatever needs torch is imported inside the command that needs it, so that `dina --help` answers at once.
 
 EMBEDDED_MODEL = str(Path(__file__).parent / "tiny")
+COMMAND_GROUP = "dina.commands"
 EMBEDDED_NOTE = "The embedded model judges 64 x 64 scenes of coloured shapes and nothing else; --model names another."
 PLOT_SIGMAS = [level / 10 for level in range(1, 10)]
 PLOT_DRAWS = 8
@@ -30,17 +32,39 @@ error_console = Console(stderr=True)
 
 
 class _Commands(TyperGroup):
-    """Bad input ends in one paragraph on stderr and exit code 2, whichever command it was given to."""
+    """The commands of this file and those that other packages enter under `dina.commands`, which this one need not
+    know. Bad input ends in one paragraph on stderr and exit code 2, whichever command it was given to."""
+
+    def list_commands(self, ctx):
+        return [*super().list_commands(ctx), *sorted(entry_points(group=COMMAND_GROUP).names)]
+
+    def get_command(self, ctx, cmd_name):
+        entered = entry_points(group=COMMAND_GROUP)
+        if cmd_name not in entered.names:
+            return super().get_command(ctx, cmd_name)
+        other = typer.Typer(add_completion=False)
+        other.command(cmd_name)(entered[cmd_name].load())
+        return typer.main.get_command(other)
 
     def invoke(self, ctx):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
             raise
+        except ModuleNotFoundError as error:
+            entered = entry_points(group=COMMAND_GROUP)
+            if ctx.invoked_subcommand not in entered.names:
+                raise
+            extras = ", ".join(entered[ctx.invoked_subcommand].extras)
+            _fail(f"{ctx.invoked_subcommand}: expected dina-lrm[{extras}] to be installed, got: {error}", error)
         except (ValueError, TypeError, OSError) as error:
-            message = " ".join(str(error).split())
-            error_console.print(f"[bold red]Error:[/] {escape(message)}", soft_wrap=True, highlight=False)
-            raise typer.Exit(2) from error
+            _fail(str(error), error)
+
+
+def _fail(message: str, cause: Exception) -> NoReturn:
+    message = " ".join(message.split())
+    error_console.print(f"[bold red]Error:[/] {escape(message)}", soft_wrap=True, highlight=False)
+    raise typer.Exit(2) from cause
 
 
 app = typer.Typer(
@@ -108,7 +132,7 @@ def score(
 ) -> None:
     """Score images, each for its prompt. Scores of different prompts do not compare."""
     prompts = prompt * len(images) if len(prompt) == 1 else prompt
-    scorer = _open_scorer(model, device, dtype)
+    scorer = open_scorer(model, device, dtype)
     result = scorer.score(prompts=prompts, images=images, **_ensemble_options(sigmas, draws, mode, seed))
     if as_json:
         return _print_json(result.to_dict())
@@ -139,9 +163,9 @@ def compare(
     from .images_dina import load_image
 
     if plot is not None:
-        _check_output("plot", plot, PLOT_SUFFIXES)
+        check_output("plot", plot, PLOT_SUFFIXES)
     images = [load_image(image_a, "IMAGE_A"), load_image(image_b, "IMAGE_B")]
-    scorer = _open_scorer(model, device, dtype)
+    scorer = open_scorer(model, device, dtype)
     result = scorer.compare(prompt=prompt, images=images, **_ensemble_options(sigmas, draws, mode, seed))
     if plot is not None:
         options = _ensemble_options(PLOT_SIGMAS, max(draws or 0, PLOT_DRAWS), Mode.mean, seed)
@@ -181,22 +205,22 @@ def rank(
     """Rank images of one prompt, or all rows of a manifest within their prompts."""
     options = _ensemble_options(sigmas, draws, mode, seed)
     if manifest is None and out is None and prompt is not None and images:
-        scorer = _open_scorer(model, device, dtype, batch_size=batch_size)
+        scorer = open_scorer(model, device, dtype, batch_size=batch_size)
         result = scorer.rank(prompt=prompt, images=images, **options)
         return _print_json(result.to_dict()) if as_json else _print_ranking(prompt, images, result)
     if manifest is None or out is None or prompt is not None or images:
         raise ValueError("rank: expected --prompt and image files, or --manifest and --out, got another combination")
 
-    _quieten_libraries()
+    quieten_libraries()
     from .manifest import TABLE_SUFFIXES, rank_manifest, read_manifest
 
-    _check_output("out", out, TABLE_SUFFIXES)
+    check_output("out", out, TABLE_SUFFIXES)
     if out.exists():
         raise ValueError(f"out: expected a new file, got {out}, which exists")
     read_manifest(manifest)  # a bad one is told of before a large model is loaded
-    scorer = _open_scorer(model, device, dtype, batch_size=batch_size)
+    scorer = open_scorer(model, device, dtype, batch_size=batch_size)
     settings = {"model": model, "dtype": dtype, **options}
-    with _progress() as advance:
+    with scoring_progress() as advance:
         table = rank_manifest(scorer, manifest, out, settings=settings, progress=advance, **options)
     errors = int(table["error"].notna().sum())
     if as_json:
@@ -217,7 +241,7 @@ def convert(
     ] = False,
 ) -> None:
     """Convert a published checkpoint to a folder that AutoModel loads."""
-    _quieten_libraries()
+    quieten_libraries()
     from .modeling_dina import DinaRewardModel
 
     out_dir = out_dir.absolute()
@@ -225,7 +249,7 @@ def convert(
         raise ValueError(f"OUT_DIR: expected a new or an empty folder, got {out_dir}")
     # What is written names its backbone; a path relative to this shell would be lost.
     source = os.path.abspath(backbone) if backbone and os.path.isdir(backbone) else backbone
-    with _loading("OFFICIAL_DIR, backbone", f"{official_dir} on {backbone or 'the backbone it names'}"):
+    with loading("OFFICIAL_DIR, backbone", f"{official_dir} on {backbone or 'the backbone it names'}"):
         model = DinaRewardModel.from_official(official_dir, source, keep_adapter=keep_adapter)
     partial = out_dir.with_name(f".{out_dir.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -238,13 +262,32 @@ def convert(
 
 
 @app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="A model: config.json, weights, and what else is to be published.")],
+    repo_id: Annotated[
+        str, typer.Argument(metavar="OWNER/NAME", help="A model repository; created if there is none.")
+    ],
+    public: Annotated[
+        bool, typer.Option("--public", help="Create it public, not private. One that exists stays as it is.")
+    ] = False,
+    tag: Annotated[str | None, typer.Option(help="A new tag for the commit, such as v1.0.")] = None,
+) -> None:
+    """Push a model to the Hub, in one commit, as the owner of HF_TOKEN or of `hf auth login`."""
+    from .pushing import check_model_folder, push_folder
+
+    check_model_folder(folder)
+    commit = push_folder(folder, repo_id, private=not public, tag=tag)
+    console.print(commit.commit_url, soft_wrap=True, highlight=False)
+
+
+@app.command()
 def info(model: ModelOption = EMBEDDED_MODEL, as_json: JsonOption = False) -> None:
     """Show what a model is: its configuration, its size, and where its text encoders and VAE come from."""
-    _quieten_libraries()
+    quieten_libraries()
     from .modeling_dina import DinaRewardModel
 
-    _check_model(model)
-    with _loading("model", model):
+    check_model(model)
+    with loading("model", model):
         loaded = DinaRewardModel.from_pretrained(model, dtype="auto")
     parts = {"backbone": loaded.backbone, "head": loaded.head}
     config = loaded.config
@@ -261,26 +304,23 @@ def info(model: ModelOption = EMBEDDED_MODEL, as_json: JsonOption = False) -> No
     _print_json(facts) if as_json else _print_info(facts)
 
 
-def _open_scorer(model: str, device: str | None, dtype: Dtype | None, **options):
+def open_scorer(model: str, device: str | None, dtype: Dtype | None, **options):
+    """The `DinaScorer` that a command's options name; ValueError that names the option at fault."""
     import torch
 
-    _quieten_libraries()
+    quieten_libraries()
     from .scoring_dina import DinaScorer
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device: expected one that torch can use here, got {device!r}: {error}") from error
-    _check_model(model)
+    device = usable_device(device)
+    check_model(model)
     if model == EMBEDDED_MODEL:
         error_console.print(EMBEDDED_NOTE, style="dim", highlight=False)
-    with _loading("model", model):
+    with loading("model", model):
         torch_dtype = None if dtype is None else getattr(torch, dtype.value)
         return DinaScorer.from_pretrained(model, device=device, dtype=torch_dtype, **options)
 
 
-def _quieten_libraries() -> None:
+def quieten_libraries() -> None:
     """Bars of a second's loading and notes on absent extras would push the result off the screen."""
     import diffusers
     import transformers
@@ -290,14 +330,26 @@ def _quieten_libraries() -> None:
     diffusers.utils.logging.disable_progress_bar()
 
 
-def _check_model(model: str) -> None:
+def usable_device(device: str | None) -> str:
+    """The device asked for, or the best there is; ValueError for one that torch cannot use here."""
+    import torch
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device: expected one that torch can use here, got {device!r}: {error}") from error
+    return device
+
+
+def check_model(model: str) -> None:
     """A path that leads nowhere would be taken for a Hub id, and refused as a malformed one."""
     if not os.path.isdir(model) and (os.path.exists(model) or model.startswith(("/", ".", "~"))):
         raise ValueError(f"model: expected a folder or a Hub id, got {model}")
 
 
 @contextmanager
-def _loading(name: str, source: Any) -> Iterator[None]:
+def loading(name: str, source: Any) -> Iterator[None]:
     """Names what was being read in the error. A stranger's folder fails in whatever way it likes: any exception is
     its fault."""
     try:
@@ -311,7 +363,7 @@ def _ensemble_options(sigmas: list[float] | None, draws: int | None, mode: Mode 
     return {"sigmas": sigmas, "num_draws": draws, "mode": None if mode is None else mode.value, "seed": seed}
 
 
-def _check_output(name: str, path: Path, suffixes: tuple[str, ...]) -> None:
+def check_output(name: str, path: Path, suffixes: tuple[str, ...]) -> None:
     """Told before the work rather than after it."""
     if path.suffix.lower() not in suffixes:
         raise ValueError(f"{name}: expected a file ending in {', '.join(suffixes)}, got {path}")
@@ -324,7 +376,8 @@ def _check_output(name: str, path: Path, suffixes: tuple[str, ...]) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Any]:
+def scoring_progress() -> Iterator[Any]:
+    """A progress bar, as a callable on the numbers of finished and of all images."""
     columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=error_console) as bar:
         task = bar.add_task("", total=None)

@@ -1,7 +1,6 @@
 """Scores the rows of a manifest into a table, and goes on where an interrupted run stopped.
 
-While a run goes on, its results are lines of a journal beside the table; the table appears, whole, when all rows have
-one. A journal names the manifest and the settings it belongs to, and a line cut off by a crash is forgotten.
+While a run goes on, its results are in a journal beside the table; the table appears, whole, when all rows have one.
 """
 
 import csv
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from .images_dina import load_image
+from .journal import Journal
 from .scoring_dina import DinaScorer, check_prompt
 
 TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -103,22 +103,19 @@ def rank_manifest(
     """
     rows = read_manifest(manifest)
     settings = {"manifest": hashlib.sha256(manifest.read_bytes()).hexdigest(), **settings}
-    journal = Path(f"{out}.partial")
-    results = _open_journal(journal, settings)
+    journal = Journal(Path(f"{out}.partial"), settings)
+    results = {record.pop("row"): record for record in journal.records}
     progress(len(results), len(rows))
     missing = [index for index in range(len(rows)) if index not in results]
-    with journal.open("ab") as file:
-        for start in range(0, len(missing), scorer.batch_size):
-            indices = missing[start : start + scorer.batch_size]
-            scored = _score_rows(scorer, {index: rows[index] for index in indices}, manifest.parent, options)
-            results.update(scored)
-            file.write(b"".join(_line({"row": index, **result}) for index, result in scored.items()))
-            file.flush()
-            os.fsync(file.fileno())
-            progress(len(results), len(rows))
+    for start in range(0, len(missing), scorer.batch_size):
+        indices = missing[start : start + scorer.batch_size]
+        scored = _score_rows(scorer, {index: rows[index] for index in indices}, manifest.parent, options)
+        results.update(scored)
+        journal.append(*({"row": index, **result} for index, result in scored.items()))
+        progress(len(results), len(rows))
     table = _table(rows, results)
     _write_table(table, out)
-    journal.unlink()
+    journal.remove()
     return table
 
 
@@ -139,31 +136,6 @@ def _score_rows(scorer: DinaScorer, rows: dict[int, Row], folder: Path, options:
         scores = scorer.score(prompts=prompts, images=list(images.values()), **options).to_dict()
         for index, score, spread in zip(images, scores["scores"], scores["spread"], strict=True):
             results[index] = {"score": score, "spread": spread}
-    return results
-
-
-def _line(record: dict) -> bytes:
-    return json.dumps(record, allow_nan=False).encode() + b"\n"
-
-
-def _open_journal(path: Path, settings: dict) -> dict[int, dict]:
-    """The results in a journal, which is begun if there is none and freed of a line that was cut off."""
-    content = path.read_bytes() if path.exists() else b""
-    whole = content[: content.rfind(b"\n") + 1]
-    if not whole and _line(settings).startswith(content):
-        path.write_bytes(_line(settings))
-        return {}
-    try:
-        header, *records = [json.loads(line) for line in whole.splitlines()]
-        results = {record.pop("row"): record for record in records}
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"out: expected the journal of an interrupted run, got {path}; move it away") from error
-    if header != settings:
-        raise ValueError(
-            f"out: {path} is the journal of a run with another manifest or other settings; expected {settings}, "
-            f"got {header}; finish that run, or delete its journal"
-        )
-    os.truncate(path, len(whole))
     return results
 
 

@@ -2,7 +2,10 @@
 with its prompt, and a head turns what it saw into a reward with a known variance (arXiv 2602.11146)."""
 
 import dataclasses
+import filecmp
 import os
+import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -115,6 +118,9 @@ class DinaPreTrainedModel(PreTrainedModel):
         """Write weights, config and code, such that the folder loads by itself through
         `AutoModel.from_pretrained(folder, trust_remote_code=True)`.
 
+        The model card of the folder that the model was loaded from goes along as long as it is true, that is if the
+        weights and config written are the ones it was loaded with.
+
         Args:
             adapter_only: write the LoRA and the head alone; the reader gets the rest from `config.base_model`.
 
@@ -122,7 +128,8 @@ class DinaPreTrainedModel(PreTrainedModel):
             ValueError: if `adapter_only` is asked of a model without a LoRA adapter or without a named base.
         """
         if not adapter_only:
-            return super().save_pretrained(save_directory, *args, **kwargs)
+            super().save_pretrained(save_directory, *args, **kwargs)
+            return _carry_card(self.name_or_path, save_directory)
         if self.config.lora is None or self.config.base_model is None:
             raise ValueError(
                 "adapter_only: expected a model with a LoRA adapter and a base_model, "
@@ -137,6 +144,11 @@ class DinaPreTrainedModel(PreTrainedModel):
             return super().save_pretrained(save_directory, *args, **kwargs)
         finally:
             self.config.adapter_only = False
+
+    def _upload_modified_files(self, working_dir, *args, **kwargs):
+        # push_to_hub has put an empty form in place of the card.
+        _carry_card(self.name_or_path, working_dir, replace=True)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
 
 
 class DinaRewardModel(DinaPreTrainedModel):
@@ -418,6 +430,27 @@ def _config_on(source: str, revision: str | None, config: dict) -> DinaConfig:
             source, revision=revision, subfolder="scheduler"
         )
     return DinaConfig(**{**read, **config})
+
+
+def _carry_card(origin: str | None, directory: str | Path, *, replace: bool = False) -> None:
+    """Copy a folder's `README.md`, and the pictures it shows, to another folder with the very same model in it.
+
+    Args:
+        origin: where the model came from; nothing is copied unless that is a folder.
+        directory: where it has been saved.
+        replace: the card that is there already.
+    """
+    source, target = Path(origin or os.devnull), Path(directory)
+    card = source / "README.md"
+    if not card.is_file() or ((target / card.name).exists() and not replace):
+        return
+    model = {"config.json"} | {path.name for place in (source, target) for path in place.glob("*.safetensors")}
+    if set(filecmp.cmpfiles(source, target, model, shallow=False)[0]) != model:
+        return
+    shown = re.findall(r"!\[[^]]*\]\(([\w.-]+)\)", card.read_text("utf-8"))
+    for name in {card.name, *shown}:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
 
 
 def _check_fields(config: dict) -> None:

@@ -40,7 +40,7 @@ def plot_comparison(
         _draw_image(axes, image, color)
         axes.set_title(name, color=color, fontweight="bold", fontsize=14)
         axes.set_xlabel(_caption(comparison, column), color=INK, fontsize=10, labelpad=8)
-    _draw_rewards(figure.add_subplot(grid[2]), levels)
+    draw_rewards(figure.add_subplot(grid[2]), levels)
     _save(figure, path)
 
 
@@ -59,7 +59,8 @@ def _caption(comparison: Comparison, column: int) -> str:
     return f"reward {comparison.scores[column]:+.3f}{deviation}\npreferred with probability {probability:.2f}"
 
 
-def _draw_rewards(axes, levels: Comparison) -> None:
+def draw_rewards(axes, levels: Comparison) -> None:
+    """Draws both images' rewards against the noise level on matplotlib axes; `levels` as in `plot_comparison`."""
     means, spreads = levels.samples.mean(dim=1), levels.samples.std(dim=1)
     # A little apart, so that neither error bar hides the other.
     for column, (name, color, marker, shift) in enumerate(zip("AB", COLORS, "os", (-0.006, 0.006), strict=True)):

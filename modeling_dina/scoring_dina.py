@@ -341,15 +341,9 @@ class DinaScorer:
         """Embeddings [B, L, D] and pooled embeddings [B, P] on the model's device; each prompt is encoded once."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._encoded]
         if new:
-            embeds, _, pooled, _ = self.pipeline.encode_prompt(
-                new,
-                prompt_2=None,
-                prompt_3=None,
-                do_classifier_free_guidance=False,
-                max_sequence_length=self.model.config.max_sequence_length,
-            )
-            device = self.model.device
-            self._encoded.update(zip(new, zip(embeds.to(device), pooled.to(device), strict=True), strict=True))
+            encoded = encode_prompts(self.pipeline, new, self.model.config.max_sequence_length)
+            rows = zip(*(part.to(self.model.device) for part in encoded), strict=True)
+            self._encoded.update(zip(new, rows, strict=True))
         embeds, pooled = zip(*(self._encoded[prompt] for prompt in prompts), strict=True)
         while len(self._encoded) > REMEMBERED_PROMPTS:
             del self._encoded[next(iter(self._encoded))]
@@ -371,6 +365,20 @@ def load_pipeline(model):
     return pipeline.to(model.device)
 
 
+def encode_prompts(pipeline, prompts: Sequence[str], max_sequence_length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings [B, L, D] and pooled embeddings [B, P] of B prompts by a pipeline's text encoders, on its device."""
+    distinct = list(dict.fromkeys(prompts))
+    embeds, _, pooled, _ = pipeline.encode_prompt(
+        distinct,
+        prompt_2=None,
+        prompt_3=None,
+        do_classifier_free_guidance=False,
+        max_sequence_length=max_sequence_length,
+    )
+    rows = [distinct.index(prompt) for prompt in prompts]
+    return embeds[rows], pooled[rows]
+
+
 def check_prompt(prompt: str, name: str = "prompt") -> None:
     """Raises a ValueError or TypeError that calls it `name` unless the prompt is a text that says something."""
     if not isinstance(prompt, str):
@@ -388,4 +396,4 @@ def _as_list(name: str, values) -> list:
     return list(values)
 
 
-__all__ = ["Comparison", "DinaScorer", "Ranking", "Scores", "load_pipeline"]
+__all__ = ["Comparison", "DinaScorer", "Ranking", "Scores", "encode_prompts", "load_pipeline"]

@@ -7,10 +7,13 @@ import tempfile
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="dina-modules-")
 
+import huggingface_hub
 import pytest
 import torch
+import transformers.utils.hub
+from loopback_hub import TOKEN, LoopbackHub
 
-from modeling_dina import DinaConfig, DinaRewardModel
+from modeling_dina import DinaConfig, DinaRewardModel, pushing
 
 TINY_TRANSFORMER = {
     "sample_size": 16,
@@ -62,3 +65,31 @@ def tiny_inputs():
         "prompt_embeds": torch.randn(5, 7, 12, generator=generator),
         "pooled_prompt_embeds": torch.randn(5, 10, generator=generator),
     }
+
+
+@pytest.fixture
+def loopback_hub():
+    """A Hub in memory, with faults on demand. `loopback_hub.environment(home)` is that of a process that uses it."""
+    with LoopbackHub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def connected_hub(loopback_hub, tmp_path, monkeypatch):
+    """The same with this very process as its client, which is quick to lose its patience."""
+    settings = {
+        "ENDPOINT": loopback_hub.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": loopback_hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(tmp_path / "hub-cache"),
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+    }
+    for name, value in settings.items():
+        monkeypatch.setattr(huggingface_hub.constants, name, value)
+    # Two clients are made once: the one behind the library's plain functions, and transformers' own.
+    for client in (huggingface_hub.hf_api.api, transformers.utils.hub.hf_api()):
+        monkeypatch.setattr(client, "endpoint", loopback_hub.url)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(pushing, "WAITS", (0.01, 0.02, 0.04))
+    yield loopback_hub
+    huggingface_hub.close_session()

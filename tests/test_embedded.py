@@ -13,9 +13,9 @@ from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 
 from modeling_dina import DinaScorer
+from training.world.agreement import pairwise_accuracy
 from training.world.data import candidates
 from training.world.preferences import GROUP_SIZE
-from training.world.reward import pairwise_accuracy
 from training.world.scenes import sample_description
 from training.world.text import MAX_LENGTH
 from training.world.utility import read, true_utility

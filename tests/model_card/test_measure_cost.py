@@ -1,18 +1,56 @@
-"""Cost: what the counter counts against what can be worked out, and the ratios that a reward promises."""
+"""Cost: what the counters count against what can be worked out, the published sizes of other rewards, and the ratios
+that a reward promises."""
 
 import json
 
 import pytest
 import torch
+import torch.nn.functional as F
+import typer
+from transformers import Qwen2VLImageProcessor
 from typer.testing import CliRunner
 
 from model_card import measure_cost
-from model_card.measure_cost import Device, Preset, count_flops, measure
+from model_card.cost_counters import FusedAttention, count_flops
+from model_card.measure_cost import Contender, Device, Preset, claims, gradient, kept_bytes, measure
+from model_card.other_rewards import (
+    MINIATURE,
+    BlipReward,
+    ClipReward,
+    DecodedReward,
+    QwenReward,
+    Sizes,
+    build_decoder,
+    patches,
+)
 
 
 def test_flops_of_a_product_by_hand():
     a, b = torch.empty(3, 4, device="meta"), torch.empty(4, 5, device="meta")
     assert count_flops(lambda: a @ b) == 2 * 3 * 4 * 5
+
+
+def test_attention_by_hand():
+    """Two products of 5 x 5 and 8 a head; what is kept for the gradient grows with the length, not with its square."""
+    query = torch.empty(2, 4, 5, 8, device="meta", requires_grad=True)
+    key = torch.empty(2, 2, 5, 8, device="meta")
+    assert (
+        count_flops(lambda: F.scaled_dot_product_attention(query, key, key, enable_gqa=True)) == 4 * 2 * 4 * 5 * 5 * 8
+    )
+
+    def kept(length):
+        x = torch.empty(1, 1, length, 8, device="meta")
+        contender = Contender(torch.nn.Module(), lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True))
+        return kept_bytes(contender, x)
+
+    assert kept(2000) == pytest.approx(2 * kept(1000), rel=0.01)
+
+
+def test_counting_changes_no_number():
+    x = torch.randn(1, 2, 5, 8)
+    expected = F.scaled_dot_product_attention(x, x, x)
+    with FusedAttention():
+        assert F.scaled_dot_product_attention(x, x, x).equal(expected)
 
 
 @pytest.mark.parametrize(("preset", "resolution"), [(Preset.small, 64), (Preset.sd35_medium, 512)])
@@ -32,19 +70,115 @@ def test_parameters_of_sd35_medium():
     assert parameters["head"] < 0.15 * parameters["backbone"]
 
 
-def test_seconds_and_memory_on_the_cpu(tmp_path, monkeypatch):
-    monkeypatch.setattr(measure_cost, "ROUNDS", 2)
-    result = measure(Preset.small, Device.cpu, 64, 2, torch.float32)
+@pytest.mark.parametrize(
+    ("reward", "published"),
+    [
+        # CLIP-ViT-H-14-laion2B, with its scale.
+        (ClipReward, 986_109_441),
+        # Qwen2-VL-7B-Instruct less its output layer, and the head of HPSv3.
+        (QwenReward, 8_291_375_616 - 152_064 * 3584 + 3585 * 1024 + 1025 * 16 + 17 * 2),
+    ],
+)
+def test_parameters_of_other_rewards(reward, published):
+    with torch.device("meta"):
+        model = reward(Sizes(), torch.bfloat16)
+    assert sum(weight.numel() for weight in model.parameters()) == published
+
+
+def test_parameters_of_image_reward():
+    """Its checkpoint has 1.79 GB in float32."""
+    with torch.device("meta"):
+        model = BlipReward(Sizes(), torch.float32)
+    assert sum(weight.nbytes for weight in model.parameters()) == pytest.approx(1.79e9, rel=0.01)
+
+
+def test_patches_are_those_of_the_image_processor():
+    image = torch.rand(1, 3, 56, 56)
+    processor = Qwen2VLImageProcessor(do_resize=False, do_rescale=False, do_normalize=False)
+    expected = processor(images=[image[0].numpy()], return_tensors="pt", input_data_format="channels_first")
+    torch.testing.assert_close(patches(image, 14, 2, 2), expected["pixel_values"])
+
+
+@pytest.mark.parametrize("reward", [ClipReward, BlipReward, QwenReward])
+def test_gradients_of_other_rewards_reach_the_latent(reward):
+    torch.manual_seed(0)
+    model = DecodedReward(build_decoder(MINIATURE, torch.float32), reward(MINIATURE, torch.float32))
+    model.eval().requires_grad_(False)
+    latents = torch.randn(2, 16, 8, 8)
+    assert model(latents).shape == (2,)
+    found = gradient(Contender(model, model), latents)
+    assert found.shape == latents.shape
+    assert found.isfinite().all()
+    assert found.flatten(1).any(dim=1).all()
+
+
+def test_claims_by_hand():
+    def cost(flops, weights, kept):
+        return {"forward": {"flops": flops}, "weight_bytes": weights, "gradient": {"kept_bytes": kept}}
+
+    rewards = {measure_cost.DINA: cost(3, 1, 1), measure_cost.HPSV3: cost(12, 4, 4)}
+    flops, memory = claims(rewards, cost(0, 3, 1))
+    assert flops["found"] == {"with decoding": 0.75}
+    assert memory["found"] == {"reward alone": 0.75, "reward and generator": 0.5}
+
+
+@pytest.fixture
+def command():
+    app = typer.Typer()
+    app.command()(measure_cost.main)
+    return lambda *arguments: CliRunner().invoke(app, list(arguments))
+
+
+@pytest.mark.slow
+def test_all_rewards_on_a_cpu(tmp_path, command):
+    out = tmp_path / "cost.json"
+    ran = command("--device", "cpu", "--batch-size", "2", "--others", "--rounds", "2", "--out", str(out))
+    assert ran.exit_code == 0, ran.output
+    result = json.loads(out.read_text())
     assert set(result["seconds"]) == set(result["flops"]) == set(result["peak_bytes"])
     assert result["seconds"]["reward, 3 levels x 4 draws"] > result["seconds"]["reward, 1 level"] > 0
+    expected = {
+        "DiNa-LRM, 1 level",
+        "DiNa-LRM, 3 levels",
+        "PickScore, HPSv2",
+        "ImageReward",
+        "HPSv3",
+        "decoding alone",
+    }
+    assert set(result["rewards"]) == expected
+    for name, reward in result["rewards"].items():
+        for kind in ("forward", "gradient"):
+            assert reward[kind]["images_per_second"] == pytest.approx(2 / reward[kind]["seconds"])
+            assert reward[kind]["peak_bytes"] >= 0
+            assert name in ran.output
+        assert reward["gradient"]["flops"] > reward["forward"]["flops"] > 0
+        assert reward["gradient"]["kept_bytes"] > 0
+    # Miniatures of the others are held against no claim.
+    assert "claims" not in result
 
 
-def test_command_writes_json(tmp_path):
-    app = measure_cost.typer.Typer()
-    app.command()(measure_cost.main)
+def test_command_writes_what_repeats_it(tmp_path, command):
     out = tmp_path / "cost.json"
-    result = CliRunner().invoke(app, ["--preset", "small", "--out", str(out)])
+    result = command("--preset", "small", "--out", str(out))
     assert result.exit_code == 0, result.output
-    assert json.loads(out.read_text())["device"] == "meta"
-    assert CliRunner().invoke(app, ["--resolution", "65"]).exit_code == 2
-    assert CliRunner().invoke(app, ["--dtype", "int8"]).exit_code == 2
+    written = json.loads(out.read_text())
+    assert written["device"] == "meta"
+    repeated = command(*written["command"].split()[3:], "--out", str(tmp_path / "again.json"))
+    assert repeated.exit_code == 0, repeated.output
+    assert (tmp_path / "again.json").read_text() == out.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--resolution", "65"], "resolution"),
+        (["--resolution", "-16"], "resolution"),
+        (["--dtype", "int8"], "dtype"),
+        (["--out", "nowhere/cost.json"], "out"),
+        (["--out", "cost.txt"], "out"),
+    ],
+)
+def test_rude_arguments(command, arguments, named):
+    result = command(*arguments)
+    assert result.exit_code == 2
+    assert f"{named}: expected" in " ".join(result.output.split())

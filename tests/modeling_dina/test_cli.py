@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from transformers import AutoModel
 from typer.testing import CliRunner
 
 from modeling_dina.cli import app
+from tests.processes import kill_after_lines
 
 PARITY = Path(__file__).parents[1] / "parity"
 COMMAND = [sys.executable, "-c", "from modeling_dina.cli import app; app()"]
@@ -314,16 +314,8 @@ def test_manifest_outlives_a_kill(run, files, folder, tmp_path):
     manifest, out = long_manifest(tmp_path, files), tmp_path / "out.csv"
     journal = tmp_path / "out.csv.partial"
     arguments = ["rank", "--manifest", manifest, "--out", out, "--model", folder, "--batch-size", 2, "--draws", 4]
-    process = subprocess.Popen([*COMMAND, *map(str, arguments)], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not (journal.exists() and journal.read_bytes().count(b"\n") > 4):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    done = kill_after_lines([*COMMAND, *map(str, arguments)], journal, lines=4)
     assert not out.exists()
-    done = journal.read_bytes()
     kept = done[: done.rfind(b"\n") + 1]
     assert 4 < kept.count(b"\n") < 81
     with journal.open("ab") as file:

@@ -15,9 +15,10 @@ from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from transformers import set_seed
 
 from modeling_dina import DinaRewardModel
+from training.train_reward import TERMINATED
 from training.world.autoencoder import build_autoencoder
 from training.world.generator import build_generator
-from training.world.preferences import Groups, generated_groups, rendered_groups
+from training.world.preferences import generated_groups, rendered_groups
 from training.world.report import write_report
 from training.world.reward import train_reward
 
@@ -31,7 +32,7 @@ def build(
     def amount(pictures: int) -> int:
         return max(64, round(pictures * scale))
 
-    pipeline_dir, reward_dir = out / "pipeline", out / "reward"
+    pipeline_dir, reward_dir = out / "pipeline", out / "reward_training" / "model"
     if (pipeline_dir / "vae" / "config.json").exists():
         vae = AutoencoderKL.from_pretrained(pipeline_dir, subfolder="vae")
     else:
@@ -52,18 +53,14 @@ def build(
         "generated": generated_groups(out / "test_generated", pipeline, groups=amount(250), seed=22),
     }
     validation = rendered_groups(out / "validation", pipeline.vae, groups=256, seed=23)
-    if (reward_dir / "config.json").exists():
-        model = DinaRewardModel.from_pretrained(reward_dir)
-    else:
-        set_seed(2)
-        model = train_reward(out, pipeline, _joined(rendered, generated), validation, epochs=6)
+    if (
+        not (reward_dir / "config.json").exists()
+        and train_reward(out, {"rendered": rendered, "generated": generated}, validation) is None
+    ):
+        raise typer.Exit(TERMINATED)
+    model = DinaRewardModel.from_pretrained(reward_dir)
     pack(pipeline, model, out / "model")
     write_report(out, pipeline, model.to(pipeline.device).eval(), tests)
-
-
-def _joined(first: Groups, second: Groups) -> Groups:
-    tensors = {name: torch.cat([values, second[0][name]]) for name, values in first[0].items()}
-    return tensors, first[1] + second[1]
 
 
 def pack(pipeline: StableDiffusion3Pipeline, model: DinaRewardModel, directory: Path) -> None:

@@ -13,6 +13,9 @@ from training.world.text import MAX_LENGTH
 from training.world.utility import true_utility
 
 GROUP_SIZE = 4
+ANNOTATORS = 9  # votes on each pair
+# Both pictures of every pair of a group.
+FIRST, SECOND = (index.tolist() for index in np.triu_indices(GROUP_SIZE, 1))
 # {"latents": float16 [G, 4, 16, 8, 8], "utilities": float32 [G, 4]} and G captions.
 Groups = tuple[dict[str, torch.Tensor], list[str]]
 

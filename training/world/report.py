@@ -1,4 +1,4 @@
-"""Measure a finished build of the small world: a JSON of numbers, two figures and the README of the model's folder."""
+"""Measure a finished build of the small world: a JSON of numbers and two figures, of which its model card is made."""
 
 import json
 from pathlib import Path
@@ -10,10 +10,8 @@ import matplotlib.pyplot as plt
 from diffusers import StableDiffusion3Pipeline
 
 from modeling_dina import DinaRewardModel
-from training.world.annotators import IMPRESSION_NOISE
+from training.world.agreement import group_scores, pairwise_accuracy
 from training.world.preferences import Groups, decode, sample_latents
-from training.world.reward import group_scores, pairwise_accuracy
-from training.world.text import MAX_LENGTH
 
 LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 CAPTIONS = (
@@ -32,7 +30,7 @@ INK, ACCENT, SOFT = "#1f2937", "#2563eb", "#9ca3af"
 def write_report(
     directory: Path, pipeline: StableDiffusion3Pipeline, model: DinaRewardModel, tests: dict[str, Groups]
 ) -> None:
-    """Write `report.json`, and `README.md` with its figures, beside the weights in `model/`.
+    """Write `report.json` and its figures beside the weights in `model/`.
 
     Args:
         directory: of the build.
@@ -46,7 +44,6 @@ def write_report(
     (folder / "report.json").write_text(json.dumps(report | {"learning_curve": curve}, indent=2) + "\n")
     draw_pictures(pipeline, folder / "pictures.webp")
     draw_accuracy(report["seen"], curve, folder / "accuracy.png")
-    (folder / "README.md").write_text(readme(report, curve, list(model.config.default_sigmas)))
 
 
 def measure(model: DinaRewardModel, pipeline: StableDiffusion3Pipeline, groups: Groups) -> dict:
@@ -113,51 +110,3 @@ def draw_accuracy(measured: dict, curve: list[dict], path: Path) -> None:
         axis.grid(alpha=0.2)
     figure.savefig(path, dpi=110)
     plt.close(figure)
-
-
-def readme(report: dict, curve: list[dict], sigmas: list[float]) -> str:
-    """The README of the model's folder, every number of it from the report."""
-
-    def row(label: str, values: list[dict[str, float]]) -> str:
-        return f"| {label} | " + " | ".join(f"{v['accuracy']:.3f} ± {v['standard_error']:.3f}" for v in values) + " |"
-
-    sets = [report["seen"], report["held_out"], report["generated"]]
-    ensembles = "\n".join(row(name, [s["ensembles"][name] for s in sets]) for name in sets[0]["ensembles"])
-    best = " | ".join(f"{s['wrong_caption']['best']:.3f}" for s in sets)
-    ratio = " | ".join(f"{s['ensembles']['features, 4 draws']['ratio']:.3f}" for s in sets)
-    return f"""# The embedded default: DiNa-LRM of the small world
-
-A reward model, and the generator it judges, for 64 x 64 scenes of coloured shapes ("a large red circle left of a small
-blue square"). It knows nothing else: six colours, four shapes, two sizes, four relations, up to three shapes. It is
-here so that everything in this package runs at once, and so that tests can compare with a truth that is known.
-
-- `AutoModel.from_pretrained(folder, trust_remote_code=True)` is the reward model.
-- `StableDiffusion3Pipeline.from_pretrained(folder)` is the generator; call it with `height=64, width=64,
-  max_sequence_length={MAX_LENGTH}`.
-
-![Two attempts of the generator for each of eight captions](pictures.webp)
-
-## How often it agrees with an annotator
-
-Share of pairs on which the model's order is a fresh annotator's, in expectation over that annotator's noise (normal,
-standard deviation {IMPRESSION_NOISE} in utility for each picture), ± its standard error over captions. There are
-{sets[0]["groups"]}, {sets[1]["groups"]} and {sets[2]["groups"]} captions with four pictures each, in all six pairs.
-
-| | seen combinations | held-out combinations | generated pictures |
-|---|---|---|---|
-| best reachable (Bayes) | {best} |
-{ensembles}
-{row("under another group's caption", [s["wrong_caption"] for s in sets])}
-| ensemble over best reachable | {ratio} |
-
-The last row is for features, 4 draws. Noise levels of the ensembles are {", ".join(map(str, sigmas))}. Held-out
-captions ask for a colour and shape that never met in training.
-
-![Accuracy against noise level, and against training step](accuracy.png)
-
-## How it was made
-
-`python -m training.world.build --out DIR`. The reward was trained for {curve[-1]["step"]} steps. The learning curve is
-the ensemble's on 256 validation groups, at the noise levels {", ".join(map(str, curve[-1]["sigmas"]))}. Every number
-here is in `report.json`. Annotators, utility and pictures are defined in `training/world/`. Apache-2.0.
-"""

@@ -29,7 +29,10 @@ def test_build_in_miniature(tmp_path):
     for path in model.rglob("*.json"):
         assert str(tmp_path) not in path.read_text(), f"{path.name} names the place it was built in"
 
-    trained = [tmp_path / "pipeline" / "model_index.json", tmp_path / "reward" / "model.safetensors"]
+    trained = [
+        tmp_path / "pipeline" / "model_index.json",
+        tmp_path / "reward_training" / "model" / "model.safetensors",
+    ]
     times = [path.stat().st_mtime_ns for path in trained]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     assert [path.stat().st_mtime_ns for path in trained] == times

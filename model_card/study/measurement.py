@@ -1,0 +1,392 @@
+"""What is measured of a trained row: its rewards on pictures whose true utility is known, and all that follows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from scipy.special import entr
+from torch import nn
+
+from model_card.benchmarks.preference_set import Pairs
+from model_card.calibration import Calibration, fit_calibration
+from model_card.preference_statistics import calibration_error
+from model_card.rewards import Rewards
+from model_card.study.rows import Decoder, PixelBackbone, Row
+from modeling_dina import DinaRewardModel
+from modeling_dina.noising_dina import shared_noise
+from modeling_dina.thurstone_dina import pair_statistics, precision_weights
+from training.reward.evaluation import Encoder
+from training.world.annotators import true_preference
+from training.world.data import candidates, to_tensor
+from training.world.preferences import FIRST, GROUP_SIZE, SECOND, rendered_groups
+from training.world.scenes import sample_description
+
+# In the order in which an ensemble takes them; the first three are those of the embedded default.
+LEVELS = (0.1, 0.2, 0.4, 0.6, 0.8)
+SWEEP = tuple(level / 10 for level in range(11))
+ENSEMBLE_LEVELS, ENSEMBLE_DRAWS, MOST_DRAWS = 3, 4, 16
+DRAWS = (1, 2, 4, 8, 16)
+BINS = 10
+QUINTILES = 5
+GROUPS_A_BATCH = 32
+
+
+class Reading(NamedTuple):
+    """How a row's rewards are read: on what, at how many of which levels, with how many draws, in which mode."""
+
+    mode: str
+    levels: int = ENSEMBLE_LEVELS
+    draws: int = ENSEMBLE_DRAWS
+    of: str = "noisy latents"
+
+
+READINGS = {
+    "one level": Reading("mean", levels=1, draws=1),
+    "features": Reading("features"),
+    "mean": Reading("mean"),
+    "precision": Reading("precision"),
+    "clean": Reading("mean", levels=1, draws=1, of="latents"),
+    "decoded": Reading("mean", levels=1, draws=1, of="latents"),
+    "pictures": Reading("mean", levels=1, draws=1, of="pictures"),
+}
+
+
+@dataclass(frozen=True)
+class WorldSet:
+    """
+    Groups of four pictures under one caption, with their true utility.
+
+    Attributes:
+        latents: [G, 4, C, H, W].
+        prompts: G of them.
+        utilities: [G, 4].
+        seed, held_out: that `rendered_groups` drew them with.
+    """
+
+    latents: torch.Tensor
+    prompts: list[str]
+    utilities: np.ndarray
+    seed: int
+    held_out: bool
+
+    @classmethod
+    def draw(cls, directory: Path, vae: AutoencoderKL, *, groups: int, seed: int, held_out: bool) -> "WorldSet":
+        """Draw the groups, or read what is in `directory` of them."""
+        tensors, prompts = rendered_groups(directory, vae, groups=groups, seed=seed, held_out=held_out)
+        return cls(tensors["latents"], prompts, tensors["utilities"].double().numpy(), seed, held_out)
+
+    @cached_property
+    def pictures(self) -> torch.Tensor:
+        """The pictures that were encoded, [G, 4, 3, 64, 64] in [-1, 1], float16."""
+        drawn = []
+        for index in range(len(self.prompts)):
+            rng = np.random.default_rng((self.seed, index))  # as `rendered_groups` draws
+            pictures = candidates(sample_description(rng, self.held_out), GROUP_SIZE, rng)
+            drawn.append(torch.stack([to_tensor(picture) for picture in pictures]).half())
+        return torch.stack(drawn)
+
+    @cached_property
+    def pairs(self) -> Pairs:
+        """All pairs within groups, group by group; the target is the probability that an annotator prefers the
+        first."""
+        groups = np.arange(len(self.prompts))
+        first, second = (GROUP_SIZE * groups[:, None] + np.array(places) for places in (FIRST, SECOND))
+        preference = true_preference(self.utilities[:, FIRST], self.utilities[:, SECOND]).ravel()
+        return Pairs(
+            cluster=groups.repeat(len(FIRST)),
+            a=first.ravel(),
+            b=second.ravel(),
+            label=preference,
+            target=preference,
+            category=np.full(preference.shape, ""),
+        )
+
+
+@dataclass(frozen=True)
+class Read:
+    """
+    Rewards of all I images of a set.
+
+    Attributes:
+        levels: [K, N, I], at K noise levels with N draws.
+        together: [K, N, I], of the features of the first k levels read at once.
+        variance: [K], the likelihood's; None for rewards under Bradley and Terry's law.
+    """
+
+    levels: np.ndarray
+    together: np.ndarray
+    variance: np.ndarray | None
+
+    def rewards(self, mode: str, levels: int, draws: int) -> Rewards:
+        """Those of the ensemble of the first `levels` with the first `draws`."""
+        variance = None if self.variance is None else self.variance[:levels]
+        if mode == "features":
+            mean = None if variance is None else variance.mean(keepdims=True)
+            return Rewards(self.together[[levels - 1], :draws], np.ones(1), mean)
+        weights = np.full(levels, 1 / levels)
+        if mode == "precision":
+            weights = precision_weights(torch.from_numpy(variance)).numpy()
+        return Rewards(self.levels[:levels, :draws], weights, variance)
+
+
+@torch.no_grad()
+def read_rewards(
+    model: DinaRewardModel,
+    encode: Encoder,
+    images: torch.Tensor,
+    prompts: Sequence[str],
+    sigmas: Sequence[float],
+    draws: int,
+    *,
+    thurstone: bool,
+) -> Read:
+    """
+    The rewards of groups at every level, draw by draw, with one pass of the backbone for all ways to combine them.
+
+    Args:
+        model: in evaluation mode.
+        encode: prompts to what the model reads of them.
+        images: [G, 4, ...], latents or what else the model takes for them.
+        prompts: G of them.
+        sigmas: K noise levels.
+        draws: N of the noise.
+        thurstone: whether the rewards follow Thurstone's law.
+    """
+    path = model.noise_path
+    sigma = path.snap(torch.tensor(sigmas)).to(model.device)
+    noise = shared_noise(images.shape[2:], draws).to(model.device)
+    levels, together = [], []
+    for start in range(0, len(prompts), GROUPS_A_BATCH):
+        rows = slice(start, start + GROUPS_A_BATCH)
+        clean = images[rows].flatten(0, 1).float().to(model.device)
+        conditioning = [each.repeat_interleave(GROUP_SIZE, dim=0) for each in encode(list(prompts[rows]))]
+        for draw in noise:
+            features = [
+                model.backbone(
+                    path.add_noise(clean, draw, level), path.timestep(level.expand(len(clean))), *conditioning
+                )
+                for level in sigma
+            ]
+            alone = [model.head([each]) for each in features]
+            levels.append(torch.stack(alone))
+            together.append(torch.stack([alone[0], *(model.head(features[:k]) for k in range(2, len(features) + 1))]))
+
+    def collect(parts: list[torch.Tensor]) -> np.ndarray:
+        batches = [torch.stack(parts[start : start + draws], dim=1) for start in range(0, len(parts), draws)]
+        return torch.cat(batches, dim=-1).double().cpu().numpy()
+
+    variance = model.variance(sigma).double().cpu().numpy() if thurstone else None
+    return Read(collect(levels), collect(together), variance)
+
+
+def measure_row(
+    row: Row, model: DinaRewardModel, encode: Encoder, sets: dict[str, WorldSet], vae: AutoencoderKL
+) -> dict:
+    """
+    What is measured of every row.
+
+    Args:
+        row: that the model is of.
+        model: in evaluation mode.
+        encode: how it is given prompts.
+        vae: through whose decoder a model of pictures reads latents.
+        sets: by name; "seen" is measured at every noise level too.
+
+    Returns:
+        "levels": at each of `SWEEP`, on "seen"; "readings": for each of the row's readings, by set, what `measure`
+        returns with its "reliability".
+    """
+
+    if isinstance(model.backbone, PixelBackbone):
+        model.backbone.picture = Decoder(vae)
+
+    def read(images: torch.Tensor, world: WorldSet, sigmas: Sequence[float], draws: int) -> Read:
+        return read_rewards(model, encode, images, world.prompts, sigmas, draws, thurstone=row.thurstone)
+
+    seen = sets["seen"]
+    sweep = [
+        {"sigma": sigma}
+        | means(measure(read(seen.latents, seen, [sigma], 1).rewards("mean", levels=1, draws=1), seen.pairs))
+        for sigma in SWEEP
+    ]
+    readings: dict[str, dict] = {name: {} for name in row.readings}
+    for of in dict.fromkeys(READINGS[name].of for name in row.readings):
+        is_noisy, is_picture = of == "noisy latents", of == "pictures"
+        if is_picture:
+            model.backbone.picture = nn.Identity()
+        for set_name, world in sets.items():
+            images = world.pictures if is_picture else world.latents
+            sigmas, draws = (LEVELS[:ENSEMBLE_LEVELS], ENSEMBLE_DRAWS) if is_noisy else ([0.0], 1)
+            of_set = read(images, world, sigmas, draws)
+            for name in row.readings:
+                reading = READINGS[name]
+                if reading.of == of:
+                    rewards = of_set.rewards(reading.mode, reading.levels, reading.draws)
+                    probability = np.exp(rewards.log_probabilities(world.pairs)[0])
+                    readings[name][set_name] = measure(rewards, world.pairs) | {
+                        "reliability": bins(probability, world.pairs.target)
+                    }
+    return {"levels": sweep, "readings": readings}
+
+
+def measure_ensemble(model: DinaRewardModel, encode: Encoder, world: WorldSet) -> dict:
+    """What is measured of DiNa alone, with `MOST_DRAWS` draws at all of `LEVELS`; see `analyze`."""
+    read = read_rewards(model, encode, world.latents, world.prompts, LEVELS, MOST_DRAWS, thurstone=True)
+    return analyze(read, world.pairs)
+
+
+def analyze(read: Read, pairs: Pairs) -> dict:
+    """What more draws and levels are worth, how variance and disagreement relate to errors, and the win probability
+    where the true one is known."""
+    readings = {name: read.rewards(*READINGS[name][:3]) for name in ("one level", "features")}
+    return {
+        "scaling": scaling(read, pairs),
+        "variances": level_variances(read, pairs),
+        "disagreement": quintiles(read.rewards("mean", ENSEMBLE_LEVELS, ENSEMBLE_DRAWS), pairs),
+        "win_probability": {
+            name: bins(pairs.target, np.exp(rewards.log_probabilities(pairs)[0])) for name, rewards in readings.items()
+        },
+    }
+
+
+def measure(rewards: Rewards, pairs: Pairs) -> dict:
+    """Agreement with a fresh annotator and log-likelihood of its vote, in expectation, for each group; and the
+    calibration error."""
+    log_win, log_loss = rewards.log_probabilities(pairs)
+    likelihood = pairs.target * log_win + (1 - pairs.target) * log_loss
+    return {
+        "accuracy": by_group(agreement(rewards, pairs)),
+        "log_likelihood": by_group(likelihood),
+        "calibration_error": calibration_error(np.exp(log_win), pairs.target),
+    }
+
+
+def best_reachable(pairs: Pairs) -> dict[str, list[float]]:
+    """What `measure` would return of the true utilities."""
+    preference = pairs.target
+    return {
+        "accuracy": by_group(np.maximum(preference, 1 - preference)),
+        "log_likelihood": by_group(-entr(preference) - entr(1 - preference)),
+    }
+
+
+def agreement(rewards: Rewards, pairs: Pairs) -> np.ndarray:
+    """Probability [N] that a fresh annotator shares the choice; one half where rewards are equal, as they are where
+    nothing but noise is left of the images."""
+    return 0.5 + (pairs.target - 0.5) * np.sign(rewards.difference(pairs))
+
+
+def by_group(values: np.ndarray) -> list[float]:
+    """The mean over the pairs of each group, [G], to six digits."""
+    return values.reshape(-1, len(FIRST)).mean(axis=1).round(6).tolist()
+
+
+def means(measured: dict) -> dict[str, float]:
+    """What `measure` returns with means over groups."""
+    return {name: float(np.mean(values)) for name, values in measured.items()}
+
+
+def bins(by: np.ndarray, values: np.ndarray) -> list[dict]:
+    """
+    `values` [N] where `by` [N], in [0, 1], falls into each of ten bins of equal width.
+
+    Returns:
+        For each bin the number of pairs, the means of both, and the 10th and 90th percentile of `values`; None where
+        it is empty.
+    """
+    index = np.minimum((by * BINS).astype(int), BINS - 1)
+    found = []
+    for place in range(BINS):
+        inside = index == place
+        count = int(inside.sum())
+        numbers = [by[inside].mean(), values[inside].mean(), *np.percentile(values[inside], [10, 90])] if count else []
+        names = ("by", "mean", "low", "high")
+        found.append({"pairs": count, **dict.fromkeys(names), **dict(zip(names, map(float, numbers), strict=False))})
+    return found
+
+
+def votes_variance(rewards: Rewards, pairs: Pairs) -> float | None:
+    """The variance of one reward under which annotators' votes are likeliest; None where it would be infinite or
+    nothing."""
+    try:
+        temperature = fit_calibration(rewards, pairs, Calibration(1.0, 0.0, 1.0)).temperature
+    except ValueError:
+        return None
+    return float(temperature**2 * rewards.variance[0])
+
+
+def level_variances(read: Read, pairs: Pairs) -> list[dict]:
+    """
+    At each level, the likelihood's variance of one reward beside those measured: over noise draws of a reward, of half
+    a difference of two under the same noise, and what the votes ask for.
+    """
+    differences = read.levels[..., pairs.a] - read.levels[..., pairs.b]
+    return [
+        {
+            "sigma": LEVELS[k],
+            "likelihood": float(read.variance[k]),
+            "draws": float(read.levels[k].var(axis=0, ddof=1).mean()),
+            "draws_of_differences": float(differences[k].var(axis=0, ddof=1).mean() / 2),
+            "votes": votes_variance(Rewards(read.levels[[k], :1], np.ones(1), read.variance[[k]]), pairs),
+        }
+        for k in range(len(LEVELS))
+    ]
+
+
+def quintiles(rewards: Rewards, pairs: Pairs) -> dict:
+    """
+    Errors by how much the ensemble's samples disagree about a pair (`PairStatistics.disagreement`).
+
+    Returns:
+        "quintiles", from the least disagreement to the most: its mean, the error rate against a fresh annotator, and
+        the part of it that is "avoidable", which an annotator's noise does not explain; "rise" and "avoidable_rise",
+        last quintile less first, as contributions of each group, whose mean they are.
+    """
+    samples = (torch.from_numpy(rewards.samples[..., side]) for side in (pairs.a, pairs.b))
+    variance, weights = torch.from_numpy(rewards.variance), torch.from_numpy(rewards.weights)
+    disagreement = pair_statistics(*samples, variance, weights).disagreement.numpy()
+    error = 1 - agreement(rewards, pairs)
+    avoidable = error - np.minimum(pairs.target, 1 - pairs.target)
+    fifths = np.array_split(np.argsort(disagreement, kind="stable"), QUINTILES)
+    rise = np.zeros(len(pairs))  # its mean over all pairs is the difference of the two quintiles' means
+    rise[fifths[-1]] = len(pairs) / len(fifths[-1])
+    rise[fifths[0]] = -len(pairs) / len(fifths[0])
+    return {
+        "quintiles": [
+            {
+                "disagreement": float(disagreement[fifth].mean()),
+                "error": float(error[fifth].mean()),
+                "avoidable": float(avoidable[fifth].mean()),
+            }
+            for fifth in fifths
+        ],
+        "rise": by_group(rise * error),
+        "avoidable_rise": by_group(rise * avoidable),
+    }
+
+
+def scaling(read: Read, pairs: Pairs) -> dict[str, dict[str, list[dict]]]:
+    """Accuracy, log-likelihood and calibration error against the number of draws and against that of levels."""
+    modes = ("features", "mean", "precision")
+    one_level = [{"draws": n, **means(measure(read.rewards("mean", 1, n), pairs))} for n in DRAWS]
+    return {
+        "draws": {
+            "one level": one_level,
+            **{
+                mode: [{"draws": n, **means(measure(read.rewards(mode, ENSEMBLE_LEVELS, n), pairs))} for n in DRAWS]
+                for mode in modes
+            },
+        },
+        "levels": {
+            mode: [
+                {"levels": k, **means(measure(read.rewards(mode, k, ENSEMBLE_DRAWS), pairs))}
+                for k in range(1, len(LEVELS) + 1)
+            ]
+            for mode in modes
+        },
+    }

@@ -1,0 +1,263 @@
+"""The method's claims, where the truth is known: `python -m model_card.world_study --out DIR`.
+
+Every row is trained and measured on the same pictures of the small world, with several seeds, one after another; an
+interrupted study goes on where it stopped. The results are `results.json`, `study.md` and its figures.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from datasets import Dataset
+from diffusers import StableDiffusion3Pipeline
+
+from model_card.cost_counters import count_flops, measure_seconds
+from model_card.evaluate_preferences import LIBRARIES, write_json
+from model_card.rewards import shown, weights_hash
+from model_card.study.answers import answer
+from model_card.study.figures import draw_figures
+from model_card.study.measurement import (
+    ENSEMBLE_DRAWS,
+    ENSEMBLE_LEVELS,
+    LEVELS,
+    READINGS,
+    WorldSet,
+    best_reachable,
+    measure_ensemble,
+    measure_row,
+)
+from model_card.study.rows import ROWS, Decoder, build_row, read_arguments, show_pictures, train_row
+from model_card.study.summary import summarize
+from model_card.study.table import write_study
+from modeling_dina.cli import EMBEDDED_MODEL
+from training.reward.data import load_pairs
+from training.world.latents import load_shards
+from training.world.pairs import write_rendered_pairs
+from training.world.reward import CONFIG
+
+# Of the study alone: no picture that the embedded default has learnt from, or is measured on, was drawn with them.
+TRAIN_SEED, TEST_SEEDS = 50, {"seen": 51, "held_out": 52}
+
+
+@dataclass(frozen=True)
+class Size:
+    """
+    How much of everything. Unscaled, the study should take about three hours on two cores: a step with 64 pairs takes
+    0.4 seconds there (half of it with a frozen backbone), which for 750 steps of nine rows and three seeds is two
+    hours; measuring a seed's rows on 400 captions takes a quarter of an hour, and drawing all pictures five minutes.
+
+    Attributes:
+        steps: of each training.
+        train_groups, test_groups: captions with four pictures each, to train on and in each test set.
+        rounds: of the measurement of seconds.
+    """
+
+    steps: int = 750
+    train_groups: int = 4000
+    test_groups: int = 400
+    rounds: int = 50
+
+    def scaled(self, factor: float) -> "Size":
+        """All of it times `factor`, but enough to run."""
+        least = {"steps": 2, "train_groups": 12, "test_groups": 6, "rounds": 1}
+        return Size(**{name: max(least[name], round(factor * number)) for name, number in asdict(self).items()})
+
+
+class Material:
+    """
+    What all rows share: the pipeline, the pairs to train on, and the sets to measure on.
+
+    Args:
+        data: folder that pictures and latents are kept in.
+        pipeline_dir: diffusers pipeline of the small world.
+        size: of the study.
+    """
+
+    def __init__(self, data: Path, pipeline_dir: str, size: Size) -> None:
+        self.pipeline = StableDiffusion3Pipeline.from_pretrained(pipeline_dir, transformer=None, dtype=torch.float32)
+        self.pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+        self.pipeline.vae.requires_grad_(False)
+        self.pipeline_dir, self.train = pipeline_dir, data / "train"
+        write_rendered_pairs(self.train, pipeline_dir, groups=size.train_groups, seed=TRAIN_SEED)
+        self.pairs = load_pairs([self.train])
+        self.sets = {
+            name: WorldSet.draw(
+                data / name, self.pipeline.vae, groups=size.test_groups, seed=seed, held_out=name == "held_out"
+            )
+            for name, seed in TEST_SEEDS.items()
+        }
+
+    @cached_property
+    def decoded_pairs(self) -> Dataset:
+        """The pairs for a model of pictures."""
+        tensors, _ = load_shards(sorted((self.train / "groups").glob("*.safetensors")))
+        return show_pictures(self.pairs, tensors["latents"], self.pipeline)
+
+
+def run_row(name: str, seed: int, material: Material, size: Size, folder: Path) -> dict:
+    """
+    Train and measure a row.
+
+    Args:
+        name: of `ROWS`.
+        seed: of the fresh weights, the order of the pairs and the noise.
+        material: to train and to measure on.
+        size: of the study.
+        folder: for the training; it is emptied at the end.
+    """
+    row, start = ROWS[name], time.monotonic()
+    arguments, args = read_arguments(
+        material.pipeline_dir,
+        row,
+        output_dir=folder,
+        max_steps=size.steps,
+        warmup_steps=size.steps // 10,
+        logging_steps=max(1, size.steps // 10),
+        eval_strategy="no",
+        save_steps=max(1, size.steps // 3),
+        save_total_limit=1,
+        ema_decay=0,
+        seed=seed,
+    )
+    pairs = material.decoded_pairs if row.sees_pictures else material.pairs
+    model, encode = train_row(row, arguments, args, material.pipeline, pairs)
+    trained = time.monotonic()
+    measured = measure_row(row, model, encode, material.sets, material.pipeline.vae)
+    if name == "dina":
+        measured["ensemble"] = measure_ensemble(model, encode, material.sets["seen"])
+    shutil.rmtree(folder, ignore_errors=True)
+    return {"seconds": {"training": trained - start, "measurement": time.monotonic() - trained}, **measured}
+
+
+@torch.no_grad()
+def measure_costs(material: Material, rounds: int) -> dict[str, dict[str, dict]]:
+    """FLOPs and seconds of a comparison of two images, from the text on, by the row that has the cost and reading."""
+    kinds = dict.fromkeys((row.cost, name) for row in ROWS.values() for name in row.readings)
+    cases = {(row, name): comparison(row, name, material) for row, name in kinds}
+    seconds = measure_seconds(cases, material.pipeline.device.type, rounds)
+    costs: dict[str, dict[str, dict]] = {}
+    for (row, name), case in cases.items():
+        costs.setdefault(row, {})[name] = {"flops": count_flops(case), "seconds": seconds[row, name]}
+    return costs
+
+
+def comparison(row: str, name: str, material: Material) -> Callable[[], object]:
+    """A comparison of two images as a row's reading makes it, with untrained weights: they do not change its cost."""
+    reading, seen, vae = READINGS[name], material.sets["seen"], material.pipeline.vae
+    arguments, _ = read_arguments(material.pipeline_dir, ROWS[row], output_dir=material.train)
+    objective, encode = build_row(ROWS[row], arguments, material.pipeline)
+    model = objective.model.eval().requires_grad_(False).to(material.pipeline.device)
+    if name == "decoded":
+        model.backbone.picture = Decoder(vae)
+    images = (seen.pictures if reading.of == "pictures" else seen.latents)[0, :2].float().to(model.device)
+    sigmas = LEVELS[: reading.levels] if reading.of == "noisy latents" else [0.0]
+
+    def compare():
+        conditioning = [each.repeat_interleave(2, dim=0) for each in encode(seen.prompts[:1])]
+        return model.reward(images, *conditioning, sigmas=sigmas, num_draws=reading.draws, mode=reading.mode)
+
+    return compare
+
+
+def keep(path: Path, make: Callable[[], dict]) -> dict:
+    """What is in a JSON file; if there is none, what is made for it."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, make())
+    return json.loads(path.read_text())
+
+
+def study(out: Path, pipeline_dir: str, size: Size, seeds: int, tell: Callable[[str], None]) -> dict:
+    """
+    Train and measure every row that `out` has no result of yet, and write what all of them say.
+
+    Args:
+        out: folder of the study.
+        pipeline_dir: diffusers pipeline of the small world.
+        size: see `Size`.
+        seeds: trainings of each row.
+        tell: called with what is about to be done.
+
+    Raises:
+        ValueError: `out` is of a study with other settings.
+        OSError: there is no such pipeline.
+    """
+    folder = Path(pipeline_dir)
+    settings = {
+        "pipeline": {part: weights_hash(folder / part) for part in ("transformer", "vae", "text_encoder")},
+        "size": asdict(size),
+        "ensemble": {"levels": LEVELS[:ENSEMBLE_LEVELS], "draws": ENSEMBLE_DRAWS},
+        "training": CONFIG.read_text(),
+    }
+    settings = json.loads(json.dumps(settings))
+    found = keep(out / "settings.json", lambda: settings)
+    if found != settings:
+        different = sorted(name for name in settings if found.get(name) != settings[name])
+        raise ValueError(
+            f"out: expected a new folder or one of the same study, got {out}, which differs in {different}"
+        )
+    material = Material(out / "data", pipeline_dir, size)
+    measured: dict[str, list[dict]] = {name: [] for name in ROWS}
+    # Seed by seed: an interrupted study has at least compared all rows once.
+    for number, (seed, name) in enumerate(product(range(seeds), ROWS), start=1):
+        path = out / "rows" / f"{name}-{seed}.json"
+        tell(f"{number} of {seeds * len(ROWS)}: {ROWS[name].title}, seed {seed}{', done' * path.exists()}")
+        measured[name].append(keep(path, partial(run_row, name, seed, material, size, out / "training" / path.stem)))
+    tell("cost")
+    cost = keep(out / "cost.json", partial(measure_costs, material, size.rounds))
+    best = {name: best_reachable(world.pairs) for name, world in material.sets.items()}
+    results = summarize(measured, best, cost)
+    results = {
+        "settings": settings
+        | {
+            "pipeline": shown(pipeline_dir),
+            "seeds": seeds,
+            "device": device_name(),
+            "libraries": {library: version(library) for library in LIBRARIES},
+        },
+        "seconds": {name: sum(sum(each["seconds"].values()) for each in rows) for name, rows in measured.items()},
+        "answers": answer(results),
+        **results,
+    }
+    write_json(out / "results.json", results)
+    write_study(results, draw_figures(results, out), out / "study.md")
+    return results
+
+
+def device_name() -> str:
+    """What it all ran on."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{torch.get_num_threads()} CPU threads"
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder of the study; an interrupted one goes on.")],
+    pipeline: Annotated[
+        str, typer.Option(help="Diffusers pipeline of the small world whose transformer is the backbone.")
+    ] = EMBEDDED_MODEL,
+    scale: Annotated[float, typer.Option(help="Factor on steps, captions and rounds, for a trial.", min=0.0)] = 1.0,
+    seeds: Annotated[int, typer.Option(help="Trainings of each row; more can be added later.", min=1)] = 3,
+) -> None:
+    """Train and measure every row of the study."""
+    try:
+        results = study(out, pipeline, Size().scaled(scale), seeds, tell=typer.echo)
+    except (ValueError, OSError) as error:
+        raise typer.BadParameter(str(error)) from error
+    for question, words in results["answers"].items():
+        typer.echo(f"\n{question}\n{words}")
+
+
+if __name__ == "__main__":
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(main)
+    app()

@@ -1,0 +1,258 @@
+"""The model card, made of measurements: `python -m model_card.write --model DIR --results FILE … --out README.md`.
+
+Every number comes from a file of results, and the card names the command that made the file.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import torch
+import typer
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import ChoiceLoader, DictLoader, Environment, FileSystemLoader, StrictUndefined
+
+from model_card.rewards import shown, weights_hash
+from modeling_dina import DinaConfig, DinaRewardModel
+from modeling_dina.cli import check_output
+from training import card
+from training.world.annotators import IMPRESSION_NOISE
+
+TEMPLATES = Path(__file__).parent / "templates"
+WORLD_SETS = ("seen", "held_out", "generated")
+# Name, and data set on the Hub.
+BENCHMARKS = {
+    "imagereward": ("ImageReward, test", "THUDM/ImageRewardDB"),
+    "hpdv2": ("HPDv2, test", "ymhao/HPDv2"),
+    "hpdv3": ("HPDv3, test", "MizzenAI/HPDv3"),
+    "pickapic": ("Pick-a-Pic, unique test prompts", "yuvalkirstain/pickapic_v1"),
+    "genai-bench": ("GenAI-Bench, image generation", "TIGER-Lab/GenAI-Bench"),
+    "mj-bench": ("MJ-Bench", "MJ-Bench/MJ-Bench"),
+    "mmrb2": ("MMRB2, text to image", "facebook/MMRB2"),
+    "world": ("The small world, fresh scenes", "small-world"),
+}
+METRICS = {
+    "accuracy": "Accuracy",
+    "brier_score": "Brier score",
+    "expected_calibration_error": "Expected calibration error",
+}
+
+
+class Results(NamedTuple):
+    """What was measured of one model.
+
+    Attributes:
+        preferences: of `model_card.evaluate_preferences`.
+        costs: of `model_card.measure_cost`.
+        world: the report of a build of the small world, or None.
+        commands: what made each file, by its name.
+    """
+
+    preferences: list[dict[str, Any]]
+    costs: list[dict[str, Any]]
+    world: dict[str, Any] | None
+    commands: dict[str, str]
+
+
+def read_results(paths: Sequence[Path], model: Path, config: DinaConfig) -> Results:
+    """
+    Results of a model.
+
+    Args:
+        paths: JSON files, and folders of them; of a folder, those of other models and other measurements are left out.
+        model: folder of the model.
+        config: the model's.
+
+    Raises:
+        ValueError: a file named is none of results, or of those of another model.
+    """
+    files = {path: True for path in paths if not path.is_dir()}
+    files |= {path: False for folder in paths if folder.is_dir() for path in sorted(folder.glob("*.json"))}
+    results = Results([], [], None, {})
+    for path, named in files.items():
+        try:
+            content = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise ValueError(f"results: expected JSON, got {path}: {error}") from error
+        fault = _fault(content, model, config)
+        if fault and named:
+            raise ValueError(f"results: expected {fault}, got {path}")
+        if fault:
+            continue
+        if "benchmark" in content:
+            results.preferences.append(content)
+        elif "preset" in content:
+            results.costs.append(content)
+        else:
+            results = results._replace(world=content)
+        results.commands[shown_file(path)] = command_of(content, shown_file(path))
+    return results
+
+
+def _fault(content: Any, model: Path, config: DinaConfig) -> str | None:
+    """What is expected of results and not so; None if they are this model's."""
+    if not isinstance(content, dict):
+        return "an object"
+    if "benchmark" in content:
+        revision = weights_hash(model)
+        found = content["settings"]["revision"]
+        return None if found == revision else f"results of the weights {revision} rather than {found}"
+    if "preset" in content:
+        counts = parameter_counts(config)
+        return None if content["parameters"] == counts else f"the cost of a model with {counts} parameters"
+    return None if set(WORLD_SETS) <= set(content) else "preferences, a cost or a report of the small world"
+
+
+def parameter_counts(config: DinaConfig) -> dict[str, int]:
+    """Parameters of backbone and head, with a LoRA merged."""
+    with torch.device("meta"):
+        model = DinaRewardModel(DinaConfig(**config.to_diff_dict() | {"lora": None}))
+    return {
+        name: sum(parameter.numel() for parameter in part.parameters())
+        for name, part in (("backbone", model.backbone), ("head", model.head))
+    }
+
+
+def shown_file(path: Path) -> str:
+    """A file as seen from here where it lies below."""
+    return f"{shown(str(path.parent.resolve()))}/{path.name}"
+
+
+def command_of(content: dict[str, Any], file: str) -> str:
+    """The command that a file of results was made by."""
+    if "preset" in content:
+        return f"{content['command']} --out {file}"
+    if "benchmark" not in content:
+        return "python -m training.world.build --out runs/world"
+    settings = content["settings"]
+    options = {"benchmark": content["benchmark"], "model": settings["model"], "data": settings["data"]}
+    options |= {"sigmas": settings["sigmas"] and ",".join(map(str, settings["sigmas"]))}
+    options |= {name: settings[name] for name in ("draws", "mode", "seed", "limit")}
+    given = [f"--{name} {value}" for name, value in options.items() if value is not None]
+    return " ".join(["python -m model_card.evaluate_preferences", *given, f"--out {file}"])
+
+
+def table_rows(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Rows of a benchmark's table: the ensemble, its categories, and each noise level alone."""
+    settings = result["settings"]
+    draws = f"{settings['draws']} draw{'s' * (settings['draws'] > 1)}"
+    levels = len(settings["sigmas"])
+    ensemble = f"ensemble ({settings['mode']}), {levels} levels x {draws}" if levels > 1 else draws
+    return [
+        (f"**{ensemble}**", result),
+        *(result.get("categories") or {}).items(),
+        *((f"noise level {level['sigma']:g} alone, {draws}", level) for level in result["levels"] if levels > 1),
+    ]
+
+
+def eval_results(preferences: list[dict[str, Any]]) -> list[EvalResult]:
+    """A model-index of accuracy and of how good the probabilities are."""
+    return [
+        EvalResult(
+            task_type="preference-prediction",
+            task_name="Preference prediction",
+            dataset_type=BENCHMARKS[result["benchmark"]][1],
+            dataset_name=BENCHMARKS[result["benchmark"]][0],
+            dataset_split="test",
+            dataset_revision=result["settings"]["data_revision"],
+            metric_type=metric,
+            metric_name=name,
+            metric_value=round(result[metric.removeprefix("expected_")], 4),
+        )
+        for result in preferences
+        for metric, name in METRICS.items()
+    ]
+
+
+def render(
+    model: Path, results: Results, config: DinaConfig, repo_id: str | None = None, datasets: Sequence[str] = ()
+) -> ModelCard:
+    """
+    The card.
+
+    Args:
+        model: folder of the model.
+        results: from `read_results`.
+        config: the model's.
+        repo_id: where it will be pushed to, for the title and the example.
+        datasets: Hub ids of what it was trained on; none for the small world.
+
+    Raises:
+        ValueError: there are no results of preferences, or no data set is named.
+    """
+    if not results.preferences:
+        raise ValueError("results: expected those of model_card.evaluate_preferences among them, got none")
+    if not datasets and results.world is None:
+        raise ValueError("dataset: expected the Hub id of what the model was trained on, got none")
+    base, data, licence = card.describe(config)
+    title = "DiNa-LRM of the small world" if results.world else "DiNa-LRM"
+    title = repo_id.partition("/")[2] if repo_id else title
+    metadata = ModelCardData(
+        language="en",
+        datasets=list(datasets) or None,
+        metrics=["accuracy", "brier_score"],
+        model_name=title,
+        eval_results=eval_results(results.preferences),
+        **data,
+    )
+    environment = Environment(
+        loader=ChoiceLoader([DictLoader({"card.md": card.TEMPLATE}), FileSystemLoader(TEMPLATES)]),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "short": lambda value: "" if value is None else f"{value:.3f}",
+        "span": lambda interval: "{:.3f} to {:.3f}".format(*interval) if interval else "",
+        "estimate": lambda measured: f"{measured['accuracy']:.3f} ± {measured['standard_error']:.3f}",
+    }
+    text = environment.get_template("small_world.md" if results.world else "measured.md").render(
+        card_data=metadata.to_yaml(),
+        title=title,
+        config=config,
+        base=base or "its base model",
+        source=repo_id or shown(str(model)),
+        example="two purple stars" if results.world else "what both should show",
+        licence=licence,
+        datasets=datasets,
+        noise=IMPRESSION_NOISE,
+        world=results.world,
+        sets=[results.world[name] for name in WORLD_SETS] if results.world else [],
+        preferences=[
+            {"name": BENCHMARKS[result["benchmark"]][0], "rows": table_rows(result), **result}
+            for result in results.preferences
+        ],
+        costs=results.costs,
+        commands=results.commands,
+    )
+    return ModelCard(text)
+
+
+def main(
+    model: Annotated[Path, typer.Option(help="Folder of the model.")],
+    results: Annotated[
+        list[Path],
+        typer.Option(help="A JSON file of measurements, or a folder of them, of which this model's are read."),
+    ],
+    out: Annotated[Path, typer.Option(help="The card: README.md.")],
+    repo_id: Annotated[str | None, typer.Option(help="owner/name it will have on the Hub.")] = None,
+    dataset: Annotated[
+        list[str] | None, typer.Option(help="Hub id of a data set it was trained on. None for the small world.")
+    ] = None,
+) -> None:
+    """Write a model's card from its measurements."""
+    try:
+        check_output("out", out, (".md",))
+        if not (model / "config.json").is_file():
+            raise ValueError(f"model: expected a folder with config.json, got {model}")
+        config = DinaConfig.from_pretrained(model)
+        found = read_results(results, model, config)
+        card.save_card(render(model, found, config, repo_id, dataset or ()), out)
+    except (ValueError, OSError, KeyError) as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+if __name__ == "__main__":
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(main)
+    app()

@@ -1,0 +1,180 @@
+"""A reward model at sampling time, beside a stock `StableDiffusion3Pipeline`: the best of several candidates, fewer
+candidates from step to step, or steps that follow the reward's gradient. Nothing is decoded to be judged.
+
+```python
+>>> best_of_n(pipe, model, "two purple stars", 16, height=64, width=64).images[0]
+>>> prune = PruneCandidates(model, keep={5: 8, 10: 2})
+>>> pipe("two purple stars", num_images_per_prompt=16, callback_on_step_end=prune, max_sequence_length=14).images
+```
+
+The callbacks read the embeddings that the pipeline works with: its `max_sequence_length` should be the reward model's.
+Several of them are joined by diffusers' `MultiPipelineCallbacks`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.callbacks import PipelineCallback
+from PIL import Image
+
+from .modeling_dina import DinaRewardModel
+from .scoring_dina import DinaScorer
+
+
+@dataclass(frozen=True, eq=False)
+class BestOfN:
+    """
+    The best of N candidates, best first.
+
+    Attributes:
+        images: those kept, decoded.
+        latents: of those kept, [keep, C, H, W].
+        scores: of all candidates, [N], in falling order.
+    """
+
+    images: list[Image.Image]
+    latents: torch.Tensor
+    scores: torch.Tensor
+
+
+@torch.no_grad()
+def best_of_n(
+    pipeline,
+    model: DinaRewardModel,
+    prompt: str,
+    num_candidates: int,
+    *,
+    keep: int = 1,
+    batch_size: int = 8,
+    **call: Any,
+) -> BestOfN:
+    """
+    Sample candidates, judge their latents, and decode the best.
+
+    Args:
+        pipeline: the generator, a `StableDiffusion3Pipeline` with the reward model's latent space and text encoders.
+        model: the reward model, in evaluation mode.
+        prompt: of all candidates.
+        num_candidates: N.
+        keep: how many of them are decoded.
+        batch_size: candidates sampled at a time.
+        call: further arguments of the pipeline, such as `guidance_scale` or `generator`.
+
+    Raises:
+        ValueError: naming an argument of a wrong value.
+    """
+    if not 1 <= keep <= num_candidates:
+        raise ValueError(f"keep: expected 1 to num_candidates={num_candidates}, got {keep}")
+    call = {"max_sequence_length": model.config.max_sequence_length, **call}
+    parts = [
+        pipeline(prompt, num_images_per_prompt=min(batch_size, num_candidates - start), output_type="latent", **call)
+        for start in range(0, num_candidates, batch_size)
+    ]
+    latents = torch.cat([part.images for part in parts])
+    scorer = DinaScorer.from_pipeline(model, pipeline, batch_size=batch_size)
+    scores, order = scorer.score(prompts=[prompt] * num_candidates, latents=latents).scores.sort(descending=True)
+    kept = latents[order[:keep].to(latents.device)]
+    vae = pipeline.vae
+    pixels = vae.decode(kept.to(vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor).sample
+    return BestOfN(images=pipeline.image_processor.postprocess(pixels), latents=kept, scores=scores)
+
+
+class _RewardCallback(PipelineCallback):
+    """What the callbacks share: the state that a step led to, its noise level and its prompts.
+
+    Args:
+        model: the reward model, in evaluation mode.
+    """
+
+    def __init__(self, model: DinaRewardModel) -> None:
+        super().__init__()
+        if model.training:
+            raise ValueError("model: expected it in evaluation mode (model.eval()), got training mode")
+        self.model = model
+
+    @property
+    def tensor_inputs(self) -> list[str]:
+        return ["latents", "prompt_embeds", "pooled_prompt_embeds"]
+
+    def scores(self, latents: torch.Tensor, sigma: float, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Rewards [B] of latents [B, C, H, W] at a noise level; of clean ones by the noise ensemble."""
+        # Under guidance the embeddings are those of the negative prompts, then those of the prompts.
+        embeds, pooled = (tensors[name][-len(latents) :] for name in ("prompt_embeds", "pooled_prompt_embeds"))
+        judged = (
+            self.model.reward(latents, embeds, pooled) if sigma == 0 else self.model(latents, sigma, embeds, pooled)
+        )
+        return judged["scores"]
+
+
+class PruneCandidates(_RewardCallback):
+    """
+    Goes on with the best candidates of each prompt alone, judged on their noisy states. (Not together with the
+    pipeline's `skip_guidance_layers`, for which it keeps embeddings that a callback cannot reach.)
+
+    Args:
+        model: the reward model, in evaluation mode.
+        keep: candidates of a prompt to go on with, after each of some steps; steps count from 0.
+        num_prompts: prompts in the batch; each has as many candidates, in succession.
+    """
+
+    def __init__(self, model: DinaRewardModel, keep: Mapping[int, int], num_prompts: int = 1) -> None:
+        super().__init__(model)
+        if not keep or min(keep.values()) < 1:
+            raise ValueError(f"keep: expected a positive number for each of some steps, got {dict(keep)}")
+        self.keep, self.num_prompts = keep, num_prompts
+
+    @torch.no_grad()
+    def callback_fn(self, pipeline, step_index, timesteps, callback_kwargs):
+        if step_index not in self.keep:
+            return callback_kwargs
+        latents = callback_kwargs["latents"]
+        if len(latents) % self.num_prompts or len(latents) // self.num_prompts < self.keep[step_index]:
+            raise ValueError(
+                f"keep: expected at least {self.keep[step_index]} candidates for each of {self.num_prompts} prompts "
+                f"after step {step_index}, got {len(latents)} in all"
+            )
+        sigma = pipeline.scheduler.sigmas[pipeline.scheduler.step_index].item()
+        scores = self.scores(latents, sigma, callback_kwargs).unflatten(0, (self.num_prompts, -1))
+        best = scores.topk(self.keep[step_index], dim=1).indices.sort(dim=1).values
+        rows = (best + torch.arange(self.num_prompts, device=best.device)[:, None] * scores.shape[1]).flatten()
+        return {
+            name: values.unflatten(0, (-1, len(latents)))[:, rows].flatten(0, 1)
+            for name, values in callback_kwargs.items()
+        }
+
+
+class GuideByReward(_RewardCallback):
+    """
+    Samples from the generator's distribution tilted towards the reward, p(x) exp(scale r(x)).
+
+    To the score of the noisy distribution this adds scale times the reward's gradient, and to the velocity of the
+    rectified flow -s / (1 - s) times that, as its score is -(x + (1 - s) v) / s. The correction of a step from s to s'
+    is taken at the state that it leads to: x' + (s - s') s' / (1 - s') scale grad r(x', s').
+
+    Args:
+        model: the reward model, in evaluation mode.
+        scale: inverse temperature, in units of 1 / reward.
+        start, stop: highest and lowest noise level at which steps are guided.
+    """
+
+    def __init__(self, model: DinaRewardModel, scale: float, start: float = 1.0, stop: float = 0.0) -> None:
+        super().__init__(model)
+        if not 0 <= stop <= start <= 1:
+            raise ValueError(f"start, stop: expected 1 >= start >= stop >= 0, got {start} and {stop}")
+        self.scale, self.start, self.stop = scale, start, stop
+
+    @torch.enable_grad()
+    def callback_fn(self, pipeline, step_index, timesteps, callback_kwargs):
+        index = pipeline.scheduler.step_index
+        before, sigma = pipeline.scheduler.sigmas[index - 1 : index + 1].tolist()
+        if not self.stop <= sigma <= self.start or sigma in (0, 1):
+            return callback_kwargs
+        latents = callback_kwargs["latents"].detach().float().requires_grad_()
+        (gradient,) = torch.autograd.grad(self.scores(latents, sigma, callback_kwargs).sum(), latents)
+        guided = latents + (before - sigma) * sigma / (1 - sigma) * self.scale * gradient
+        return {**callback_kwargs, "latents": guided.detach().to(callback_kwargs["latents"].dtype)}
+
+
+__all__ = ["BestOfN", "GuideByReward", "PruneCandidates", "best_of_n"]

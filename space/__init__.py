@@ -1,0 +1,1 @@
+"""The demonstration: a Gradio Space of the reward model."""

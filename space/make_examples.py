@@ -1,0 +1,150 @@
+"""Makes `examples/`: pairs and groups of the small world's own pictures, chosen by what the embedded model makes of
+them. Run it again when that model changes: `python -m space.make_examples`."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from modeling_dina import DinaScorer
+from modeling_dina.cli import EMBEDDED_MODEL
+from space.demo.wording import NEAR_TIE
+from training.world.annotators import true_preference
+from training.world.data import candidates
+from training.world.defects import spoil
+from training.world.scenes import Description, Thing, arrange, draw
+from training.world.utility import true_utility
+
+FOLDER = Path(__file__).parent / "examples"
+LAYOUTS = 100
+GROUP_SIZE = 8
+CAPTIONS = (
+    "two purple stars",
+    "a large red circle",
+    "three green triangles",
+    "a red square and a cyan circle",
+    "a large blue square left of a red star",
+)
+
+RED_CIRCLE, BLUE_SQUARE, GREEN_STAR = Thing("red", "circle"), Thing("blue", "square"), Thing("green", "star")
+YELLOW_CIRCLE, CYAN_SQUARE, RED_STAR = Thing("yellow", "circle"), Thing("cyan", "square"), Thing("red", "star")
+
+
+class Kind(NamedTuple):
+    """A pair to look for.
+
+    Attributes:
+        name: how its files begin.
+        title: of its button.
+        asked: what the caption asks.
+        shown: what each picture shows.
+        truth: between which an annotator's P(a is preferred) must lie.
+        model: the same for the model; the pair nearest to the middle is taken.
+        remark: what else is to be said.
+    """
+
+    name: str
+    title: str
+    asked: Description
+    shown: tuple[Description, Description]
+    truth: tuple[float, float]
+    model: tuple[float, float]
+    remark: str = ""
+
+
+KINDS = (
+    Kind(
+        "clear",
+        "A clear win",
+        Description((RED_CIRCLE, BLUE_SQUARE)),
+        (Description((RED_CIRCLE, BLUE_SQUARE)), Description((GREEN_STAR, BLUE_SQUARE))),
+        truth=(0.95, 1),
+        model=(0.85, 1),
+    ),
+    Kind(
+        "subtle",
+        "A subtle one",
+        Description((Thing("cyan", "star", "large"),)),
+        (Description((Thing("cyan", "star", "small"),)), Description((Thing("cyan", "star", "large"),))),
+        truth=(0.05, 0.35),
+        model=(0.2, 0.42),
+    ),
+    Kind(
+        "tie",
+        "A near tie",
+        Description((Thing("purple", "star"),) * 2),
+        (Description((Thing("purple", "star"),) * 2),) * 2,
+        truth=(0.47, 0.53),
+        model=(0.5 - NEAR_TIE, 0.5 + NEAR_TIE),
+    ),
+    Kind(
+        "wrong",
+        "One it gets wrong",
+        Description((YELLOW_CIRCLE, CYAN_SQUARE), "left of"),
+        (Description((YELLOW_CIRCLE, CYAN_SQUARE), "left of"), Description((YELLOW_CIRCLE, CYAN_SQUARE), "right of")),
+        truth=(0.9, 1),
+        model=(0, 0.4),
+        remark="It does not read “left of” yet.",
+    ),
+)
+
+
+def main() -> None:
+    """Writes the pictures and `examples.json`."""
+    scorer = DinaScorer.from_pretrained(EMBEDDED_MODEL)
+    pairs = [_write_pair(scorer, kind) for kind in KINDS]
+    groups = [
+        _write_group("attempts", "Eight attempts", Description((RED_CIRCLE, BLUE_SQUARE)), _attempts),
+        _write_group("spoilt", "Eight ways to be spoilt", Description((RED_STAR,)), _spoilt),
+    ]
+    examples = {"pairs": pairs, "groups": groups, "captions": CAPTIONS}
+    (FOLDER / "examples.json").write_text(json.dumps(examples, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write_pair(scorer: DinaScorer, kind: Kind) -> dict:
+    """Of random layouts whose truth suits, the one of which the model says what the kind is about."""
+    found = []
+    for seed in range(LAYOUTS):
+        rng = np.random.default_rng((2026, seed))
+        images = [draw(arrange(description, rng)) for description in kind.shown]
+        truth = float(true_preference(*(true_utility(kind.asked, image) for image in images)))
+        if kind.truth[0] <= truth <= kind.truth[1]:
+            pictures = [Image.fromarray(image) for image in images]
+            model = scorer.compare(prompt=kind.asked.caption, images=pictures).win_probability
+            found.append((abs(model - sum(kind.model) / 2), seed, model, truth, images))
+    _, _, model, truth, images = min(found)
+    if not kind.model[0] <= model <= kind.model[1]:
+        raise RuntimeError(f"{kind.name}: expected P(a) in {kind.model}, got {model} at best")
+    note = f"The truth: an annotator of the small world prefers A with probability {truth:.2f}. {kind.remark}".strip()
+    return _write(kind.name, kind.title, note, kind.asked, images)
+
+
+def _write_group(name: str, title: str, asked: Description, make: Callable) -> dict:
+    images = make(asked, np.random.default_rng(2026))
+    best = 1 + int(np.argmax([true_utility(asked, image) for image in images]))
+    return _write(name, title, f"The truth: picture {best} has the highest utility.", asked, images)
+
+
+def _attempts(asked: Description, rng: np.random.Generator) -> list[np.ndarray]:
+    images = [draw(arrange(asked, rng)), *candidates(asked, GROUP_SIZE - 1, rng)]
+    return [images[index] for index in rng.permutation(GROUP_SIZE)]
+
+
+def _spoilt(asked: Description, rng: np.random.Generator) -> list[np.ndarray]:
+    image = draw(arrange(asked, rng))
+    images = [image, *(spoil(image, rng) for _ in range(GROUP_SIZE - 1))]
+    return [images[index] for index in rng.permutation(GROUP_SIZE)]
+
+
+def _write(name: str, title: str, note: str, asked: Description, images: list[np.ndarray]) -> dict:
+    files = [f"{name}_{index}.png" for index in range(1, len(images) + 1)]
+    for file, image in zip(files, images, strict=True):
+        Image.fromarray(image).save(FOLDER / file, optimize=True)
+    return {"title": title, "note": note, "prompt": asked.caption, "images": files}
+
+
+if __name__ == "__main__":
+    main()

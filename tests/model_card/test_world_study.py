@@ -1,0 +1,391 @@
+"""The study of the method's claims: its statistics by hand, its models, and a run of it in miniature."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+from scipy.special import ndtr
+from typer import Typer
+from typer.testing import CliRunner
+
+from model_card.benchmarks.preference_set import Pairs
+from model_card.rewards import Rewards
+from model_card.study import answers, figures, measurement, rows, summary, table
+from model_card.study.measurement import LEVELS, SWEEP, Read, WorldSet
+from model_card.study.rows import ROWS
+from model_card.world_study import main
+from modeling_dina import DinaRewardModel
+from modeling_dina.backbone_dina import Features
+from modeling_dina.cli import EMBEDDED_MODEL
+from training.world.latents import encode
+from training.world.preferences import FIRST, SECOND, decode
+
+
+def separate_pairs(target):
+    """Pairs that share no image: 0 and 1, 2 and 3, …"""
+    places = np.arange(len(target))
+    return Pairs(places // 6, 2 * places, 2 * places + 1, target, target, np.full(len(target), ""))
+
+
+def rewards_of(differences, variance=0.05):
+    """One level whose pairs differ by `differences` [draws, N] where images are numbered as in `separate_pairs`."""
+    samples = np.zeros((1, len(differences), 2 * differences.shape[1]))
+    samples[0, :, ::2] = differences
+    return Rewards(samples, np.ones(1), np.array([variance]))
+
+
+# ---- statistics ----
+
+
+def test_uncertainty_of_one_seed_is_that_of_groups():
+    found = summary.estimate(np.array([[0.0, 0.0, 1.0, 1.0]]))
+    assert found["mean"] == 0.5
+    assert found["standard_error"] == pytest.approx(math.sqrt(1 / 3 / 4))
+    assert found["interval"] == pytest.approx([0.5 - 3.182446 * 0.288675, 0.5 + 3.182446 * 0.288675], abs=1e-5)
+
+
+def test_uncertainty_of_seeds_that_differ_everywhere_is_theirs():
+    found = summary.estimate(np.array([[0.0, 0.0], [1.0, 1.0]]))
+    assert found["standard_error"] == pytest.approx(0.5)
+    assert found["interval"][1] == pytest.approx(0.5 + 12.7062 * 0.5, abs=1e-3)
+    assert found["by_seed"] == [0.0, 1.0]
+
+
+def test_estimate_of_one_and_the_same_number_is_certain():
+    assert summary.estimate(np.zeros((3, 5)))["interval"] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [([0.1, 0.2], "held"), ([-0.2, -0.1], "reversed"), ([-0.1, 0.1], "undecided"), ([0.0, 0.0], "undecided")],
+)
+def test_verdict(interval, expected):
+    assert summary.verdict({"interval": interval}) == expected
+
+
+def test_average_of_nested_numbers_leaves_nothing_out_but_none():
+    trees = [{"a": [1, {"b": None}], "c": None}, {"a": [3, {"b": 4}], "c": None}]
+    assert summary.average(trees) == {"a": [2.0, {"b": 4.0}], "c": None}
+
+
+def test_bins():
+    found = measurement.bins(np.array([0.31, 0.39, 1.0]), np.array([0.2, 0.4, 0.9]))
+    assert len(found) == 10
+    assert found[3] == pytest.approx({"pairs": 2, "by": 0.35, "mean": 0.3, "low": 0.22, "high": 0.38})
+    assert found[9] == pytest.approx({"pairs": 1, "by": 1.0, "mean": 0.9, "low": 0.9, "high": 0.9})
+    assert found[0] == {"pairs": 0, "by": None, "mean": None, "low": None, "high": None}
+
+
+def test_measure_by_hand():
+    target = np.array([0.8, 0.8, 0.8, 0.2, 0.2, 0.2])
+    found = measurement.measure(rewards_of(np.array([[1.0, -1.0, 0.0, 1.0, -1.0, 0.0]])), separate_pairs(target))
+    assert found["accuracy"] == pytest.approx([(0.8 + 0.2 + 0.5 + 0.2 + 0.8 + 0.5) / 6])
+    p = ndtr(1 / math.sqrt(0.1))
+    likelihood = [0.8 * math.log(p) + 0.2 * math.log(1 - p), 0.2 * math.log(p) + 0.8 * math.log(1 - p), math.log(0.5)]
+    assert found["log_likelihood"] == pytest.approx([np.mean(likelihood)], abs=1e-5)
+
+
+def test_best_reachable_of_equal_utilities_is_a_coin():
+    world = WorldSet(torch.zeros(2, 4, 1), ["a", "b"], np.array([[0, 0, 0, 0], [0, 0, 0, 100]]), 0, False)
+    best = measurement.best_reachable(world.pairs)
+    assert best["accuracy"] == pytest.approx([0.5, 0.75])
+    assert best["log_likelihood"] == pytest.approx([-math.log(2), -math.log(2) / 2], abs=1e-6)
+
+
+def test_pairs_are_all_of_a_group():
+    world = WorldSet(torch.zeros(2, 4, 1), ["a", "b"], np.array([[0, 1, 2, 3], [3, 2, 1, 0]]), 0, False)
+    assert [(a, b) for a, b in zip(world.pairs.a, world.pairs.b, strict=True)][6:] == [
+        (4, 5), (4, 6), (4, 7), (5, 6), (5, 7), (6, 7),
+    ]  # fmt: skip
+    assert (world.pairs.target[:6] < 0.5).all()
+    assert (world.pairs.target[6:] > 0.5).all()
+
+
+def test_errors_by_disagreement():
+    # Two draws lie further and further apart around a difference of 1; only where they are furthest apart it is wrong.
+    apart = np.linspace(0, 3, 30)
+    target = np.where(np.arange(30) < 24, 1.0, 0.25)
+    found = measurement.quintiles(rewards_of(np.stack([1 + apart, 1 - apart])), separate_pairs(target))
+    assert [fifth["error"] for fifth in found["quintiles"]] == pytest.approx([0, 0, 0, 0, 0.75])
+    assert [fifth["avoidable"] for fifth in found["quintiles"]] == pytest.approx([0, 0, 0, 0, 0.5])
+    disagreements = [fifth["disagreement"] for fifth in found["quintiles"]]
+    assert disagreements == sorted(disagreements)
+    assert np.mean(found["rise"]) == pytest.approx(0.75)
+    assert np.mean(found["avoidable_rise"]) == pytest.approx(0.5)
+
+
+def test_votes_tell_the_variance_that_they_were_cast_with():
+    differences = np.random.default_rng(0).normal(size=(1, 600))
+    target = ndtr(differences[0] / math.sqrt(2 * 0.3))
+    assert measurement.votes_variance(rewards_of(differences, 1.0), separate_pairs(target)) == pytest.approx(
+        0.3, rel=1e-3
+    )
+
+
+def test_votes_against_rewards_that_say_nothing_tell_no_variance():
+    assert measurement.votes_variance(rewards_of(np.zeros((1, 6))), separate_pairs(np.full(6, 0.7))) is None
+
+
+def test_variance_of_draws():
+    differences = np.concatenate([np.full((1, 6), 1.0), np.full((1, 6), 3.0)])
+    samples = np.repeat(rewards_of(differences).samples, len(LEVELS), axis=0)
+    read = Read(samples, samples, np.full(len(LEVELS), 0.05))
+    found = measurement.level_variances(read, separate_pairs(np.full(6, 0.9)))
+    assert [level["sigma"] for level in found] == list(LEVELS)
+    assert found[0]["draws"] == pytest.approx(1.0)  # 2 of every other image, 0 of those between
+    assert found[0]["draws_of_differences"] == pytest.approx(1.0)
+
+
+# ---- words ----
+
+
+def test_saturation_is_where_the_best_is_all_but_reached():
+    curve = [{"draws": draws, "accuracy": accuracy} for draws, accuracy in ((1, 0.7), (2, 0.709), (4, 0.71))]
+    assert answers.saturation(curve, "draws") == "2 draws"
+    assert answers.saturation([{"levels": 1, "accuracy": 0.7}, {"levels": 2, "accuracy": 0.6}], "levels") == "1 level"
+
+
+def test_variances_are_compared_level_by_level():
+    levels = [
+        {"sigma": sigma, "likelihood": 1.0, "votes": votes}
+        for sigma, votes in ((0.1, 1.2), (0.2, 0.5), (0.4, 3.0), (0.6, None))
+    ]
+    words = answers.compare_variances(levels, "votes")
+    assert words == "right at sigma 0.1, too large at sigma 0.2, too small at sigma 0.4 and 0.6"
+    assert answers.compare_variances(levels[:1], "votes") == "right at every level"
+
+
+def test_calibration_is_answered_with_slope_and_floor_apart():
+    def claim(better, worse, reading, verdict):
+        change = {"mean": 0.01, "interval": [-0.02, 0.03]}
+        return {
+            "better": (better, reading),
+            "worse": (worse, reading),
+            "seen": {"accuracy": change, "log_likelihood": change},
+            "verdict": verdict,
+        }
+
+    words = answers.answer_calibration(
+        [
+            claim("dina", "constant_floor", "one level", "held"),
+            claim("dina", "constant_mean", "features", "reversed"),
+            claim("constant_mean", "constant_floor", "one level", "undecided"),
+            claim("dina", "frozen", "features", "held"),
+        ]
+    )
+    sentences = words.split(". ")
+    assert len(sentences) == 3
+    assert "same floor, calibration helps at one level: +1.0 points [-2.0, +3.0]" in sentences[0]
+    assert "same mean, where only the slope differs, it harms with the ensemble" in sentences[1]
+    assert "no difference that this study can tell" in sentences[2]
+
+
+# ---- from measurements to the page ----
+
+
+def invented(row, seed, world):
+    """What would be measured of rewards that are the utility with noise, more of it at high levels."""
+    rng = np.random.default_rng((seed, len(row)))
+    images = world.utilities.size
+
+    def read(sigmas, draws):
+        blur = np.array([0.6 + sigma for sigma in sigmas])[:, None, None]
+        own = rng.normal(size=images)
+        levels = 0.4 * (world.utilities.ravel() + blur * (0.3 * own + rng.normal(size=(len(sigmas), draws, images))))
+        variance = 2 * np.square(sigmas) + 0.05 if ROWS[row].thurstone else None
+        return Read(levels, levels.cumsum(axis=0) / np.arange(1, len(sigmas) + 1)[:, None, None], variance)
+
+    def measured(rewards):
+        probability = np.exp(rewards.log_probabilities(world.pairs)[0])
+        return measurement.measure(rewards, world.pairs) | {
+            "reliability": measurement.bins(probability, world.pairs.target)
+        }
+
+    deep = read(LEVELS, 16)
+    sets = {
+        name: {of_set: measured(deep.rewards(*measurement.READINGS[name][:3])) for of_set in summary.SETS}
+        for name in ROWS[row].readings
+    }
+    sweep = [
+        {"sigma": sigma, **measurement.means(measurement.measure(read([sigma], 1).rewards("mean", 1, 1), world.pairs))}
+        for sigma in SWEEP
+    ]
+    found = {"levels": sweep, "readings": sets}
+    return found | ({"ensemble": measurement.analyze(deep, world.pairs)} if row == "dina" else {})
+
+
+@pytest.fixture(scope="module")
+def results():
+    utilities = np.random.default_rng(0).normal(3, 1.2, (60, 4))
+    world = WorldSet(torch.zeros(60, 4, 1), [""] * 60, utilities, 0, False)
+    measured = {row: [invented(row, seed, world) for seed in range(2)] for row in ROWS}
+    cost = {row.cost: {} for row in ROWS.values()}
+    for row in ROWS.values():
+        cost[row.cost] |= {name: {"flops": 2e6, "seconds": 0.004} for name in row.readings}
+    best = dict.fromkeys(summary.SETS, measurement.best_reachable(world.pairs))
+    found = summary.summarize(measured, best, cost)
+    settings = {
+        "seeds": 2,
+        "size": {"steps": 1, "train_groups": 1, "test_groups": 60},
+        "device": "paper",
+        "ensemble": {"levels": LEVELS[:3], "draws": 4},
+    }
+    return {"settings": settings, "seconds": dict.fromkeys(ROWS, 60.0), "answers": answers.answer(found), **found}
+
+
+def test_summary_keeps_the_order_of_what_was_measured(results):
+    accuracy = {(each["row"], each["reading"]): each["seen"]["accuracy"]["mean"] for each in results["rows"]}
+    assert accuracy["dina", "mean"] > accuracy["dina", "one level"]
+    assert all(value < results["best"]["seen"]["accuracy"]["mean"] for value in accuracy.values())
+    levels = [point["accuracy"] for point in results["levels"]["dina"]]
+    assert levels[0] > levels[-1]
+    claim = next(claim for claim in results["claims"] if claim["better"] == ("dina", "mean"))
+    expected = accuracy["dina", "mean"] - accuracy["dina", "one level"]
+    assert claim["seen"]["accuracy"]["mean"] == pytest.approx(expected)
+    assert claim["verdict"] == "held"
+
+
+def test_page_has_every_row_and_claim(results):
+    page = table.study_page(results, ["scaling.png"])
+    assert all(page.count(f"| {row.title} |") == len(row.readings) + 1 for row in ROWS.values())
+    assert all(f"| {claim.text} |" in page for claim in summary.CLAIMS)
+    assert "540 minutes" not in page
+    assert "9 minutes" in page
+    assert "![Scaling](scaling.png)" in page
+
+
+def test_results_are_json_and_figures_are_drawn(results, tmp_path):
+    json.dumps(results, allow_nan=False)
+    names = figures.draw_figures(results, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in names)
+
+
+# ---- models ----
+
+
+def test_mean_of_the_calibrated_variance():
+    arguments, _ = rows.read_arguments(EMBEDDED_MODEL, ROWS["constant_mean"])
+    # sigma = u^exponent, so that the mean of its square is 1 / (2 exponent + 1).
+    expected = 2 / (2 * arguments.noise_levels.parameters["exponent"] + 1) + 0.05
+    assert arguments.reward_fields["variance_slope"] == 0
+    assert arguments.reward_fields["variance_floor"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_constant_variance_of_the_same_floor():
+    arguments, _ = rows.read_arguments(EMBEDDED_MODEL, ROWS["constant_floor"])
+    assert arguments.reward_fields["variance_floor"] == 0.05
+    assert arguments.reward_fields["head_width"] == 96  # the rest is the small world's
+
+
+def test_dot_product_by_hand():
+    head = rows.DotProductHead(SimpleNamespace(head_width=2, visual_layers=[1]), token_width=2)
+    for projection in (head.project_visual, head.project_text):
+        projection.weight.data = torch.eye(2)
+    visual = torch.tensor([[[2.0, 0.0], [4.0, 0.0]], [[0.0, 1.0], [2.0, 1.0]]])
+    features = Features([visual], [], torch.tensor([[5.0, 0.0], [0.0, 7.0]]))
+    assert head([features]).tolist() == pytest.approx([1 / 0.07, math.sqrt(0.5) / 0.07], rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    pipeline = StableDiffusion3Pipeline.from_pretrained(EMBEDDED_MODEL, transformer=None, dtype=torch.float32)
+    pipeline.vae.requires_grad_(False)
+    return DinaRewardModel.from_pretrained(EMBEDDED_MODEL).eval(), pipeline
+
+
+@pytest.fixture(scope="module")
+def world(embedded, tmp_path_factory):
+    return WorldSet.draw(tmp_path_factory.mktemp("set"), embedded[1].vae, groups=3, seed=51, held_out=True)
+
+
+@torch.no_grad()
+def test_rewards_are_those_of_the_model(embedded, world):
+    model, pipeline = embedded
+    encode_prompts = rows.read_embeddings(model, pipeline)
+    read = measurement.read_rewards(model, encode_prompts, world.latents, world.prompts, [0.1, 0.4], 2, thurstone=True)
+    conditioning = [each.repeat_interleave(4, dim=0) for each in encode_prompts(world.prompts)]
+    for mode in ("features", "mean", "precision"):
+        expected = model.reward(
+            world.latents.flatten(0, 1).float(), *conditioning, sigmas=[0.1, 0.4], num_draws=2, mode=mode
+        )
+        assert read.rewards(mode, 2, 2).scores == pytest.approx(expected.scores.numpy(), abs=1e-4)
+        assert read.rewards(mode, 2, 2).variance == pytest.approx(expected.variance.numpy())
+
+
+def test_pictures_are_those_that_were_encoded(embedded, world):
+    pixels = ((world.pictures.float() + 1) * 127.5).round().byte().permute(0, 1, 3, 4, 2).numpy()
+    again = encode(embedded[1].vae, list(pixels.reshape(-1, 64, 64, 3)))
+    assert torch.allclose(again.float(), world.latents.flatten(0, 1).float(), atol=2e-2)
+
+
+@torch.no_grad()
+def test_pixel_model_is_about_as_large_and_sees_pictures_or_latents(embedded, world):
+    model, pipeline = DinaRewardModel(embedded[0].config).eval(), embedded[1]
+    count = sum(weight.numel() for weight in model.backbone.parameters())
+    encode_prompts = rows.see_pixels(model, pipeline)
+    assert sum(weight.numel() for weight in model.backbone.parameters()) == pytest.approx(count, rel=0.1)
+    inputs = encode_prompts(world.prompts[:1])
+    pictures = torch.from_numpy(decode(pipeline, world.latents[0, :1].float())).permute(0, 3, 1, 2) / 127.5 - 1
+    seen = model.reward(pictures, *inputs, sigmas=[0.0], num_draws=1).scores
+    model.backbone.picture = rows.Decoder(pipeline.vae)
+    assert model.reward(world.latents[0, :1].float(), *inputs, sigmas=[0.0], num_draws=1).scores == pytest.approx(
+        seen.numpy(), abs=2e-2
+    )
+    other = model.reward(world.latents[0, :1].float(), *encode_prompts(["two red stars"]), sigmas=[0.0], num_draws=1)
+    assert not torch.allclose(other.scores, seen, atol=1e-4)
+
+
+def test_pairs_of_pictures_are_those_of_latents(embedded, world):
+    pipeline = embedded[1]
+    from datasets import Dataset
+
+    pairs = Dataset.from_dict(
+        {"latents_a": [b""] * 18, "latents_b": [b""] * 18, "prompt": np.repeat(world.prompts, 6)}
+    )
+    shown = rows.show_pictures(pairs, world.latents, pipeline)
+    pictures = decode(pipeline, world.latents.flatten(0, 1).float())
+    row = shown[[9, 17]]
+    assert row["prompt"] == [world.prompts[1], world.prompts[2]]
+    for position, (group, place) in enumerate(((1, 3), (2, 5))):
+        for name, members in (("latents_a", FIRST), ("latents_b", SECOND)):
+            expected = pictures[4 * group + members[place]].transpose(2, 0, 1) / 127.5 - 1
+            assert row[name][position].numpy() == pytest.approx(expected, abs=1e-5)
+
+
+# ---- the whole ----
+
+app = Typer(pretty_exceptions_enable=False)
+app.command()(main)
+
+
+@pytest.mark.slow
+def test_study_in_miniature_goes_on_where_it_stopped(tmp_path):
+    command = ["--out", str(tmp_path), "--scale", "0", "--seeds", "1"]
+    first = CliRunner().invoke(app, command)
+    assert first.exit_code == 0, first.output
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert {(each["row"], each["reading"]) for each in results["rows"]} == {
+        (name, reading) for name, row in ROWS.items() for reading in row.readings
+    }
+    cost = {(each["row"], each["reading"]): each["flops"] for each in results["rows"]}
+    assert cost["dina", "mean"] == pytest.approx(12 * cost["dina", "one level"], rel=0.2)
+    assert cost["pixel", "decoded"] > cost["pixel", "pictures"]
+    assert not list((tmp_path / "training").iterdir())
+
+    (tmp_path / "rows" / "frozen-0.json").unlink()
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "rows").iterdir()}
+    second = CliRunner().invoke(app, command)
+    assert second.exit_code == 0, second.output
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    again = json.loads((tmp_path / "results.json").read_text())
+    frozen = [[each["seen"] for each in found["rows"] if each["row"] == "frozen"] for found in (results, again)]
+    assert frozen[0] == frozen[1]  # a row does not depend on what was done before it
+
+    other = CliRunner().invoke(app, [*command[:-4], "--scale", "0.1"])
+    assert other.exit_code == 2
+    assert "size" in other.output

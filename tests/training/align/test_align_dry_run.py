@@ -1,0 +1,61 @@
+"""What a dry run counts, against what can be worked out."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from training.align.dry_run import Cost
+from training.align.run import parse_run
+
+CONFIGS = Path(__file__).parents[3] / "training" / "configs" / "align"
+
+
+def cost(name: str, *flags: str) -> Cost:
+    return Cost(*parse_run(["--config", str(CONFIGS / f"{name}.yaml"), *flags]))
+
+
+def test_flops_grow_as_the_settings_say():
+    once, twice = cost("small_world_nft"), cost("small_world_nft", "--prompts_per_update", "8")
+    assert {name: 2 * flops for name, flops in once.flops.items()} == twice.flops
+    more = cost("small_world_nft", "--levels", "8")
+    assert more.flops["update"] == 2 * once.flops["update"]
+    assert more.flops["reward"] == once.flops["reward"]
+
+
+def test_a_backward_pass_through_frozen_weights_costs_about_one_more_forward_pass():
+    """Gradients of activations, and of the small LoRA alone: per evaluation, 2 to 2.5 forward passes."""
+    arguments, own = parse_run(["--config", str(CONFIGS / "small_world_dpo.yaml")])
+    counted, taken = Cost(arguments, own), own.evaluations()
+    ratio = (counted.flops["update"] / taken.update) / (counted.flops["sampling"] / taken.sampling)
+    assert 1.9 < ratio < 2.6
+
+
+def test_noisy_states_are_judged_once():
+    """PRFL reads one level, where ReFL would read 3 levels x 4 draws."""
+    noisy = cost("small_world_prfl").flops["reward"]
+    clean = cost("small_world_prfl", "--scored", "clean", "--last_step", "11").flops["reward"]
+    assert clean == pytest.approx(12 * noisy, rel=0.05)
+
+
+def test_parameters_of_the_tiny_policy():
+    """Rank 8: 47 projections of 128 x 128 with two matrices of 8 x 128."""
+    counted = cost("small_world_refl")
+    assert counted.trainable == 47 * 2 * 8 * 128
+    assert counted.memory["optimizer"] == 8 * counted.trainable
+
+
+@pytest.mark.slow
+def test_the_command_needs_no_weights(tmp_path):
+    """Of SD3.5 Medium, whose weights are nowhere here."""
+    command = [sys.executable, "-m", "training.align", "--config", str(CONFIGS / "sd35_medium_prfl.yaml")]
+    done = subprocess.run(
+        [*command, "--dry_run", "true", "--output_dir", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2,267.1 M" in done.stdout
+    assert not (tmp_path / "run").exists()

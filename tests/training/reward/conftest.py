@@ -1,0 +1,87 @@
+"""Real runs of the reward trainer in processes of their own, on pairs of the small world."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from training.train_reward import main
+from training.world.pairs import write_rendered_pairs
+
+ROOT = Path(__file__).parents[3]
+EMBEDDED = ROOT / "modeling_dina" / "tiny"
+
+
+@pytest.fixture(scope="session")
+def pairs_folder(tmp_path_factory):
+    """96 pairs of rendered pictures."""
+    folder = tmp_path_factory.mktemp("pairs")
+    write_rendered_pairs(folder, str(EMBEDDED), groups=16, seed=1)
+    return folder
+
+
+@pytest.fixture
+def arguments(pairs_folder, tmp_path):
+    """Flags of a run of eight updates on one block of the embedded generator, with a checkpoint every second."""
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"""
+base_model: {EMBEDDED}
+reward_config: {{num_layers: 1, visual_layers: [1], text_layers: [1], head_width: 16, max_sequence_length: 14}}
+backbone: full
+loss: log_likelihood
+train_data: ["{pairs_folder}"]
+output_dir: {tmp_path / "run"}
+use_cpu: true
+max_steps: 8
+save_steps: 2
+logging_steps: 1
+per_device_train_batch_size: 16
+learning_rate: 1.0e-3
+lr_scheduler_type: linear
+warmup_steps: 4
+ema_decay: 0.9
+report_to: none
+disable_tqdm: true
+"""
+    )
+    return ["--config", str(config)]
+
+
+@pytest.fixture
+def output_dir(tmp_path):
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def train(arguments):
+    """Trains in this process."""
+    return lambda *flags: main([*arguments, *map(str, flags)])
+
+
+@pytest.fixture
+def launch(arguments):
+    """Starts a training process, or several of one run; what it prints can be read from `stdout`."""
+    running = []
+
+    def start(*flags, processes=1, environment=None):
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        command = [sys.executable, *(launcher if processes > 1 else []), "-m", "training.train_reward"]
+        process = subprocess.Popen(
+            [*command, *arguments, *map(str, flags)],
+            cwd=ROOT,
+            env={**(environment or os.environ), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        running.append(process)
+        return process
+
+    yield start
+    for process in running:
+        process.kill()
+        process.wait()
+        process.stdout.close()

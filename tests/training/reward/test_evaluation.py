@@ -1,0 +1,76 @@
+"""Agreement and Brier scores against what the model's own samples say, pair by pair."""
+
+import pytest
+import torch
+
+from modeling_dina.thurstone_dina import win_probability
+from training.reward.evaluation import mean_agreement, sum_agreement
+
+SIGMAS = [0.2, 0.6]
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(5)
+    latents = torch.randn(2, 4, 4, 8, 6, generator=generator)
+    latents[1, 3] = latents[0, 3]  # an equal pair
+    return {
+        "latents": latents,
+        "prompt": ["w", "x", "y", "z"],
+        "target": torch.tensor([1.0, 0.0, 0.75, 1.0]),
+        "weight": torch.tensor([1.0, 1.0, 2.0, 0.5]),
+    }
+
+
+def encode(prompts):
+    generator = torch.Generator().manual_seed(6)
+    return torch.randn(len(prompts), 7, 12, generator=generator), torch.randn(len(prompts), 10, generator=generator)
+
+
+@pytest.mark.parametrize("mode", ["mean", "features", "precision"])
+def test_by_hand(tiny_model, batch, mode):
+    tiny_model.config.ensemble_mode = mode
+    options = {"mode": mode, "sigmas": SIGMAS, "num_draws": 2}
+    measured = mean_agreement(sum_agreement(tiny_model.reward, [batch], encode, **options))
+    assert len(measured) == 2 * (len(SIGMAS) + 1)
+
+    def scores(side, **ensemble):
+        with torch.no_grad():
+            return tiny_model.reward(batch["latents"][side], *encode(batch["prompt"]), num_draws=2, **ensemble)
+
+    for name, ensemble in {
+        "0.2": {"sigmas": [0.2], "mode": "mean"},
+        "0.6": {"sigmas": [0.6], "mode": "mean"},
+        "ensemble": {"sigmas": SIGMAS},
+    }.items():
+        a, b = scores(0, **ensemble), scores(1, **ensemble)
+        agreed = error = 0.0
+        for pair, (target, weight) in enumerate(zip(batch["target"].tolist(), batch["weight"].tolist(), strict=True)):
+            difference = (a.scores[pair] - b.scores[pair]).item()
+            agreed += weight * (0.5 if difference == 0 else target if difference > 0 else 1 - target)
+            variance = a.variance[:, None]
+            samples = win_probability(a.samples[..., pair], b.samples[..., pair], variance, variance).mean(dim=1)
+            levels = 1 / a.variance if mode == "precision" and name == "ensemble" else torch.ones_like(a.variance)
+            error += weight * ((samples * levels).sum() / levels.sum() - target).item() ** 2
+        assert measured[f"agreement_{name}"] == pytest.approx(agreed / 4.5, abs=1e-6)
+        assert measured[f"brier_{name}"] == pytest.approx(error / 4.5, abs=1e-5)
+
+
+def test_batches_add_up(tiny_model, batch):
+    def rows(start, stop):
+        return {
+            name: value[:, start:stop] if name == "latents" else value[start:stop] for name, value in batch.items()
+        }
+
+    options = {"mode": "features", "sigmas": SIGMAS, "num_draws": 1}
+    whole = sum_agreement(tiny_model.reward, [batch], conditioning, **options)
+    parts = sum_agreement(tiny_model.reward, [rows(0, 1), rows(1, 4)], conditioning, **options)
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name], atol=1e-5, rtol=1e-5)
+
+
+def conditioning(prompts):
+    """A prompt's embeddings depend on the prompt alone."""
+    seeds = [torch.Generator().manual_seed(ord(prompt)) for prompt in prompts]
+    embeds = [torch.randn(8, 12, generator=seed) for seed in seeds]
+    return torch.stack([each[:7] for each in embeds]), torch.stack([each[7, :10] for each in embeds])

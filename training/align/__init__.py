@@ -1,0 +1,1 @@
+"""Preference optimisation of a diffusion model with a reward on its latents."""

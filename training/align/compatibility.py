@@ -1,0 +1,61 @@
+"""Whether a reward model can judge what a policy makes: they must share the latent space and the text conditioning."""
+
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from modeling_dina import DinaRewardModel
+from modeling_dina.scoring_dina import encode_prompts, load_pipeline
+
+PROBE = "a large red circle left of a small blue square"
+# Half precision rounds by a thousandth; another autoencoder or text encoder differs by as much as the values.
+TOLERANCE = 0.05
+
+
+def check_compatible(pipeline: StableDiffusion3Pipeline, policy: str, model: DinaRewardModel, reward: str) -> None:
+    """Both are asked to encode the same prompt and the same picture.
+
+    Args:
+        pipeline: the policy's.
+        policy, reward: what errors call the two.
+        model: the reward model, which names its own VAE and text encoders.
+
+    Raises:
+        ValueError: naming both, and what differs between them.
+    """
+    generator, read = pipeline.transformer.config, model.config.transformer_config
+    for name, meaning in (
+        ("in_channels", "latent channels"),
+        ("joint_attention_dim", "width of prompt_embeds"),
+        ("pooled_projection_dim", "width of pooled_prompt_embeds"),
+    ):
+        if generator[name] != read[name]:
+            raise ValueError(
+                f"policy, reward_model: expected the same {meaning}, got {generator[name]} of {policy} and "
+                f"{read[name]} of {reward}"
+            )
+    if model.conditioning_location()[0] == pipeline.config["_name_or_path"]:
+        return
+    own = load_pipeline(model)
+    for name, ours, theirs in zip(
+        ("prompt_embeds", "pooled_prompt_embeds", "latents"),
+        _probe(pipeline, model.config.max_sequence_length),
+        _probe(own, model.config.max_sequence_length),
+        strict=True,
+    ):
+        if ours.shape != theirs.shape or (ours - theirs).norm() > TOLERANCE * theirs.norm():
+            space = "latent space" if name == "latents" else "text conditioning"
+            raise ValueError(
+                f"policy, reward_model: expected the same {space}, got {name} of {policy} that are not those of "
+                f"{reward} for the same input"
+            )
+
+
+@torch.no_grad()
+def _probe(pipeline: StableDiffusion3Pipeline, max_sequence_length: int) -> tuple[torch.Tensor, ...]:
+    """Embeddings of a prompt and latents of a picture of smooth colours, in float32 on the CPU."""
+    embeds, pooled = encode_prompts(pipeline, [PROBE], max_sequence_length)
+    vae = pipeline.vae
+    ramp = torch.linspace(-1, 1, 64, device=vae.device, dtype=vae.dtype)
+    picture = torch.stack([ramp.expand(64, 64), ramp[:, None].expand(64, 64), ramp.flip(0).expand(64, 64)])[None]
+    latents = (vae.encode(picture).latent_dist.mode() - vae.config.shift_factor) * vae.config.scaling_factor
+    return embeds.float().cpu(), pooled.float().cpu(), latents.float().cpu()

@@ -1,0 +1,113 @@
+"""Diffusion-DPO (arXiv 2311.12908) on pairs of the policy's own samples, labelled by the reward."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch.nn.functional import logsigmoid
+
+from modeling_dina.thurstone_dina import win_probability
+from training.align.algorithm import Evaluations, Experience, GroupAlgorithm, guided
+from training.align.flow_matching import flow_matching_error, logit_normal_levels, noised, seeded_noise
+
+
+@dataclass
+class DiffusionDPOArguments:
+    """Settings of the algorithm."""
+
+    num_steps: int = field(default=40, metadata={"help": "Of the sampler in training."})
+    guidance_scale: float = field(default=4.5, metadata={"help": "Of rollouts; the loss is without guidance."})
+    group_size: int = field(default=4, metadata={"help": "Samples a prompt; the best and the worst are a pair."})
+    levels: int = field(default=1, metadata={"help": "Noise levels a pair is trained at."})
+    beta: float = field(default=5000.0, metadata={"help": "Weight of the generator as it began."})
+    optimizer_steps: int = field(default=1, metadata={"help": "Taken on one collection."})
+
+    def evaluations(self) -> Evaluations:
+        """What one prompt takes: rollouts of the group, then both samples of a pair at each level."""
+        pair = 2 * self.levels
+        return Evaluations(
+            self.group_size * self.num_steps * guided(self.guidance_scale) + pair, pair, self.group_size
+        )
+
+
+def dpo_loss(
+    error_chosen: torch.Tensor,
+    error_rejected: torch.Tensor,
+    reference_chosen: torch.Tensor,
+    reference_rejected: torch.Tensor,
+    beta: float,
+) -> torch.Tensor:
+    """-log sigmoid(-beta/2 [(l_w - l_l) - (l_w_ref - l_l_ref)]), [B].
+
+    Args:
+        error_chosen, error_rejected: the policy's flow-matching errors l_w and l_l under the same noise, [B].
+        reference_chosen, reference_rejected: those of the generator as it began.
+        beta: weight of the reference.
+    """
+    margin = (error_chosen - error_rejected) - (reference_chosen - reference_rejected)
+    return -logsigmoid(-beta / 2 * margin)
+
+
+class DiffusionDPO(GroupAlgorithm):
+    """Direct preference optimisation: the policy learns to explain the better sample of a pair rather than the worse.
+
+    A pair counts for the probability that the better one wins.
+    """
+
+    Arguments = DiffusionDPOArguments
+
+    def check(self) -> None:
+        super().check()
+        if self.arguments.levels < 1:
+            raise ValueError(f"levels: expected at least 1, got {self.arguments.levels}")
+
+    @property
+    def optimizer_steps(self) -> int:
+        return self.arguments.optimizer_steps
+
+    def collect(self, conditioning, draws):
+        arguments = self.arguments
+        group = self.sample_groups(conditioning, draws)
+        best, worst = _extremes(group.judgement.scores, arguments.group_size)
+        scores, variance = group.judgement.scores, group.judgement.variance
+        probability = win_probability(scores[best], scores[worst], variance[best], variance[worst])
+        pairs = {
+            "prompt": group.prompt[best],
+            "chosen": group.states[-1][best],
+            "rejected": group.states[-1][worst],
+            "weight": probability * group.weights[best] * group.weights[worst],
+        }
+        items = {name: values.repeat_interleave(arguments.levels, dim=0) for name, values in pairs.items()}
+        count = len(items["prompt"])
+        items["sigma"] = logit_normal_levels(count, draws.generator).to(scores.device)
+        items["noise_seed"] = torch.randint(2**31, (count,), generator=draws.generator).to(scores.device)
+        metrics = group.metrics | {"win_probability": probability.nanmean().item()}
+        return Experience(conditioning, items, metrics).select(items["weight"].isfinite())
+
+    def loss(self, batch, seed):
+        errors = self._errors(batch)
+        with torch.no_grad(), self.policy.reference():
+            reference = self._errors(batch)
+        loss = dpo_loss(*errors, *reference, self.arguments.beta)
+        right = (errors[0] - errors[1] < reference[0] - reference[1]).float()
+        return batch["weight"] * loss, {"implicit_accuracy": right}
+
+    def _errors(self, batch: Experience) -> tuple[torch.Tensor, torch.Tensor]:
+        """Flow-matching errors [B] of the chosen and of the rejected samples, under the same noise."""
+        noise = seeded_noise(batch["noise_seed"], batch["chosen"])
+        sigma, asked = batch["sigma"], batch.asked
+        errors = []
+        for latents in (batch["chosen"], batch["rejected"]):
+            velocity = self.policy.velocity(noised(latents, noise, sigma), sigma, asked)
+            errors.append(flow_matching_error(velocity, latents, noise))
+        return errors[0], errors[1]
+
+
+def _extremes(scores: torch.Tensor, group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices of the best and of the worst finite score of each group; the same one where fewer than two are."""
+    grouped = scores.unflatten(0, (-1, group_size))
+    first = torch.arange(len(grouped), device=scores.device) * group_size
+    missing = ~grouped.isfinite()
+    return (
+        first + grouped.masked_fill(missing, -torch.inf).argmax(dim=1),
+        first + grouped.masked_fill(missing, torch.inf).argmin(dim=1),
+    )

@@ -1,0 +1,28 @@
+"""The flow-matching error of a velocity, and the states it is taken at: what the losses on clean latents build on."""
+
+import torch
+from diffusers.training_utils import compute_density_for_timestep_sampling
+
+from modeling_dina.noising_dina import shared_noise
+from training.align.rollout import per_sample
+
+
+def noised(latents: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """The state x_s = (1 - s) x0 + s eps. Latents and noise [B, C, H, W], sigma [B]."""
+    return (1 - per_sample(sigma)) * latents + per_sample(sigma) * noise
+
+
+def flow_matching_error(velocity: torch.Tensor, latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Mean squared error [B] of velocities [B, C, H, W] against eps - x0."""
+    return (velocity - (noise - latents)).square().mean(dim=(1, 2, 3))
+
+
+def seeded_noise(seeds: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    """Noise like latents [B, C, H, W], each sample's from its own seed [B]: drawn again whenever it is needed, it need
+    not be kept."""
+    return shared_noise(latents.shape[1:], 1, seeds.tolist())[0].to(latents.device)
+
+
+def logit_normal_levels(count: int, generator: torch.Generator) -> torch.Tensor:
+    """[count] noise levels as Stable Diffusion 3 was trained at (arXiv 2403.03206, section 3.1), on the CPU."""
+    return compute_density_for_timestep_sampling("logit_normal", count, 0.0, 1.0, generator=generator)

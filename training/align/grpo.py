@@ -1,0 +1,112 @@
+"""Flow-GRPO (arXiv 2505.05470): a clipped policy gradient on the stochastic steps of groups of rollouts."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from training.align.algorithm import Evaluations, Experience, GroupAlgorithm, guided
+from training.align.rollout import DYNAMICS, Transition
+
+
+@dataclass
+class FlowGRPOArguments:
+    """Settings of the algorithm."""
+
+    num_steps: int = field(default=10, metadata={"help": "Of the sampler in training."})
+    guidance_scale: float = field(default=4.5, metadata={"help": "Of rollouts and loss."})
+    group_size: int = field(default=24, metadata={"help": "Samples a prompt, with their mean reward for a baseline."})
+    dynamics: Literal["sde", "cps"] = field(default="sde", metadata={"help": "The stochastic step."})
+    eta: float = field(default=0.7, metadata={"help": "How much noise it adds."})
+    window: int = field(default=9, metadata={"help": "Successive stochastic steps; the others are not trained on."})
+    window_end: int = field(default=9, metadata={"help": "The window is drawn from this many first steps."})
+    clip_range: float = field(default=1e-4, metadata={"help": "How far the ratio may be from 1 to be of use."})
+    advantage_clip: float = field(default=5.0, metadata={"help": "Largest absolute advantage."})
+    kl_weight: float = field(default=0.04, metadata={"help": "Of the distance to the generator as it began."})
+    optimizer_steps: int = field(default=2, metadata={"help": "Taken on one collection; at the first, ratios are 1."})
+
+    def evaluations(self) -> Evaluations:
+        """What one prompt takes."""
+        velocities = self.group_size * guided(self.guidance_scale)
+        held = self.window if self.kl_weight else 0
+        return Evaluations(velocities * (self.num_steps + held), velocities * self.window, self.group_size)
+
+
+def clipped_objective(
+    log_probability: torch.Tensor, old_log_probability: torch.Tensor, advantage: torch.Tensor, clip_range: float
+) -> torch.Tensor:
+    """max(-A rho, -A clip(rho, 1 - e, 1 + e)) with rho = p / p_old; all [B]."""
+    ratio = (log_probability - old_log_probability).exp()
+    return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip_range, 1 + clip_range))
+
+
+def transition_distance(transition: Transition, reference: Transition) -> torch.Tensor:
+    """mean (mu - mu_ref)^2 / (2 s^2) over C, H and W, [B]: the Kullback-Leibler divergence of two steps with the same
+    noise, for the SDE step times its length."""
+    distance = (transition.mean - reference.mean).square() / (2 * transition.scale.square())
+    return distance.mean(dim=(1, 2, 3))
+
+
+class FlowGRPO(GroupAlgorithm):
+    """Group-relative policy optimisation of a flow's stochastic steps."""
+
+    Arguments = FlowGRPOArguments
+
+    def check(self) -> None:
+        super().check()
+        arguments = self.arguments
+        self.dynamics = DYNAMICS[arguments.dynamics](arguments.eta)
+        if not arguments.eta > 0:
+            raise ValueError(
+                f"eta: expected a positive number, without which no two rollouts differ, got {arguments.eta}"
+            )
+        if not 1 <= arguments.window <= arguments.window_end < arguments.num_steps:
+            raise ValueError(
+                f"window, window_end: expected 1 <= window <= window_end < num_steps = {arguments.num_steps} (the "
+                f"last step is deterministic), got {arguments.window} and {arguments.window_end}"
+            )
+
+    @property
+    def optimizer_steps(self) -> int:
+        return self.arguments.optimizer_steps
+
+    def collect(self, conditioning, draws):
+        arguments = self.arguments
+        latest = arguments.window_end - arguments.window
+        start = int(torch.randint(latest + 1, (), generator=draws.generator))
+        window = range(start, start + arguments.window)
+        group = self.sample_groups(conditioning, draws, dynamics=self.dynamics, stochastic=window)
+        sigmas = self.policy.sigmas(arguments.num_steps).to(group.prompt.device)
+        advantages = self.advantages(group)
+        transitions = [
+            {
+                "prompt": group.prompt,
+                "advantage": advantages,
+                "latents": group.states[step],
+                "outcome": group.states[step + 1],
+                "sigma": sigmas[step].expand_as(advantages),
+                "sigma_next": sigmas[step + 1].expand_as(advantages),
+                "log_probability": group.log_probabilities[step],
+            }
+            for step in window
+        ]
+        items = {name: torch.cat([each[name] for each in transitions]) for name in transitions[0]}
+        return Experience(conditioning, items, group.metrics).select(items["advantage"].isfinite())
+
+    def loss(self, batch, seed):
+        arguments = self.arguments
+        transition = self._transition(batch)
+        log_probability = self.dynamics.log_probability(batch["outcome"], transition)
+        loss = clipped_objective(log_probability, batch["log_probability"], batch["advantage"], arguments.clip_range)
+        ratio = (log_probability - batch["log_probability"]).detach().exp()
+        metrics = {"clipped": ((ratio - 1).abs() > arguments.clip_range).float()}
+        if arguments.kl_weight:
+            with torch.no_grad(), self.policy.reference():
+                reference = self._transition(batch)
+            metrics["kl"] = transition_distance(transition, reference)
+            loss = loss + arguments.kl_weight * metrics["kl"]
+        return loss, metrics
+
+    def _transition(self, batch: Experience) -> Transition:
+        velocity = self.policy.velocity(batch["latents"], batch["sigma"], batch.asked, self.arguments.guidance_scale)
+        return self.dynamics.transition(batch["latents"], velocity, batch["sigma"], batch["sigma_next"])

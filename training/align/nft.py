@@ -1,0 +1,144 @@
+"""DiffusionNFT (arXiv 2509.16117): negative-aware fine-tuning on the forward process, from clean samples alone."""
+
+from dataclasses import dataclass, field
+
+import torch
+from diffusers.training_utils import EMAModel
+
+from training.align.algorithm import Evaluations, Experience, GroupAlgorithm, guided
+from training.align.flow_matching import noised, seeded_noise
+from training.align.rollout import predict_clean
+
+
+@dataclass
+class DiffusionNFTArguments:
+    """Settings of the algorithm."""
+
+    num_steps: int = field(default=10, metadata={"help": "Of the sampler in training."})
+    guidance_scale: float = field(default=1.0, metadata={"help": "Of rollouts; the loss is without guidance."})
+    group_size: int = field(default=24, metadata={"help": "Samples a prompt, with their mean reward for a baseline."})
+    levels: int = field(default=10, metadata={"help": "Of the sampler's noise levels, those a sample is trained at."})
+    beta: float = field(default=1.0, metadata={"help": "How far the implicit policies lie from the old one."})
+    advantage_clip: float = field(default=5.0, metadata={"help": "The advantage of a sample that is wholly good."})
+    kl_weight: float = field(default=1e-4, metadata={"help": "Of the distance to the generator as it began."})
+    old_decay: float = field(
+        default=0.5, metadata={"help": "Limit of the moving average by which the sampling policy follows."}
+    )
+    optimizer_steps: int = field(default=1, metadata={"help": "Taken on one collection."})
+
+    def evaluations(self) -> Evaluations:
+        """What one prompt takes: rollouts, then the old policy and the generator as it began at each level."""
+        sampling = self.num_steps * guided(self.guidance_scale) + self.levels * (2 if self.kl_weight else 1)
+        return Evaluations(self.group_size * sampling, self.group_size * self.levels, self.group_size)
+
+
+def nft_loss(
+    velocity: torch.Tensor,
+    old_velocity: torch.Tensor,
+    state: torch.Tensor,
+    latents: torch.Tensor,
+    sigma: torch.Tensor,
+    optimality: torch.Tensor,
+    beta: float,
+) -> torch.Tensor:
+    """(rho L+ + (1 - rho) L-) / b, [B], with v+ = b v + (1 - b) v_old, v- = (1 + b) v_old - b v and
+    L± = mean (x0hat± - x0)^2 / stop-gradient of max(mean |x0hat± - x0|, 1e-5).
+
+    Args:
+        velocity, old_velocity: of the trained and of the sampling policy, [B, C, H, W].
+        state: noisy latents they were taken at.
+        latents: x0, the samples.
+        sigma: [B].
+        optimality: rho [B] in [0, 1], how good a sample is among its group.
+    """
+
+    def error(implicit: torch.Tensor) -> torch.Tensor:
+        difference = predict_clean(state, implicit, sigma) - latents
+        scale = difference.detach().abs().mean(dim=(1, 2, 3)).clamp(min=1e-5)
+        return difference.square().mean(dim=(1, 2, 3)) / scale
+
+    positive = error(beta * velocity + (1 - beta) * old_velocity)
+    negative = error((1 + beta) * old_velocity - beta * velocity)
+    return (optimality * positive + (1 - optimality) * negative) / beta
+
+
+class DiffusionNFT(GroupAlgorithm):
+    """Negative-aware fine-tuning: towards good samples and away from bad ones, relative to the policy that made
+    them."""
+
+    Arguments = DiffusionNFTArguments
+
+    def check(self) -> None:
+        super().check()
+        arguments = self.arguments
+        if not 1 <= arguments.levels <= arguments.num_steps:
+            raise ValueError(
+                f"levels: expected 1 to num_steps = {arguments.num_steps} of the sampler's, got {arguments.levels}"
+            )
+        self.old = EMAModel(self.policy.parameters, decay=arguments.old_decay)
+
+    @property
+    def optimizer_steps(self) -> int:
+        return self.arguments.optimizer_steps
+
+    def collect(self, conditioning, draws):
+        arguments, policy = self.arguments, self.policy
+        with policy.weights_of(self.old):
+            group = self.sample_groups(conditioning, draws)
+            optimality = (self.advantages(group) / (2 * arguments.advantage_clip) + 0.5).clamp(0, 1)
+            shape = len(optimality), arguments.num_steps
+            order = torch.rand(shape, generator=draws.generator).argsort(dim=1)[:, : arguments.levels]
+            items = {
+                "prompt": group.prompt.repeat_interleave(arguments.levels),
+                "latents": group.states[-1].repeat_interleave(arguments.levels, dim=0),
+                "optimality": optimality.repeat_interleave(arguments.levels),
+                "sigma": policy.sigmas(arguments.num_steps).cpu()[order.flatten()].to(policy.device),
+                "noise_seed": torch.randint(2**31, (order.numel(),), generator=draws.generator).to(policy.device),
+            }
+            experience = Experience(conditioning, items, group.metrics)
+            experience = experience.select(items["optimality"].isfinite())
+            return Experience(
+                conditioning, {**experience.items, "old_velocity": self._old_velocity(experience)}, group.metrics
+            )
+
+    @torch.no_grad()
+    def _old_velocity(self, experience: Experience) -> torch.Tensor:
+        parts = []
+        for rows in torch.arange(len(experience)).split(self.batch_size):
+            batch = experience.select(rows)
+            parts.append(self.policy.velocity(_states(batch), batch["sigma"], batch.asked))
+        return torch.cat(parts) if parts else experience["latents"]
+
+    def loss(self, batch, seed):
+        arguments, states = self.arguments, _states(batch)
+        velocity = self.policy.velocity(states, batch["sigma"], batch.asked)
+        loss = arguments.advantage_clip * nft_loss(
+            velocity,
+            batch["old_velocity"],
+            states,
+            batch["latents"],
+            batch["sigma"],
+            batch["optimality"],
+            arguments.beta,
+        )
+        metrics = {}
+        if arguments.kl_weight:
+            with torch.no_grad(), self.policy.reference():
+                reference = self.policy.velocity(states, batch["sigma"], batch.asked)
+            metrics["kl"] = (velocity - reference).square().mean(dim=(1, 2, 3))
+            loss = loss + arguments.kl_weight * metrics["kl"]
+        return loss, metrics
+
+    def after_update(self) -> None:
+        self.old.step(self.policy.parameters)
+
+    def state_dict(self):
+        return self.old.state_dict()
+
+    def load_state_dict(self, state):
+        self.old.load_state_dict(state)
+
+
+def _states(batch: Experience) -> torch.Tensor:
+    """The noisy latents that a batch is trained at."""
+    return noised(batch["latents"], seeded_noise(batch["noise_seed"], batch["latents"]), batch["sigma"])

@@ -1,0 +1,179 @@
+"""The generator that is aligned: a diffusers Stable Diffusion 3 pipeline whose transformer carries a LoRA adapter."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusion3Pipeline
+from diffusers.training_utils import EMAModel, cast_training_params
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+
+from modeling_dina.scoring_dina import encode_prompts
+from training.align.rollout import Dynamics, Rollout, rollout
+
+# The attention projections of both streams, eight a block.
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What B samples are asked to show.
+
+    Attributes:
+        prompts: B texts.
+        prompt_embeds: [B, L, D].
+        pooled_prompt_embeds: [B, P].
+    """
+
+    prompts: tuple[str, ...]
+    prompt_embeds: torch.Tensor
+    pooled_prompt_embeds: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def select(self, rows: torch.Tensor) -> "Conditioning":
+        """Those of some rows: a mask [B] or indices, which may repeat."""
+        indices = rows.nonzero().flatten() if rows.dtype == torch.bool else rows
+        prompts = tuple(self.prompts[index] for index in indices.tolist())
+        return Conditioning(prompts, self.prompt_embeds[indices], self.pooled_prompt_embeds[indices])
+
+
+class Policy:
+    """A frozen generator with a LoRA adapter, its only trainable part.
+
+    Args:
+        pipeline: its transformer gets the adapter; text encoders and VAE are frozen.
+        rank, alpha: of the LoRA.
+        max_sequence_length: text tokens, the reward's.
+        resolution: pixels a side of its pictures; None takes the transformer's default.
+
+    Attributes:
+        parameters: the LoRA's, all that is trained.
+    """
+
+    def __init__(
+        self,
+        pipeline: StableDiffusion3Pipeline,
+        *,
+        rank: int,
+        alpha: float,
+        max_sequence_length: int,
+        resolution: int | None = None,
+    ) -> None:
+        self.pipeline, self.transformer = pipeline, pipeline.transformer
+        for part in pipeline.components.values():
+            if isinstance(part, torch.nn.Module):
+                part.eval().requires_grad_(False)
+        self.transformer.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(ATTENTION)))
+        cast_training_params(self.transformer, dtype=torch.float32)
+        self.parameters = [parameter for parameter in self.transformer.parameters() if parameter.requires_grad]
+        self.max_sequence_length = max_sequence_length
+        side = resolution or self.transformer.config.sample_size * pipeline.vae_scale_factor
+        self.latent_shape = (self.transformer.config.in_channels, *[side // pipeline.vae_scale_factor] * 2)
+        self._empty = self.encode([""])
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.device
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Text embeddings of B prompts."""
+        return Conditioning(tuple(prompts), *encode_prompts(self.pipeline, prompts, self.max_sequence_length))
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents [B, C, H, W] to pictures [B, 3, height, width] in about [-1, 1], differentiable."""
+        vae = self.pipeline.vae
+        return vae.decode((latents / vae.config.scaling_factor + vae.config.shift_factor).to(vae.dtype)).sample.float()
+
+    def noise(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """`count` states of pure noise, from a CPU generator: the same on every device."""
+        return torch.randn(count, *self.latent_shape, generator=generator).to(self.device)
+
+    def sigmas(self, num_steps: int) -> torch.Tensor:
+        """The scheduler's `num_steps + 1` falling noise levels, from 1 to 0."""
+        self.pipeline.scheduler.set_timesteps(num_steps)
+        return self.pipeline.scheduler.sigmas.clone()
+
+    def velocity(
+        self, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning, guidance_scale: float = 1.0
+    ) -> torch.Tensor:
+        """Velocity [B, C, H, W] in float32 at noisy latents [B, C, H, W] and levels [B], with classifier-free guidance
+        where the scale is not 1."""
+        dtype = self.transformer.dtype
+        embeds, pooled = conditioning.prompt_embeds, conditioning.pooled_prompt_embeds
+        states, levels = latents, sigma
+        if guidance_scale != 1:
+            states, levels = torch.cat([latents, latents]), torch.cat([sigma, sigma])
+            embeds = torch.cat([self._empty.prompt_embeds.expand_as(embeds), embeds])
+            pooled = torch.cat([self._empty.pooled_prompt_embeds.expand_as(pooled), pooled])
+        timestep = self.pipeline.scheduler.config.num_train_timesteps * levels
+        velocity = self.transformer(states.to(dtype), embeds.to(dtype), pooled.to(dtype), timestep).sample.float()
+        if guidance_scale == 1:
+            return velocity
+        unconditional, conditional = velocity.chunk(2)
+        return unconditional + guidance_scale * (conditional - unconditional)
+
+    def sample(
+        self,
+        conditioning: Conditioning,
+        noise: torch.Tensor,
+        sigmas: torch.Tensor,
+        *,
+        batch_size: int,
+        guidance_scale: float = 1.0,
+        dynamics: Dynamics | None = None,
+        stochastic: Sequence[int] = (),
+        generator: torch.Generator | None = None,
+    ) -> Rollout:
+        """Rollouts of all B samples, `batch_size` at a time; arguments as in `rollout.rollout`."""
+        parts = []
+        for rows in torch.arange(len(noise), device=noise.device).split(batch_size):
+            asked = conditioning.select(rows)
+
+            def velocity(latents, sigma, asked=asked):
+                return self.velocity(latents, sigma, asked, guidance_scale)
+
+            parts.append(rollout(velocity, noise[rows], sigmas, dynamics, stochastic, generator))
+        return Rollout(*(torch.cat(values, dim=1) for values in zip(*parts, strict=True)))
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Within, the policy is the generator it began as."""
+        self.transformer.disable_adapters()
+        try:
+            yield
+        finally:
+            self.transformer.enable_adapters()
+
+    @contextmanager
+    def weights_of(self, average: EMAModel) -> Iterator[None]:
+        """Within, the LoRA has the weights of a moving average."""
+        average.store(self.parameters)
+        average.copy_to(self.parameters)
+        try:
+            yield
+        finally:
+            average.restore(self.parameters)
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the LoRA as `pipeline.load_lora_weights(folder)` reads it."""
+        self.pipeline.save_lora_weights(
+            folder,
+            transformer_lora_layers=get_peft_model_state_dict(self.transformer),
+            # Without it, a reader takes the rank for alpha.
+            transformer_lora_adapter_metadata=self.transformer.peft_config["default"].to_dict(),
+        )
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The LoRA's weights, for a checkpoint."""
+        return get_peft_model_state_dict(self.transformer)
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Take up the LoRA's weights; ValueError where they are another adapter's."""
+        outcome = set_peft_model_state_dict(self.transformer, state)
+        if outcome.unexpected_keys:
+            raise ValueError(f"checkpoint: expected weights of this LoRA, got {sorted(outcome.unexpected_keys)[:4]} …")

@@ -1,0 +1,148 @@
+"""Reward feedback learning: the reward's gradient through the last steps that were taken.
+
+ReFL (arXiv 2304.05977) scores the clean latents predicted after one step, PRFL (arXiv 2511.21541) the noisy state that
+the step leads to, which takes a reward that reads noise; DRaFT-K (arXiv 2309.17400) goes on to the end of the path.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from training.align.algorithm import Algorithm, Evaluations, Experience, guided
+from training.align.flow_matching import flow_matching_error, logit_normal_levels, noised
+from training.align.rollout import Velocity, euler_step, predict_clean
+
+
+@dataclass
+class ReFLArguments:
+    """Settings of the algorithm."""
+
+    num_steps: int = field(default=40, metadata={"help": "T, steps of the sampler."})
+    guidance_scale: float = field(
+        default=4.5, metadata={"help": "Of steps without gradient; those with gradient are without guidance."}
+    )
+    first_step: int = field(default=30, metadata={"help": "Earliest first step with gradient, counted from 0."})
+    last_step: int = field(default=39, metadata={"help": "Latest one; one between the two is drawn for each sample."})
+    gradient_steps: int = field(
+        default=1, metadata={"help": "K, steps with gradient. For DRaFT-K both of the above are T - K."}
+    )
+    scored: Literal["clean", "state"] = field(
+        default="clean", metadata={"help": "The clean latents that the last step predicts, or where it leads."}
+    )
+    hold_weight: float = field(
+        default=0.0, metadata={"help": "w of (L + w FM) / (1 + w), FM the flow-matching error on reference samples."}
+    )
+
+    @property
+    def scores_clean(self) -> bool:
+        """Whether what is scored is clean: predicted so, or the end of the path."""
+        return self.scored == "clean" or self.first_step == self.num_steps - self.gradient_steps
+
+    def evaluations(self) -> Evaluations:
+        """What one prompt takes."""
+        return Evaluations(
+            sampling=(self.first_step + self.last_step) / 2 * guided(self.guidance_scale),
+            update=self.gradient_steps + (self.hold_weight > 0),
+            judged=1,
+            noisy=not self.scores_clean,
+        )
+
+
+def differentiable_steps(
+    velocity: Velocity, latents: torch.Tensor, sigmas: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """K Euler steps with gradient.
+
+    Args:
+        velocity: the policy with its conditioning.
+        latents: [B, C, H, W], the states at `sigmas[:, 0]`.
+        sigmas: [B, K + 1], falling noise levels.
+
+    Returns:
+        The state where the steps lead, and the clean latents that the last of them predicts, both [B, C, H, W].
+    """
+    clean = latents
+    for sigma, sigma_next in zip(sigmas.T[:-1], sigmas.T[1:], strict=True):
+        direction = velocity(latents, sigma)
+        clean = predict_clean(latents, direction, sigma)
+        latents = euler_step(latents, direction, sigma, sigma_next)
+    return latents, clean
+
+
+def held_loss(loss: torch.Tensor, hold: torch.Tensor, weight: float) -> torch.Tensor:
+    """(L + w H) / (1 + w): a convex combination, so that the weight does not act as a learning rate."""
+    return (loss + weight * hold) / (1 + weight)
+
+
+class ReFL(Algorithm):
+    """Reward feedback learning on clean predictions, on noisy states, or through the last K steps."""
+
+    Arguments = ReFLArguments
+    needs_gradient = True
+
+    def check(self) -> None:
+        arguments = self.arguments
+        last = arguments.num_steps - arguments.gradient_steps
+        if arguments.gradient_steps < 1 or not 0 <= arguments.first_step <= arguments.last_step <= last:
+            raise ValueError(
+                "first_step, last_step: expected 0 <= first_step <= last_step <= num_steps - gradient_steps = "
+                f"{last}, got {arguments.first_step} and {arguments.last_step}"
+            )
+        if not arguments.scores_clean and arguments.last_step == last:
+            raise ValueError(f"last_step: expected below {last}, where the last state is still noisy, got {last}")
+        if not arguments.scores_clean and not self.reward.reads_noise:
+            raise ValueError("scored: expected rewards that read noise for 'state', got one that reads clean latents")
+        if arguments.hold_weight and self.reference_samples is None:
+            raise ValueError("hold_weight: expected reference_samples to hold on to, got none")
+
+    def collect(self, conditioning, draws):
+        arguments, policy = self.arguments, self.policy
+        count = len(conditioning)
+        sigmas = policy.sigmas(arguments.num_steps)
+        first = torch.randint(arguments.first_step, arguments.last_step + 1, (count,), generator=draws.generator)
+        latents = policy.noise(count, draws.generator)
+        for step in range(int(first.max())):
+            rows = (first > step).nonzero().flatten().to(policy.device)
+            latents[rows] = policy.sample(
+                conditioning.select(rows),
+                latents[rows],
+                sigmas[step : step + 2],
+                batch_size=self.batch_size,
+                guidance_scale=arguments.guidance_scale,
+            ).states[-1]
+        items = {
+            "prompt": torch.arange(count),
+            "latents": latents,
+            "sigmas": sigmas.cpu().unfold(0, arguments.gradient_steps + 1, 1)[first],
+        }
+        return Experience(conditioning, {name: values.to(policy.device) for name, values in items.items()})
+
+    def loss(self, batch, seed):
+        asked, sigmas = batch.asked, batch["sigmas"]
+
+        def velocity(latents, sigma):
+            return self.policy.velocity(latents, sigma, asked)
+
+        state, clean = differentiable_steps(velocity, batch["latents"], sigmas)
+        if self.arguments.scores_clean:
+            judged = self.reward(clean if self.arguments.scored == "clean" else state, asked, seed=seed)
+        else:
+            judged = self.reward(state, asked, sigmas[:, -1], seed=seed)
+        weights = self.gate_weights(clean.detach(), asked, seed)
+        loss = -weights * judged.scores
+        metrics = {"reward": judged.scores, "kept": weights}
+        if self.arguments.hold_weight:
+            metrics["hold"] = self.hold_error(len(batch), seed)
+            loss = held_loss(loss, metrics["hold"], self.arguments.hold_weight)
+        return loss, metrics
+
+    def hold_error(self, count: int, seed: int) -> torch.Tensor:
+        """Flow-matching error [count] on samples of the generator as it began, drawn with their levels by `seed`."""
+        generator = torch.Generator().manual_seed(seed)
+        latents, asked = self.reference_samples
+        rows = torch.randint(len(latents), (count,), generator=generator).to(latents.device)
+        sigma = logit_normal_levels(count, generator).to(latents.device)
+        noise = torch.randn(count, *latents.shape[1:], generator=generator).to(latents.device)
+        velocity = self.policy.velocity(noised(latents[rows], noise, sigma), sigma, asked.select(rows))
+        return flow_matching_error(velocity, latents[rows], noise)

@@ -1,0 +1,159 @@
+"""Rollouts of a rectified flow, x_s = (1 - s) x0 + s eps with a velocity v ~ eps - x0: the deterministic Euler step,
+and two stochastic steps whose log-probabilities policy gradients need."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+# (noisy latents [B, C, H, W], sigma [B]) to velocities [B, C, H, W]; the conditioning is bound already.
+Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def per_sample(values: torch.Tensor) -> torch.Tensor:
+    """[B] to [B, 1, 1, 1], to be multiplied with latents."""
+    return values.reshape(-1, 1, 1, 1)
+
+
+def predict_clean(latents: torch.Tensor, velocity: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """The clean latents that a velocity points to, x0hat = x - s v. Latents and velocity [B, C, H, W], sigma [B]."""
+    return latents - per_sample(sigma) * velocity
+
+
+def euler_step(
+    latents: torch.Tensor, velocity: torch.Tensor, sigma: torch.Tensor, sigma_next: torch.Tensor
+) -> torch.Tensor:
+    """The probability-flow ODE, x' = x + (s' - s) v. Latents and velocity [B, C, H, W], sigmas [B]."""
+    return latents + per_sample(sigma_next - sigma) * velocity
+
+
+class Transition(NamedTuple):
+    """The normal law of a stochastic step's outcome.
+
+    Attributes:
+        mean: [B, C, H, W].
+        std: [B, 1, 1, 1].
+        scale: [B, 1, 1, 1], the noise scale s that the distance of two means is measured in.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    scale: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Dynamics(ABC):
+    """A stochastic step whose states hold as much signal and noise as the ODE's.
+
+    Attributes:
+        eta: how much noise; 0 is the ODE.
+    """
+
+    eta: float
+
+    @abstractmethod
+    def transition(
+        self, latents: torch.Tensor, velocity: torch.Tensor, sigma: torch.Tensor, sigma_next: torch.Tensor
+    ) -> Transition:
+        """The law of the next state. Latents and velocity [B, C, H, W], sigmas [B]; in float32."""
+
+    @abstractmethod
+    def log_probability(self, outcome: torch.Tensor, transition: Transition) -> torch.Tensor:
+        """Log-probability [B] of an outcome [B, C, H, W], averaged over C, H and W so as not to grow with the size."""
+
+
+class SDE(Dynamics):
+    """Flow-GRPO's reverse-time SDE (arXiv 2505.05470, equation 9), with D = s' - s < 0:
+
+    scale = eta sqrt(s / (1 - s)), where at s = 1 the denominator takes s';
+    mean = x (1 + scale^2 D / (2 s)) + v (1 + scale^2 (1 - s) / (2 s)) D, std = scale sqrt(-D).
+    """
+
+    def transition(self, latents, velocity, sigma, sigma_next):
+        latents, velocity = latents.float(), velocity.float()
+        sigma, sigma_next = per_sample(sigma.float()), per_sample(sigma_next.float())
+        step = sigma_next - sigma
+        scale = self.eta * (sigma / (1 - torch.where(sigma == 1, sigma_next, sigma))).sqrt()
+        drift = scale.square() / (2 * sigma)
+        mean = latents * (1 + drift * step) + velocity * (1 + drift * (1 - sigma)) * step
+        return Transition(mean, scale * (-step).sqrt(), scale)
+
+    def log_probability(self, outcome, transition):
+        error = (outcome.detach().float() - transition.mean) / transition.std
+        log_density = -error.square() / 2 - transition.std.log() - math.log(2 * math.pi) / 2
+        return log_density.mean(dim=(1, 2, 3))
+
+
+class CPS(Dynamics):
+    """The coefficients-preserving step (arXiv 2509.05952): the noise that is in the state is partly replaced.
+
+    std = scale = s' sin(eta pi / 2), mean = (1 - s') x0hat + sqrt(s'^2 - std^2) (x + (1 - s) v).
+
+    The state stays on the path exactly, at any size of step, as far as x0hat is right; where the clean latents are
+    still uncertain, each replacement loses some of their variety.
+    """
+
+    def transition(self, latents, velocity, sigma, sigma_next):
+        latents, velocity = latents.float(), velocity.float()
+        sigma, sigma_next = per_sample(sigma.float()), per_sample(sigma_next.float())
+        std = sigma_next * math.sin(self.eta * math.pi / 2)
+        clean, noise = latents - sigma * velocity, latents + (1 - sigma) * velocity
+        mean = (1 - sigma_next) * clean + sigma_next * math.cos(self.eta * math.pi / 2) * noise
+        return Transition(mean, std, std)
+
+    def log_probability(self, outcome, transition):
+        """-mean (x' - mean)^2: the normal log-density without its constant and its scale, which grows without bound
+        as the noise vanishes towards the end of the path."""
+        return -(outcome.detach().float() - transition.mean).square().mean(dim=(1, 2, 3))
+
+
+DYNAMICS: dict[str, type[Dynamics]] = {"sde": SDE, "cps": CPS}
+
+
+class Rollout(NamedTuple):
+    """A path from noise.
+
+    Attributes:
+        states: [T + 1, B, C, H, W], from the first noise to the last state.
+        log_probabilities: [T, B]; 0 where a step was deterministic.
+    """
+
+    states: torch.Tensor
+    log_probabilities: torch.Tensor
+
+
+@torch.no_grad()
+def rollout(
+    velocity: Velocity,
+    noise: torch.Tensor,
+    sigmas: torch.Tensor,
+    dynamics: Dynamics | None = None,
+    stochastic: Sequence[int] = (),
+    generator: torch.Generator | None = None,
+) -> Rollout:
+    """Follow the velocity down the noise levels.
+
+    Args:
+        velocity: the policy with its conditioning.
+        noise: [B, C, H, W], the state at `sigmas[0]`.
+        sigmas: T + 1 falling noise levels.
+        dynamics: of the steps in `stochastic`; all others are Euler steps.
+        stochastic: numbers of steps, from 0.
+        generator: CPU generator of the steps' noise, so that a rollout is the same on every device.
+    """
+    states = [noise]
+    log_probabilities = noise.new_zeros(len(sigmas) - 1, len(noise), dtype=torch.float32)
+    for step in range(len(sigmas) - 1):
+        sigma, sigma_next = (sigmas[index].expand(len(noise)).to(noise.device) for index in (step, step + 1))
+        direction = velocity(states[-1], sigma)
+        if dynamics is None or step not in stochastic:
+            states.append(euler_step(states[-1], direction, sigma, sigma_next))
+            continue
+        transition = dynamics.transition(states[-1], direction, sigma, sigma_next)
+        draw = torch.randn(noise.shape, generator=generator).to(noise.device)
+        states.append((transition.mean + transition.std * draw).to(noise.dtype))
+        log_probabilities[step] = dynamics.log_probability(states[-1], transition)
+    return Rollout(torch.stack(states), log_probabilities)

@@ -1,0 +1,146 @@
+"""One alignment run, from its arguments to its results."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, set_seed
+from diffusers import StableDiffusion3Pipeline
+
+from modeling_dina import DinaRewardModel
+from training.align.algorithm import Algorithm, Samples
+from training.align.arguments import AlignArguments
+from training.align.compatibility import check_compatible
+from training.align.dpo import DiffusionDPO
+from training.align.grpo import FlowGRPO
+from training.align.nft import DiffusionNFT
+from training.align.policy import Policy
+from training.align.prompts import Prompts
+from training.align.refl import ReFL
+from training.align.rewards import DinaReward, Gate, PixelReward, Reward, WeightedReward
+from training.align.trainer import STATE, AlignmentTrainer
+from training.align.world import EVALUATION_SEED, PROMPT_SEED, UtilityReward
+from training.arguments import parse
+from training.checkpoints import checkpoint_to_resume
+from training.world.pixel_reward import PixelRewardModel
+
+ALGORITHMS: dict[str, type[Algorithm]] = {
+    "refl": ReFL,
+    "flow_grpo": FlowGRPO,
+    "diffusion_nft": DiffusionNFT,
+    "diffusion_dpo": DiffusionDPO,
+}
+PROJECT = "dina-align"
+# Prompts of the reference samples are counted from here: an update never asks for so many.
+REFERENCE_PROMPTS = 10**9
+
+
+def parse_run(argv: Sequence[str] | None = None) -> tuple[AlignArguments, Any]:
+    """The arguments of a run and those of its algorithm, from `--config FILE` and flags; None reads the command line.
+
+    Raises:
+        ValueError: a field is unknown or has a wrong value, or no algorithm is named.
+    """
+    known = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    known.add_argument("--config", type=Path)
+    known.add_argument("--algorithm")
+    chosen, _ = known.parse_known_args(argv)
+    name = chosen.algorithm
+    if name is None and chosen.config is not None and chosen.config.is_file():
+        name = (yaml.safe_load(chosen.config.read_text()) or {}).get("algorithm")
+    if name not in ALGORITHMS:
+        raise ValueError(f"algorithm: expected one of {sorted(ALGORITHMS)}, got {name!r}")
+    return parse(AlignArguments, ALGORITHMS[name].Arguments, argv=argv)
+
+
+def run(arguments: AlignArguments, algorithm_arguments: Any) -> AlignmentTrainer:
+    """Align, to the end or to a SIGTERM; returns the trainer as it then is."""
+    output_dir = Path(arguments.output_dir)
+    checkpoint = checkpoint_to_resume(output_dir, arguments.resume_from_checkpoint, STATE)
+    accelerator = Accelerator(
+        log_with=None if arguments.report_to == "none" else arguments.report_to,
+        project_config=ProjectConfiguration(str(output_dir)),
+    )
+    output_dir.mkdir(parents=True, exist_ok=True)
+    trainer = build(arguments, algorithm_arguments, accelerator)
+    if checkpoint is not None:
+        trainer.resume(checkpoint)
+    options = {"name": output_dir.name, "resume": "allow", "embed": False}
+    accelerator.init_trackers(PROJECT, init_kwargs={"trackio": options, "wandb": {"name": output_dir.name}})
+    trainer.train()
+    accelerator.end_training()
+    return trainer
+
+
+def build(arguments: AlignArguments, algorithm_arguments: Any, accelerator: Accelerator) -> AlignmentTrainer:
+    """The trainer of a run, with all its weights loaded.
+
+    Raises:
+        ValueError: the policy is no match for the reward model, or an argument does not fit.
+    """
+    set_seed(arguments.seed)  # of the fresh LoRA, in every process
+    dtype = getattr(torch, arguments.dtype)
+    pipeline = StableDiffusion3Pipeline.from_pretrained(
+        arguments.policy, revision=arguments.policy_revision, dtype=dtype
+    ).to(accelerator.device)
+    model = DinaRewardModel.from_pretrained(
+        arguments.reward_model, revision=arguments.reward_revision, dtype=dtype
+    ).to(accelerator.device)
+    check_compatible(pipeline, arguments.policy, model, arguments.reward_model)
+    policy = Policy(
+        pipeline,
+        rank=arguments.lora_rank,
+        alpha=arguments.lora_alpha,
+        max_sequence_length=model.config.max_sequence_length,
+        resolution=arguments.resolution,
+    )
+    if arguments.gradient_checkpointing:
+        policy.transformer.enable_gradient_checkpointing()
+
+    prompts = Prompts(arguments.prompts, (PROMPT_SEED, arguments.seed))
+    rewards = {name: build_reward(name, arguments, policy, model) for name in (*arguments.rewards, *arguments.watched)}
+    gate, samples = None, None
+    if arguments.gate != "none" or getattr(algorithm_arguments, "hold_weight", 0):
+        samples = sample_reference(policy, prompts, arguments)
+    if arguments.gate != "none":
+        ensemble = DinaReward(model, arguments.reward_sigmas or None, arguments.gate_draws)
+        gate = Gate.calibrated(ensemble, arguments.gate, *samples, arguments.gate_quantile)
+    algorithm = ALGORITHMS[arguments.algorithm](
+        policy,
+        WeightedReward([rewards[name] for name in arguments.rewards], arguments.reward_weights),
+        algorithm_arguments,
+        gate=gate,
+        reference_samples=samples,
+        batch_size=arguments.sampling_batch_size,
+        gather=accelerator.gather,
+    )
+    eval_prompts = Prompts(arguments.eval_prompts, EVALUATION_SEED)
+    return AlignmentTrainer(arguments, accelerator, algorithm, rewards, prompts, eval_prompts)
+
+
+def build_reward(name: str, arguments: AlignArguments, policy: Policy, model: DinaRewardModel) -> Reward:
+    """One of `REWARDS`."""
+    if name == "utility":
+        return UtilityReward(policy.pipeline)
+    if name == "pixel":
+        return PixelReward(policy.decode, PixelRewardModel.from_pretrained(arguments.pixel_reward).to(policy.device))
+    return DinaReward(model, arguments.reward_sigmas or None, arguments.reward_draws)
+
+
+@torch.no_grad()
+def sample_reference(policy: Policy, prompts: Prompts, arguments: AlignArguments) -> Samples:
+    """Clean samples of the generator as it began, a function of the run's seed."""
+    asked = policy.encode(prompts.batch(REFERENCE_PROMPTS, arguments.reference_samples))
+    with policy.reference():
+        path = policy.sample(
+            asked,
+            policy.noise(len(asked), torch.Generator().manual_seed(arguments.seed)),
+            policy.sigmas(arguments.eval_steps),
+            batch_size=arguments.sampling_batch_size,
+            guidance_scale=arguments.eval_guidance_scale,
+        )
+    return Samples(path.states[-1], asked)

@@ -1,0 +1,153 @@
+"""The model card of a trained reward model: what it is, how to load it, how it was trained, how well it does."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from modeling_dina import DinaConfig
+
+# Its blocks are what a card made of measurements says otherwise (model_card.write).
+TEMPLATE = """\
+---
+{{ card_data }}
+---
+
+# {{ title }}
+
+{% block summary -%}
+A [DiNa latent reward model](https://arxiv.org/abs/2602.11146): it scores an image for a prompt by what the first
+{{ config.num_layers }} blocks of a diffusion transformer see in its noisy latents, and says how probably one image is
+preferred to another.
+{%- if config.adapter_only %} Here are its LoRA adapter and its head; the rest is read from {{ base }}.{% endif %}
+{%- endblock %}
+
+## Use
+
+```python
+from PIL import Image
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained("{{ source }}", trust_remote_code=True)
+images = [Image.open("a.png"), Image.open("b.png")]
+result = model.scorer().compare(prompt="{{ example }}", images=images)
+print(f"a is preferred with probability {result.win_probability:.2f}")
+```
+
+`model.reward(latents, prompt_embeds, pooled_prompt_embeds)` takes clean latents and is differentiable in them;
+`model(noisy_latents, sigma, prompt_embeds, pooled_prompt_embeds)` takes a sampler's own. Scores of different prompts
+do not compare.
+{% block evidence %}
+{%- for heading, rows in tables.items() %}
+## {{ heading }}
+
+| | |
+|---|---|
+{%- for name, value in rows.items() %}
+| {{ name }} | {{ value }} |
+{%- endfor %}
+{% endfor %}
+{%- endblock %}
+## Licence
+
+{{ licence }}
+
+## Citation
+
+```bibtex
+@article{liu2026beyond,
+  title   = {Beyond VLM-Based Rewards: Diffusion-Native Latent Reward Modeling},
+  author  = {Liu, Gongye and Yang, Bo and Zhi, Yida and Zhong, Zhizhou and Ke, Lei and Deng, Didan and Gao, Han and
+             Huang, Yongxiang and Zhang, Kaihao and Fu, Hongbo and Luo, Wenhan},
+  journal = {arXiv preprint arXiv:2602.11146},
+  year    = {2026}
+}
+```
+"""
+
+
+def write_card(
+    folder: str | Path,
+    config: DinaConfig,
+    settings: dict[str, Any],
+    metrics: dict[str, Any],
+    repo_id: str | None = None,
+) -> None:
+    """Write `README.md` into the model folder, unless it has one.
+
+    Args:
+        folder: the model's.
+        config: the model's.
+        settings: how it was trained, name by name.
+        metrics: its last evaluation, name by name; none are shown if there are none.
+        repo_id: where the model will be pushed to, for the example and the title.
+    """
+    path = Path(folder, "README.md")
+    if path.exists():
+        return
+    base, data, licence = describe(config)
+    tables = {"Training": settings, "Evaluation": metrics}
+    card = ModelCard.from_template(
+        ModelCardData(**data),
+        template_str=TEMPLATE,
+        title=repo_id.partition("/")[2] if repo_id else "DiNa-LRM",
+        config=config,
+        base=base or "its base model",
+        source=repo_id or Path(folder).name,
+        example="what both should show",
+        tables={heading: _cells(rows) for heading, rows in tables.items() if rows},
+        licence=licence,
+    )
+    save_card(card, path)
+
+
+def describe(config: DinaConfig) -> tuple[str | None, dict[str, Any], str]:
+    """
+    What a model's config says of its origin.
+
+    Returns:
+        the Hub id of the base model, None if there is none; keywords of `ModelCardData`; and the licence in words.
+    """
+    base = config.base_model if _is_hub_id(config.base_model) else None
+    data, licence = _licence(config, base)
+    if base is not None:
+        data |= {"base_model": base, "base_model_relation": "adapter" if config.adapter_only else "finetune"}
+    tags = ["reward-model", "preference-learning", "diffusion"]
+    return base, {"library_name": "transformers", "tags": tags, **data}, licence
+
+
+def save_card(card: ModelCard, path: Path) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(card.content, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _is_hub_id(source: str | None) -> bool:
+    """Not a folder of this machine, which would say nothing to a reader."""
+    if source is None or os.path.isdir(source) or "/" not in source:
+        return False
+    try:
+        validate_repo_id(source)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _licence(config: DinaConfig, base: str | None) -> tuple[dict[str, str], str]:
+    """As metadata and in words: that of the weights which the model was made from."""
+    if config.base_model is None:
+        return {"license": "apache-2.0"}, "Apache-2.0."
+    if base is not None and base.startswith("stabilityai/stable-diffusion-3"):
+        link = f"https://huggingface.co/{base}/blob/main/LICENSE.md"
+        data = {"license": "other", "license_name": "stabilityai-ai-community", "license_link": link}
+        return data, f"The weights derive from {base} and are under its [Stability AI Community License]({link})."
+    return {}, f"The weights derive from {base or 'another model'} and inherit its licence."
+
+
+def _cells(rows: dict[str, Any]) -> dict[str, str]:
+    shown = {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in rows.items()}
+    return {name: " ".join(value.replace("|", "\\|").split()) for name, value in shown.items()}

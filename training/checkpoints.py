@@ -1,0 +1,94 @@
+"""Checkpoints that are whole or not there: folders written beside their name, then renamed onto it."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+TERMINATED = 128 + 15  # what a shell reports of a process that SIGTERM ended
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+@contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """
+    A new folder beside `path` that is renamed onto it when the block ends, and removed when it raises.
+
+    Whatever was at `path` is replaced. Files are flushed to disk before the rename, so that a name that is there after
+    a crash of the machine stands for whole files.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        commit_directory(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def commit_directory(partial: Path, path: Path) -> None:
+    """Flush the files under `partial` to disk and rename the folder onto `path`, replacing what was there."""
+    for file in [entry for entry in partial.rglob("*") if entry.is_file()]:
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    if path.exists():
+        # A folder cannot be renamed onto one that is not empty. `last_checkpoint` passes over the name it leaves by.
+        outgoing = path.with_name(f".{path.name}.outgoing")
+        shutil.rmtree(outgoing, ignore_errors=True)
+        os.rename(path, outgoing)
+        os.rename(partial, path)
+        shutil.rmtree(outgoing)
+    else:
+        os.rename(partial, path)
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """The folders `checkpoint-<step>` of `output_dir`, whole by construction, by rising step."""
+    found = [entry for entry in Path(output_dir).glob("checkpoint-*") if _NAME.fullmatch(entry.name)]
+    return sorted(found, key=lambda entry: int(entry.name.rpartition("-")[2]))
+
+
+def last_checkpoint(output_dir: Path) -> Path | None:
+    """The newest checkpoint under `output_dir`, or None."""
+    return next(reversed(checkpoints(output_dir)), None)
+
+
+def checkpoint_to_resume(output_dir: Path, asked: str | None, state: str) -> Path | None:
+    """
+    The checkpoint that `resume_from_checkpoint` names, or None to begin.
+
+    Args:
+        output_dir: of the run.
+        asked: None, "last", or a checkpoint.
+        state: a file that every checkpoint of such a run has.
+
+    Raises:
+        ValueError: `asked` is no checkpoint, or a run would begin anew where another has left some.
+    """
+    last = last_checkpoint(output_dir)
+    if asked == "last":
+        return last
+    if asked is None:
+        if last is not None:
+            raise ValueError(
+                f"output_dir: expected a folder without checkpoints, got {last}; go on from it with "
+                "--resume_from_checkpoint last, or name another folder"
+            )
+        return None
+    if not (Path(asked) / state).is_file():
+        raise ValueError(f"resume_from_checkpoint: expected 'last' or a checkpoint of a run, got {asked}")
+    return Path(asked)
+
+
+def rotate_checkpoints(output_dir: Path, keep: int | None) -> None:
+    """Remove all but the newest `keep` checkpoints; None keeps them all."""
+    for path in checkpoints(output_dir)[:-keep] if keep else []:
+        outgoing = path.with_name(f".{path.name}.outgoing")
+        os.rename(path, outgoing)
+        shutil.rmtree(outgoing)

@@ -1,0 +1,1 @@
+"""Training of reward models on preference pairs of cached latents."""

@@ -1,0 +1,86 @@
+"""Batches of preference pairs for training and evaluation, from cached latents."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from datasets import Dataset, concatenate_datasets
+from torch.utils.data import DataLoader
+
+from training.preference_data.latents import latent_shapes, read_latents
+from training.preference_data.sampler import ShapeBatchSampler
+
+
+def load_pairs(folders: Sequence[str | Path]) -> Dataset:
+    """
+    The pairs of several folders that `training.encode_latents` wrote, one after another; see `read_latents`.
+
+    Raises:
+        ValueError: a folder is none of these, or is not encoded to its end.
+    """
+    parts = [read_latents(Path(folder)) for folder in folders]
+    # Joining drops the transform that unpacks latents.
+    return concatenate_datasets(parts).with_transform(parts[0].format["format_kwargs"]["transform"])
+
+
+class PairLoader(DataLoader):
+    """
+    Batches of one latent shape, shared out among processes; every pair once an epoch.
+
+    A batch holds "index" (rows of `pairs`) and "prompt", both lists, "latents" [2, B, C, H, W] of images a and b in
+    float32, "target" [B] and "weight" [B].
+
+    Args:
+        pairs: from `load_pairs`.
+        max_area: most latent cells (height x width) in a batch, counting one image a pair.
+        num_replicas, rank: processes, and which of them this is.
+        seed: of the order.
+        num_workers: processes that read ahead.
+    """
+
+    def __init__(
+        self, pairs: Dataset, *, max_area: int, num_replicas: int, rank: int, seed: int, num_workers: int
+    ) -> None:
+        self.pair_sampler = ShapeBatchSampler(
+            latent_shapes(pairs), max_area=max_area, num_replicas=num_replicas, rank=rank, seed=seed
+        )
+        super().__init__(
+            _Indexed(pairs),
+            batch_sampler=self.pair_sampler,
+            collate_fn=collate_pairs,
+            num_workers=num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer before each epoch."""
+        self.pair_sampler.set_epoch(epoch)
+
+
+class _Indexed(torch.utils.data.Dataset):
+    """Rows that know their own number."""
+
+    def __init__(self, pairs: Dataset) -> None:
+        self._pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitems__(self, indices: list[int]) -> list[dict]:
+        rows = self._pairs[indices]
+        return [
+            {"row": index, **{name: values[position] for name, values in rows.items()}}
+            for position, index in enumerate(indices)
+        ]
+
+
+def collate_pairs(rows: list[dict]) -> dict[str, torch.Tensor | list]:
+    """Rows of `_Indexed` to a batch as `PairLoader` describes it."""
+    sides = [torch.stack([row[f"latents_{side}"] for row in rows]) for side in "ab"]
+    return {
+        "index": [row["row"] for row in rows],
+        "prompt": [row["prompt"] for row in rows],
+        "latents": torch.stack(sides).float(),
+        "target": torch.tensor([row["target"] for row in rows], dtype=torch.float32),
+        "weight": torch.tensor([row["weight"] for row in rows], dtype=torch.float32),
+    }

@@ -1,0 +1,77 @@
+"""How well a reward model predicts held-out preferences, by noise level and with the ensemble."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+
+from modeling_dina.modeling_dina import DinaEnsembleOutput
+from modeling_dina.thurstone_dina import PairStatistics, pair_statistics, precision_weights
+
+Reward = Callable[..., DinaEnsembleOutput]
+Encoder = Callable[[list[str]], tuple[torch.Tensor, torch.Tensor]]
+
+
+@torch.no_grad()
+def sum_agreement(
+    reward: Reward,
+    batches: Iterable[dict],
+    encode_prompts: Encoder,
+    *,
+    mode: str,
+    sigmas: Sequence[float],
+    num_draws: int,
+) -> dict[str, torch.Tensor]:
+    """
+    Sums over pairs, to be added up over processes and divided by `mean_agreement`.
+
+    Args:
+        reward: `DinaRewardModel.reward`, of a model in evaluation mode.
+        batches: as `PairLoader` makes them.
+        encode_prompts: texts to embeddings [B, L, D] and pooled embeddings [B, P].
+        mode: how the ensemble joins levels.
+        sigmas: levels that are measured one by one and together, as the ensemble.
+        num_draws: noise draws at each level.
+
+    Returns:
+        Three float64 numbers on the embeddings' device, by level ("0.2") and for the "ensemble": the votes agreed with
+        (half of them for equal scores), the squared error of the win probability, and the weight of the pairs.
+    """
+    sums: dict[str, torch.Tensor] = {}
+    for batch in batches:
+        conditioning = [embeds.repeat(2, *[1] * (embeds.ndim - 1)) for embeds in encode_prompts(batch["prompt"])]
+        latents, target, weight = (batch[name].to(conditioning[0].device) for name in ("latents", "target", "weight"))
+        options = {"sigmas": sigmas, "num_draws": num_draws}
+        levels = reward(latents.flatten(0, 1), *conditioning, mode="mean", **options)
+        ensemble = reward(latents.flatten(0, 1), *conditioning, mode=mode, **options)
+
+        samples_a, samples_b = levels.samples.chunk(2, dim=-1)
+        read = {
+            f"{sigma:g}": (a, b, pair_statistics(a[None], b[None], variance))
+            for sigma, a, b, variance in zip(sigmas, samples_a, samples_b, levels.variance[:, None], strict=True)
+        }
+        samples_a, samples_b = ensemble.samples.chunk(2, dim=-1)
+        weights = precision_weights(ensemble.variance) if mode == "precision" else None
+        read["ensemble"] = (
+            *ensemble.scores[None].chunk(2, dim=-1),
+            pair_statistics(samples_a, samples_b, ensemble.variance, weights),
+        )
+        for name, (a, b, statistics) in read.items():
+            sums[name] = sums.get(name, 0) + _sum_pairs(a.mean(dim=0) - b.mean(dim=0), statistics, target, weight)
+    return sums
+
+
+def _sum_pairs(
+    difference: torch.Tensor, statistics: PairStatistics, target: torch.Tensor, weight: torch.Tensor
+) -> torch.Tensor:
+    agreed = 0.5 + (target - 0.5) * difference.sign()
+    squared_error = (statistics.win_probability - target).square()
+    return torch.stack([weight * agreed, weight * squared_error, weight]).double().sum(dim=-1)
+
+
+def mean_agreement(sums: dict[str, torch.Tensor]) -> dict[str, float]:
+    """ "agreement_<level>" and "brier_<level>" from the sums of `sum_agreement`."""
+    means = {}
+    for name, (agreed, squared_error, weight) in sums.items():
+        means[f"agreement_{name}"] = (agreed / weight).item()
+        means[f"brier_{name}"] = (squared_error / weight).item()
+    return means

@@ -1,0 +1,108 @@
+"""The loss of preference pairs on noisy latents, as one module: what is trained."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from modeling_dina import DinaRewardModel
+from modeling_dina.modeling_dina import DinaEnsembleOutput
+from modeling_dina.thurstone_dina import bradley_terry_loss, fidelity_loss, likelihood_loss, noise_variance
+
+LOSSES = ("fidelity", "log_likelihood", "bradley_terry")
+
+
+class PreferenceObjective(nn.Module):
+    """
+    Loss of preference pairs under the noise-calibrated Thurstone law, or under Bradley and Terry's.
+
+    Both images of a pair get the same noise at the same level and go through the model in one batch.
+
+    Args:
+        model: whose variance, `config.variance_slope` sigma^2 + `config.variance_floor`, is the Thurstone law's. A
+            slope of 0 makes it constant.
+        loss: "fidelity" or "log_likelihood" of the Thurstone law, or "bradley_terry".
+        margin: by which "bradley_terry" wants the better reward to exceed the other.
+        learn_variance: fit slope and floor with the weights.
+
+    Raises:
+        ValueError: an option is unknown, or does not go with the others.
+    """
+
+    def __init__(
+        self,
+        model: DinaRewardModel,
+        loss: str = "log_likelihood",
+        *,
+        margin: float = 0.0,
+        learn_variance: bool = False,
+    ) -> None:
+        super().__init__()
+        if loss not in LOSSES:
+            raise ValueError(f"loss: expected one of {LOSSES}, got {loss!r}")
+        if margin and loss != "bradley_terry":
+            raise ValueError(f"margin: expected 0 with the loss {loss!r}, got {margin}")
+        if learn_variance and (loss == "bradley_terry" or model.config.variance_slope == 0):
+            raise ValueError(
+                "learn_variance: expected a Thurstone loss and a positive variance_slope, "
+                f"got {loss!r} and {model.config.variance_slope}"
+            )
+        self.model = model
+        self.loss, self.margin = loss, margin
+        law = torch.tensor([model.config.variance_slope, model.config.variance_floor], dtype=torch.float32)
+        # In logarithms both stay positive.
+        self.log_variance = nn.Parameter(law.log()) if learn_variance else None
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        noise: torch.Tensor,
+        sigma: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        pooled_prompt_embeds: torch.Tensor,
+        target: torch.Tensor,
+    ) -> torch.Tensor:
+        """
+        The loss of each pair, [B].
+
+        Args:
+            latents: clean latents of images a and b, [2, B, C, H, W].
+            noise: [B, C, H, W].
+            sigma: [B].
+            prompt_embeds: [B, L, D].
+            pooled_prompt_embeds: [B, P].
+            target: [B], probability that a is preferred.
+        """
+        noisy_latents = self.model.noise_path.add_noise(
+            latents.flatten(0, 1), noise.repeat(2, 1, 1, 1), sigma.repeat(2)
+        )
+        scores_a, scores_b = self.model(
+            noisy_latents, sigma.repeat(2), prompt_embeds.repeat(2, 1, 1), pooled_prompt_embeds.repeat(2, 1)
+        ).scores.chunk(2)
+        if self.loss == "bradley_terry":
+            a_wins = bradley_terry_loss(scores_a, scores_b, self.margin)
+            return target * a_wins + (1 - target) * bradley_terry_loss(scores_b, scores_a, self.margin)
+        if self.log_variance is None:
+            variance = self.model.variance(sigma)
+        else:
+            variance = noise_variance(sigma, *self.log_variance.exp())
+        law = {"fidelity": fidelity_loss, "log_likelihood": likelihood_loss}[self.loss]
+        return law(scores_a, scores_b, variance, variance, target)
+
+    def reward(self, *args: Any, **kwargs: Any) -> DinaEnsembleOutput:
+        """`DinaRewardModel.reward`, by way of what FSDP shards and therefore gathers."""
+        return self.model.reward(*args, **kwargs)
+
+    def write_variance(self, log_variance: torch.Tensor | None) -> None:
+        """Put slope and floor, where they are learnt, into the model's config; `log_variance` is their logarithms."""
+        if log_variance is not None:
+            config = self.model.config
+            config.variance_slope, config.variance_floor = log_variance.detach().exp().tolist()
+
+    def gradient_checkpointing_enable(self, **options: Any) -> None:
+        """What the Trainer calls to have the backbone's blocks computed twice rather than remembered."""
+        self.model.gradient_checkpointing_enable(options.get("gradient_checkpointing_kwargs"))
+
+    def activation_checkpointing_enable(self, **options: Any) -> None:
+        """The same under the name that later versions of transformers call it by."""
+        self.model.gradient_checkpointing_enable(options.get("activation_checkpointing_kwargs"))

@@ -1,0 +1,373 @@
+"""The reward trainer: transformers' Trainer with pairs of latents, seeded noise, an EMA, and checkpoints that are
+whole or not there."""
+
+import json
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
+from torch.distributed.fsdp import register_fsdp_forward_method
+from torch.nn.utils import get_total_norm
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import HubStrategy
+
+from modeling_dina import DinaConfig, DinaRewardModel
+from training.card import write_card
+from training.checkpoints import atomic_directory, commit_directory, last_checkpoint, rotate_checkpoints
+from training.hub import CheckpointPusher
+from training.reward.data import PairLoader
+from training.reward.evaluation import Encoder, mean_agreement, sum_agreement
+from training.reward.noise_levels import NoiseLevels, seeded_draws
+from training.reward.objective import PreferenceObjective
+from training.reward.sharding import gather, put
+
+TRAINABLE, EMA, SAMPLER = "trainable.safetensors", "ema.safetensors", "sampler.json"
+
+
+@dataclass
+class RewardTrainingArguments(TrainingArguments):
+    """TrainingArguments with the defaults of reward training and what is its own.
+
+    `per_device_train_batch_size` counts pairs of the size that the backbone was trained at; of smaller latents a batch
+    holds more, of larger ones fewer.
+    """
+
+    output_dir: str = field(default="runs/reward", metadata={"help": "Checkpoints, and the model at the end."})
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "A checkpoint, or 'last': the newest of output_dir if there is one."}
+    )
+    report_to: list[str] = field(
+        default_factory=lambda: ["trackio"], metadata={"help": "trackio, tensorboard, wandb … or none."}
+    )
+    remove_unused_columns: bool = False
+    eval_strategy: str = "steps"
+    save_total_limit: int | None = 3
+    ema_decay: float = field(default=0.999, metadata={"help": "Of the averaged weights; 0 keeps none."})
+    eval_sigmas: list[float] = field(
+        default_factory=lambda: [0.1, 0.2, 0.4, 0.7], metadata={"help": "Noise levels of the evaluation."}
+    )
+    eval_draws: int = field(default=1, metadata={"help": "Noise draws at each of them."})
+    hub_tag: str | None = field(default=None, metadata={"help": "Tag of the finished model, such as v1.0."})
+    dry_run: bool = field(default=False, metadata={"help": "Print what the run would cost, and end."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay: expected a number in [0, 1), got {self.ema_decay}")
+        if not self.eval_sigmas or not all(0 <= sigma <= 1 for sigma in self.eval_sigmas) or self.eval_draws < 1:
+            raise ValueError(
+                f"eval_sigmas, eval_draws: expected levels in [0, 1] and at least one draw, "
+                f"got {self.eval_sigmas} and {self.eval_draws}"
+            )
+        if self.push_to_hub and self.hub_model_id is None:
+            raise ValueError("hub_model_id: expected owner/name with push_to_hub, got none")
+        if self.hub_strategy == HubStrategy.ALL_CHECKPOINTS:
+            raise ValueError("hub_strategy: expected every_save, checkpoint or end, got all_checkpoints")
+        if self.save_strategy not in ("steps", "epoch"):
+            raise ValueError(f"save_strategy: expected steps or epoch, got {self.save_strategy}")
+        if self.load_best_model_at_end or self.remove_unused_columns or self.auto_find_batch_size:
+            raise ValueError(
+                "load_best_model_at_end, remove_unused_columns, auto_find_batch_size: expected false, got true"
+            )
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or a gradient is not a number: training has stopped before it reached the weights."""
+
+
+class RewardTrainer(Trainer):
+    """
+    Trains a `PreferenceObjective` on pairs of cached latents.
+
+    A checkpoint holds the model as users load it, with the averaged weights if there are any; beside it the weights in
+    training, the average, optimizer, schedule, random states, and what the order of the pairs depends on.
+
+    Args:
+        objective: with the model to train; parameters that do not require gradients stay as they are.
+        args: see `RewardTrainingArguments`.
+        encode_prompts: texts to embeddings [B, L, D] and pooled embeddings [B, P], without gradients.
+        noise_levels: where on the path training looks.
+        pairs, validation_pairs: from `load_pairs`.
+        pusher: takes every checkpoint to the Hub; in the main process only.
+        card_settings: how it was trained, for the model card.
+
+    Raises:
+        ValueError: pairs cannot be shared out among the processes.
+    """
+
+    def __init__(
+        self,
+        objective: PreferenceObjective,
+        args: RewardTrainingArguments,
+        *,
+        encode_prompts: Encoder,
+        noise_levels: NoiseLevels,
+        pairs: Dataset,
+        validation_pairs: Dataset | None = None,
+        pusher: CheckpointPusher | None = None,
+        card_settings: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(objective, args, train_dataset=pairs, eval_dataset=validation_pairs)
+        # The loss is divided here, by the weight of all pairs of an update, and needs no further division.
+        self.model_accepts_loss_kwargs = True
+        self.encode_prompts = encode_prompts
+        self.noise_levels = noise_levels
+        self.pusher = pusher
+        self.card_settings = card_settings or {}
+        self.ema: EMAModel | None = None
+        self._resumed_from: Path | None = None
+        self._rows: list[int] = []
+        self._updates = _Updates(self)
+        self.add_callback(self._updates)
+        # Made at once, so that pairs that cannot be shared out are refused before training.
+        self._train_loader = self._make_loader(pairs, args.dataloader_num_workers)
+        self._eval_loader = None if validation_pairs is None else self._make_loader(validation_pairs, 0)
+
+    @property
+    def objective(self) -> PreferenceObjective:
+        """What is trained, whatever it is wrapped in."""
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    @property
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """The parameters in training, by their names in the objective."""
+        return {name: weight for name, weight in self.objective.named_parameters() if weight.requires_grad}
+
+    @property
+    def was_terminated(self) -> bool:
+        """Whether the last `train` ended by a SIGTERM."""
+        return self._updates.terminated
+
+    # ---- data and loss ----
+
+    def _make_loader(self, pairs: Dataset, num_workers: int) -> PairLoader:
+        side = self.objective.model.config.transformer_config["sample_size"]
+        return PairLoader(
+            pairs,
+            max_area=self.args.per_device_train_batch_size * side**2,
+            num_replicas=self.args.world_size,
+            rank=self.args.process_index,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            num_workers=num_workers,
+        )
+
+    def get_train_dataloader(self) -> PairLoader:
+        """The sampler has shared the pairs out already; Accelerate is not to do so again."""
+        return self._train_loader
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The batches of one update, and the weight of its pairs over all processes."""
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        self._rows = [row for batch in batches for row in batch["index"]]
+        weight = sum(batch["weight"].sum() for batch in batches)
+        return batches, self.accelerator.reduce(weight.to(device), reduction="sum")
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The batch's share of the update's mean loss, times the processes, over which gradients are averaged."""
+        latents = inputs["latents"]
+        if not latents.isfinite().all():
+            raise NonFiniteError(self._describe("latents: expected finite numbers, got others"))
+        u, noise = seeded_draws(
+            self.args.seed, self.state.global_step, inputs["index"], latents.shape[2:], latents.device
+        )
+        with torch.no_grad():
+            prompt_embeds, pooled_prompt_embeds = self.encode_prompts(inputs["prompt"])
+        losses = model(
+            latents=latents,
+            noise=noise,
+            sigma=self.noise_levels(u).to(latents.device),
+            prompt_embeds=prompt_embeds,
+            pooled_prompt_embeds=pooled_prompt_embeds,
+            target=inputs["target"],
+        )
+        loss = (inputs["weight"] * losses).sum() * self.accelerator.num_processes / num_items_in_batch
+        if not loss.isfinite():
+            raise NonFiniteError(self._describe(f"loss: expected a finite number, got {loss.item()}"))
+        return loss
+
+    def check_gradients(self) -> None:
+        """
+        Raises:
+            NonFiniteError: a gradient is infinite or no number. Where there is a gradient scaler it sees to that.
+        """
+        gradients = [weight.grad for weight in self.trainable.values() if weight.grad is not None]
+        if getattr(self.accelerator, "scaler", None) is None and not get_total_norm(gradients).isfinite():
+            raise NonFiniteError(self._describe("gradient: expected finite numbers, got others"))
+
+    def _describe(self, problem: str) -> str:
+        return (
+            f"{problem}, in update {self.state.global_step + 1} of process {self.args.process_index}, for the rows "
+            f"{self._rows} of the training pairs; the last good checkpoint is {last_checkpoint(self.args.output_dir)}"
+        )
+
+    # ---- evaluation ----
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Agreement with the validation pairs, by noise level and with the ensemble, of the averaged weights."""
+        objective = self.objective
+        if self.is_fsdp_enabled:
+            register_fsdp_forward_method(objective, "reward")
+        with self._averaged_weights():
+            sums = sum_agreement(
+                objective.reward,
+                self._eval_loader,
+                self.encode_prompts,
+                mode=objective.model.config.ensemble_mode,
+                sigmas=self.args.eval_sigmas,
+                num_draws=self.args.eval_draws,
+            )
+        means = mean_agreement(self.accelerator.reduce(sums, reduction="sum"))
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    @contextmanager
+    def _averaged_weights(self) -> Iterator[None]:
+        """The objective in evaluation mode, with the averaged weights if there are any."""
+        objective, weights = self.objective, list(self.trainable.values())
+        was_training = objective.training
+        objective.eval()
+        if self.ema is not None:
+            self.ema.store(weights)
+            self.ema.copy_to(weights)
+        try:
+            objective.write_variance(objective.log_variance)
+            yield
+        finally:
+            if self.ema is not None:
+                self.ema.restore(weights)
+            objective.train(was_training)
+
+    # ---- checkpoints ----
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs):
+        """As the inherited method; a checkpoint of other pairs, batches or processes is refused."""
+        if resume_from_checkpoint is not None:
+            self._resumed_from = Path(resume_from_checkpoint)
+            state = json.loads((self._resumed_from / SAMPLER).read_text())
+            self._train_loader.pair_sampler.load_state_dict(state)
+        return super().train(resume_from_checkpoint, **kwargs)
+
+    def start_average(self) -> None:
+        """The EMA of the weights in training, which by now are where they will stay; from the checkpoint, if any."""
+        if not self.args.ema_decay:
+            return
+        weights = self.trainable
+        self.ema = EMAModel(weights.values(), decay=self.args.ema_decay)
+        if self._resumed_from is not None:
+            self.ema.optimization_step = self.state.global_step
+            put(self._averaged, load_file(self._resumed_from / EMA))
+
+    @property
+    def _averaged(self) -> dict[str, torch.Tensor]:
+        """The averaged weights where there are any, otherwise those in training, by their names in the objective."""
+        return self.trainable if self.ema is None else dict(zip(self.trainable, self.ema.shadow_params, strict=True))
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """The inherited method writes into a folder beside, which takes the checkpoint's place when it is whole."""
+        output_dir = Path(self.args.output_dir)
+        name = f"checkpoint-{self.state.global_step}"
+        partial = output_dir / ".partial"
+        if self.args.should_save:
+            shutil.rmtree(partial, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self.args.output_dir = str(partial)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.output_dir = str(output_dir)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            commit_directory(partial / name, output_dir / name)
+            partial.rmdir()
+            rotate_checkpoints(output_dir, self.args.save_total_limit)
+            if self.pusher is not None and self.args.hub_strategy != HubStrategy.END:
+                with_state = output_dir / name if self.args.hub_strategy == HubStrategy.CHECKPOINT else None
+                self.pusher.push(output_dir / name, self.state.global_step, training_state=with_state)
+        self.accelerator.wait_for_everyone()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """What a checkpoint holds beside optimizer, schedule and random states."""
+        trained, averaged = gather(self.trainable), gather(self._averaged)
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(trained, folder / TRAINABLE)
+        if self.ema is not None:
+            save_file(averaged, folder / EMA)
+        # Where in the epoch training is follows from the number of updates; this is what else the order depends on.
+        order = self._train_loader.pair_sampler.state_dict(step=0)
+        (folder / SAMPLER).write_text(json.dumps({**order, "epoch": 0}))
+
+        objective = self.objective
+        objective.write_variance(averaged.get("log_variance"))
+        state = {**(state_dict or objective.state_dict()), **averaged}
+        weights = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
+        model = objective.model
+        model.save_pretrained(folder, state_dict=weights, adapter_only=model.config.lora is not None)
+        self._write_card(folder, model.config)
+
+    def _write_card(self, folder: Path, config: DinaConfig) -> None:
+        measured = [logged for logged in self.state.log_history if "eval_agreement_ensemble" in logged]
+        metrics = {name.removeprefix("eval_"): value for name, value in measured[-1].items()} if measured else {}
+        write_card(folder, config, self.card_settings, metrics, self.args.hub_model_id)
+
+    def finish(self, folder: Path) -> None:
+        """Write the model of the last checkpoint with its adapter, if it has one, merged."""
+        if not self.args.should_save:
+            return
+        model = DinaRewardModel.from_pretrained(last_checkpoint(self.args.output_dir), dtype="auto")
+        model.merge_adapter()
+        with atomic_directory(folder) as partial:
+            model.save_pretrained(partial)
+            self._write_card(partial, model.config)
+        if self.pusher is not None:
+            self.pusher.push(folder, self.state.global_step)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        saved, weights = load_file(Path(resume_from_checkpoint) / TRAINABLE), self.trainable
+        if saved.keys() != weights.keys():
+            raise ValueError(
+                f"resume_from_checkpoint: expected a checkpoint of the weights in training, got "
+                f"{resume_from_checkpoint}, which differs in {sorted(saved.keys() ^ weights.keys())[:5]} …"
+            )
+        put(weights, saved)
+
+
+class _Updates(TrainerCallback):
+    """What happens around every update: the average follows, nothing infinite enters, and SIGTERM ends with a
+    checkpoint."""
+
+    def __init__(self, trainer: RewardTrainer) -> None:
+        self.trainer = trainer
+        self.terminated = False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.start_average()
+        self._previous = signal.signal(signal.SIGTERM, self._terminate)
+
+    def _terminate(self, signum, frame):
+        self.trainer.accelerator.set_trigger()
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.trainer.check_gradients()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.trainer.ema is not None:
+            self.trainer.ema.step(self.trainer.trainable.values())
+        # Asked of all processes: they must stop after the same update.
+        if self.trainer.accelerator.check_trigger():
+            control.should_save = control.should_training_stop = self.terminated = True
+
+    def on_train_end(self, args, state, control, **kwargs):
+        signal.signal(signal.SIGTERM, self._previous)

@@ -1,0 +1,188 @@
+"""The HTTP application: who may ask, what a request must hold, and how every outcome is said. What answers stands
+behind a queue: a `Batcher` of this process, or a replica of Ray Serve."""
+
+import asyncio
+import hmac
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from .batching import QueueClosedError, QueueFullError
+from .bodies import BodyLimits, BodyReader
+from .comparison import MAX_IMAGES, CompareRequest, build_comparison, parse_json_comparison
+from .engine import Answer, Job, ModelFaultError, RewardEngine
+from .metrics import Metrics
+from .protocol import VERSION, VERSION_HEADER, ScoreRequest, parse_score_request, score_answer
+
+RETRY = {"retry-after": "1"}
+CLIENT_CLOSED = 499  # nobody reads it; it is counted
+MAX_REASON = 1000  # characters: a reason may quote what came
+logger = logging.getLogger(__name__)
+
+
+class Queue(Protocol):
+    """What stands between the application and its engines; see `Batcher`."""
+
+    def check_open(self) -> None: ...
+
+    async def submit(self, job: Job) -> Answer: ...
+
+
+def build_application(
+    engine: RewardEngine,
+    queue: Queue,
+    metrics: Metrics,
+    *,
+    limits: BodyLimits,
+    token: str | None = None,
+    lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]] | None = None,
+) -> Starlette:
+    """
+    The application with /v1/score, /v1/compare, /healthz, /readyz and /metrics.
+
+    Args:
+        engine: any of those behind the queue; it says what the model can take before a request is queued.
+        limits: of bodies.
+        token: bearer token that /v1 asks for; None asks for none.
+        lifespan: what must run while the application does.
+    """
+    endpoints = _Endpoints(engine, queue, metrics, BodyReader(limits), token)
+    return Starlette(
+        routes=[
+            Route("/v1/score", endpoints.answered("score", endpoints.score), methods=["POST"]),
+            Route("/v1/compare", endpoints.answered("compare", endpoints.compare), methods=["POST"]),
+            Route("/healthz", endpoints.healthz),
+            Route("/readyz", endpoints.readyz),
+            Route("/metrics", endpoints.metrics),
+        ],
+        exception_handlers={HTTPException: _say_http_error},  # of paths and methods that do not exist
+        lifespan=lifespan,
+    )
+
+
+class _Endpoints:
+    def __init__(self, engine: RewardEngine, queue: Queue, metrics: Metrics, bodies: BodyReader, token: str | None):
+        self._engine = engine
+        self._queue = queue
+        self._metrics = metrics
+        self._bodies = bodies
+        self._token = token
+        # A large body takes milliseconds to read and check: not on the event loop, and one at a time.
+        self._parser = ThreadPoolExecutor(max_workers=1, thread_name_prefix="parse")
+
+    def answered(self, name: str, endpoint: Callable[[Request], Awaitable[dict]]):
+        """An endpoint that answers every outcome, and is counted."""
+
+        async def handle(request: Request) -> Response:
+            start = time.perf_counter()
+            response = await self._respond(request, endpoint)
+            self._metrics.requests.labels(name, response.status_code).inc()
+            self._metrics.request_seconds.labels(name).observe(time.perf_counter() - start)
+            return response
+
+        return handle
+
+    async def score(self, request: Request) -> dict:
+        version = request.headers.get(VERSION_HEADER)
+        if version != VERSION:
+            raise HTTPException(400, f"{VERSION_HEADER}: expected {VERSION}, got {version}")
+        return score_answer(await self._ask(request, self._parse_score))
+
+    async def compare(self, request: Request) -> dict:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        parsers = {"application/json": self._parse_json, "multipart/form-data": _parse_form}
+        if kind not in parsers:
+            raise HTTPException(415, f"content-type: expected {' or '.join(parsers)}, got {kind or 'none'}")
+        return await self._ask(request, parsers[kind])
+
+    async def healthz(self, request: Request) -> Response:
+        """Whether the process lives."""
+        return JSONResponse({"status": "ok"})
+
+    async def readyz(self, request: Request) -> Response:
+        """Whether a request sent now would be accepted."""
+        try:
+            self._queue.check_open()
+        except (QueueClosedError, QueueFullError) as error:
+            return _problem(503, str(error), RETRY)
+        return JSONResponse({"status": "ready"})
+
+    async def metrics(self, request: Request) -> Response:
+        return Response(generate_latest(self._metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST})
+
+    async def _respond(self, request: Request, endpoint: Callable[[Request], Awaitable[dict]]) -> Response:
+        try:
+            if self._token is not None and not _carries(request, self._token):
+                raise HTTPException(401, "expected a bearer token", {"www-authenticate": "Bearer"})
+            self._queue.check_open()  # before a body is read that would be refused whatever it holds
+            return JSONResponse(await endpoint(request))
+        except HTTPException as error:
+            return await _say_http_error(request, error)
+        except ValueError as error:
+            return _problem(422, str(error))
+        except QueueFullError as error:
+            return _problem(429, str(error), RETRY)
+        except QueueClosedError as error:
+            return _problem(503, str(error), RETRY)
+        except ModelFaultError as error:
+            self._metrics.model_faults.inc()
+            return _problem(500, str(error))
+        except ClientDisconnect:
+            return Response(status_code=CLIENT_CLOSED)
+        except Exception:
+            logger.exception("a request ended in an error that is a bug")
+            return _problem(500, "internal error")
+
+    async def _ask(self, request: Request, parse: Callable[[Request, bytes], Awaitable[Job]]) -> Answer:
+        body = await self._bodies.read(request)
+        size = len(body)
+        try:
+            job = await parse(request, body)
+            del body  # the job holds its own copy
+            self._engine.check(job)
+            with self._metrics.in_queue(job.size):
+                return await self._queue.submit(job)
+        finally:
+            self._bodies.release(size)
+
+    async def _parse_score(self, request: Request, body: bytes) -> ScoreRequest:
+        return await asyncio.get_running_loop().run_in_executor(self._parser, parse_score_request, body)
+
+    async def _parse_json(self, request: Request, body: bytes) -> CompareRequest:
+        return await asyncio.get_running_loop().run_in_executor(self._parser, parse_json_comparison, body)
+
+
+async def _parse_form(request: Request, body: bytes) -> CompareRequest:
+    async def replay():
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async with Request(request.scope, replay).form(max_files=MAX_IMAGES, max_fields=1) as form:
+        images = form.getlist("images")
+        if form.keys() != {"prompt", "images"} or not all(isinstance(image, UploadFile) for image in images):
+            raise ValueError(f"body: expected a field prompt and files images, got {sorted(form.keys())}")
+        return build_comparison(form["prompt"], [await image.read() for image in images])
+
+
+def _carries(request: Request, token: str) -> bool:
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode())
+
+
+async def _say_http_error(request: Request, error: HTTPException) -> Response:
+    headers = {**(error.headers or {}), **(RETRY if error.status_code == 429 else {})}
+    return _problem(error.status_code, error.detail, headers)
+
+
+def _problem(status: int, reason: str, headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse({"error": reason[:MAX_REASON]}, status, headers)
