@@ -49,6 +49,11 @@ def score(model, inputs):
     return model.reward(**inputs).scores
 
 
+def assert_same_scores(first, second, inputs):
+    """To the rounding of kernels, which may depend on where in memory the weights of a file come to lie."""
+    torch.testing.assert_close(score(first, inputs), score(second, inputs), rtol=0, atol=1e-6)
+
+
 def rewrite(folder, change):
     """Apply `change` to the state dict of a saved folder."""
     weights = load_file(folder / "model.safetensors")
@@ -78,7 +83,7 @@ def test_merged_round_trip(tiny_model, tiny_inputs, tmp_path):
     tiny_model.save_pretrained(tmp_path)
     loaded = DinaRewardModel.from_pretrained(tmp_path)
     assert not loaded.training
-    assert torch.equal(score(loaded, tiny_inputs), score(tiny_model, tiny_inputs))
+    assert_same_scores(loaded, tiny_model, tiny_inputs)
 
 
 def test_adapter_only_round_trip(adapted, tiny_inputs, tmp_path):
@@ -91,10 +96,10 @@ def test_adapter_only_round_trip(adapted, tiny_inputs, tmp_path):
 
     loaded = DinaRewardModel.from_pretrained(folder)
     assert loaded.config.adapter_only is False
-    assert torch.equal(score(loaded, tiny_inputs), score(adapted, tiny_inputs))
+    assert_same_scores(loaded, adapted, tiny_inputs)
     loaded.save_pretrained(tmp_path / "whole")
     again = DinaRewardModel.from_pretrained(tmp_path / "whole")
-    assert torch.equal(score(again, tiny_inputs), score(adapted, tiny_inputs))
+    assert_same_scores(again, adapted, tiny_inputs)
 
 
 def test_adapter_only_in_half_precision(adapted, tmp_path):
@@ -119,9 +124,7 @@ def test_merging_the_adapter(adapted, tiny_inputs, tmp_path):
     torch.testing.assert_close(score(adapted, tiny_inputs), before, rtol=1e-4, atol=1e-5)
     adapted.save_pretrained(tmp_path / "merged")
     assert not any(".lora_" in name for name in load_file(tmp_path / "merged" / "model.safetensors"))
-    assert torch.equal(
-        score(DinaRewardModel.from_pretrained(tmp_path / "merged"), tiny_inputs), score(adapted, tiny_inputs)
-    )
+    assert_same_scores(DinaRewardModel.from_pretrained(tmp_path / "merged"), adapted, tiny_inputs)
     with pytest.raises(ValueError, match="adapter_only: expected a model with a LoRA adapter"):
         adapted.save_pretrained(tmp_path / "adapter", adapter_only=True)
 
@@ -257,9 +260,7 @@ def test_an_adapter_kept_at_conversion_can_be_saved_alone(adapted, tiny_inputs, 
     converted = DinaRewardModel.from_official(official, keep_adapter=True)
     assert converted.config.lora == {**LORA, "targets": sorted(LORA["targets"])}
     converted.save_pretrained(tmp_path / "adapter", adapter_only=True)
-    assert torch.equal(
-        score(DinaRewardModel.from_pretrained(tmp_path / "adapter"), tiny_inputs), score(adapted, tiny_inputs)
-    )
+    assert_same_scores(DinaRewardModel.from_pretrained(tmp_path / "adapter"), adapted, tiny_inputs)
 
 
 def test_a_whole_model_has_no_base_to_be_put_back_on(adapted, tmp_path):

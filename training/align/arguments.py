@@ -64,7 +64,10 @@ class AlignArguments:
     seed: int = 0
 
     eval_every: int = field(default=10, metadata={"help": "Updates."})
-    eval_samples: int = field(default=64, metadata={"help": "One for each of this many prompts, always the same."})
+    eval_samples: int = field(default=64, metadata={"help": "Always of the same prompts and noise."})
+    eval_samples_per_prompt: int = field(
+        default=1, metadata={"help": "How many of them share a prompt; from 2 on, their diversity is measured."}
+    )
     eval_steps: int = 40
     eval_guidance_scale: float = 4.5
     patience: int = field(
@@ -82,10 +85,15 @@ class AlignArguments:
         for name in (
             *("lora_rank", "lora_alpha", "gate_draws", "reference_samples", "updates", "prompts_per_update"),
             *("batch_size", "sampling_batch_size", "learning_rate", "max_grad_norm"),
-            *("eval_every", "eval_samples", "eval_steps", "save_every", "save_total_limit"),
+            *("eval_every", "eval_samples", "eval_samples_per_prompt", "eval_steps", "save_every", "save_total_limit"),
         ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
+        if self.eval_samples % self.eval_samples_per_prompt:
+            raise ValueError(
+                f"eval_samples: expected a multiple of eval_samples_per_prompt = {self.eval_samples_per_prompt}, got "
+                f"{self.eval_samples}"
+            )
         self.reward_weights = self.reward_weights or [1.0] * len(self.rewards)
         if not self.rewards or len(self.reward_weights) != len(self.rewards):
             raise ValueError(f"reward_weights: expected one for each of {self.rewards}, got {self.reward_weights}")

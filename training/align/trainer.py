@@ -68,7 +68,9 @@ class AlignmentTrainer:
         self.arguments, self.accelerator, self.algorithm, self.rewards = arguments, accelerator, algorithm, rewards
         self.policy: Policy = algorithm.policy
         self.prompts = prompts
-        self.eval_conditioning = self.policy.encode(eval_prompts.batch(0, arguments.eval_samples))
+        each = arguments.eval_samples_per_prompt
+        asked = eval_prompts.batch(0, arguments.eval_samples // each)
+        self.eval_conditioning = self.policy.encode([prompt for prompt in asked for _ in range(each)])
         self.optimizer = torch.optim.AdamW(self.policy.parameters, lr=arguments.learning_rate, weight_decay=0.0)
         self.average = EMAModel(self.policy.parameters, decay=arguments.ema_decay)
         self.output_dir = Path(arguments.output_dir)
@@ -195,7 +197,9 @@ class AlignmentTrainer:
         scores = {name: results[name] for name in self.rewards}
         metrics = {name: values.mean().item() for name, values in scores.items()}
         errors = {f"{name}_error": values.std().item() / len(values) ** 0.5 for name, values in scores.items()}
-        self.log(metrics | errors, "eval")
+        each = self.arguments.eval_samples_per_prompt
+        variety = {"diversity": diversity(results["latents"], each).mean().item()} if each > 1 else {}
+        self.log(metrics | errors | variety, "eval")
         if self.accelerator.is_main_process:
             self.write_evaluation(results)
         return bool(self.arguments.patience) and self.has_turned(scores[self.arguments.watched[0]])
@@ -313,6 +317,21 @@ class AlignmentTrainer:
         """The arguments that a run cannot go on with others of."""
         every = asdict(self.arguments) | asdict(self.algorithm.arguments)
         return {name: value for name, value in every.items() if name not in FREE_ARGUMENTS}
+
+
+def diversity(latents: torch.Tensor, samples_per_prompt: int) -> torch.Tensor:
+    """How much samples of one prompt differ: the root mean square difference of two of them, averaged over pairs.
+
+    Args:
+        latents: [P S, C, H, W], S samples of a prompt in succession.
+        samples_per_prompt: S, at least 2.
+
+    Returns:
+        [P], in units of the latents.
+    """
+    groups = latents.float().flatten(1).unflatten(0, (-1, samples_per_prompt))
+    pairs = samples_per_prompt * (samples_per_prompt - 1)
+    return torch.cdist(groups, groups).sum(dim=(1, 2)) / (pairs * groups.shape[2] ** 0.5)
 
 
 class Means:

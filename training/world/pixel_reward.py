@@ -1,4 +1,4 @@
-"""A reward on pixels, to compare the latent one with: `python -m training.world.pixel_reward --build DIR --out DIR`.
+"""A reward on pixels, to compare the latent one with: `python -m training.world.pixel_reward --out DIR`.
 
 It sees through the autoencoder's encoder, whose features a small transformer reads together with the caption, and is
 trained on the votes that the latent reward is trained on.
@@ -17,11 +17,16 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import set_seed
 
+from modeling_dina.cli import EMBEDDED_MODEL
 from modeling_dina.thurstone_dina import likelihood_loss
 from training.world.agreement import encode_captions, pairwise_accuracy
 from training.world.annotators import IMPRESSION_NOISE, vote
 from training.world.preferences import ANNOTATORS, FIRST, GROUP_SIZE, SECOND, Groups, generated_groups, rendered_groups
 from training.world.stage import train_stage
+
+# Those of the latent reward's own pictures.
+RENDERED_SEED, GENERATED_SEED = 10, 11
+TEST_SEEDS = {"rendered": 20, "generated": 22}
 
 
 class PixelRewardModel(nn.Module, PyTorchModelHubMixin):
@@ -129,23 +134,33 @@ def measure(model: PixelRewardModel, pipeline: StableDiffusion3Pipeline, groups:
     return pairwise_accuracy(scores.numpy(), tensors["utilities"].numpy())
 
 
-def main(
-    build: Annotated[Path, typer.Option(help="Folder of a finished training.world.build.")],
-    out: Annotated[Path, typer.Option(help="The model goes here.")],
-    groups: Annotated[int, typer.Option(help="Rendered groups of four pictures to train on.")] = 8192,
-    epochs: Annotated[int, typer.Option(help="How often they are gone through.")] = 4,
-) -> None:
-    """Train the pixel reward, and print how often it agrees with an annotator."""
+def test_groups(folder: Path, pipeline: StableDiffusion3Pipeline, count: int) -> dict[str, Groups]:
+    """Groups that no reward was trained on, rendered and generated, kept in `folder`."""
+    return {
+        "rendered": rendered_groups(folder / "test_rendered", pipeline.vae, groups=count, seed=TEST_SEEDS["rendered"]),
+        "generated": generated_groups(folder / "test_generated", pipeline, groups=count, seed=TEST_SEEDS["generated"]),
+    }
+
+
+def train_pixel_reward(pipeline_dir: str, out: Path, *, rendered: int, generated: int, epochs: int) -> None:
+    """Train it on pictures seen through the pipeline's autoencoder, and save it in `out`.
+
+    Args:
+        pipeline_dir: diffusers pipeline of the small world.
+        out: for model, pictures and checkpoint; what is there of the latter two is gone on from.
+        rendered, generated: groups of four pictures to train on.
+        epochs: how often they are gone through.
+    """
     set_seed(3)
-    pipeline = StableDiffusion3Pipeline.from_pretrained(build / "model")
+    pipeline = StableDiffusion3Pipeline.from_pretrained(pipeline_dir, dtype=torch.float32)
     model = PixelRewardModel(dict(pipeline.vae.config), pipeline.transformer.config.joint_attention_dim)
     seeing = {
         key: value for key, value in pipeline.vae.encoder.state_dict().items() if not key.startswith("conv_out.")
     }
     model.eyes.load_state_dict(seeing)
     sets = [
-        rendered_groups(build / "rendered", pipeline.vae, groups=groups, seed=10),
-        generated_groups(build / "generated", pipeline, groups=2000, seed=11),
+        rendered_groups(out / "rendered", pipeline.vae, groups=rendered, seed=RENDERED_SEED),
+        generated_groups(out / "generated", pipeline, groups=generated, seed=GENERATED_SEED),
     ]
     captions = [caption for _, captions in sets for caption in captions]
     train_stage(
@@ -162,11 +177,21 @@ def main(
         dataloader_num_workers=0,
     )
     model.eval().save_pretrained(out)
-    for name, seed in (("test_seen", 20), ("test_generated", 22)):
-        tests = rendered_groups if name == "test_seen" else generated_groups
-        count = 1000 if name == "test_seen" else 250
-        test = tests(build / name, pipeline.vae if name == "test_seen" else pipeline, groups=count, seed=seed)
-        typer.echo(f"{name}: {measure(model, pipeline, test)}")
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="The model goes here.")],
+    pipeline: Annotated[str, typer.Option(help="Diffusers pipeline of the small world.")] = EMBEDDED_MODEL,
+    rendered: Annotated[int, typer.Option(help="Rendered groups of four pictures to train on.")] = 8192,
+    generated: Annotated[int, typer.Option(help="Generated groups to train on.")] = 2000,
+    epochs: Annotated[int, typer.Option(help="How often they are gone through.")] = 4,
+) -> None:
+    """Train the pixel reward, and print how often it agrees with an annotator."""
+    train_pixel_reward(pipeline, out, rendered=rendered, generated=generated, epochs=epochs)
+    model = PixelRewardModel.from_pretrained(out)
+    generator = StableDiffusion3Pipeline.from_pretrained(pipeline, dtype=torch.float32)
+    for name, groups in test_groups(out, generator, count=500).items():
+        typer.echo(f"{name}: {measure(model, generator, groups)}")
 
 
 if __name__ == "__main__":
