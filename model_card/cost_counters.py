@@ -4,11 +4,12 @@ import gc
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 ROUNDS = 50  # of measuring seconds
@@ -53,19 +54,16 @@ def measure_seconds(cases: dict[str, Callable[[], object]], device: str, rounds:
 
 
 def measure_peak_bytes(case: Callable[[], object], device: str) -> int:
-    """Most memory that one call holds beyond what was held before it: the allocator's on CUDA, resident on Linux."""
+    """Most memory that one call holds beyond what was held before it, as torch's allocators have it."""
     gc.collect()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         case()
         return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark, see proc(5)
-    before = _resident("VmRSS")
-    case()
-    return max(0, _resident("VmHWM") - before)
-
-
-def _resident(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        case()
+    # What the process holds may be more: it keeps freed memory, and what it reads from files is there only when used.
+    events = sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    changes = [event.nbytes() for event in events if event.name() == "[memory]"]
+    return max(accumulate(changes), default=0)

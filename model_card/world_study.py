@@ -1,10 +1,10 @@
 """The method's claims, where the truth is known: `python -m model_card.world_study --out DIR`.
 
 Every row is trained and measured on the same pictures of the small world, with several seeds, one after another; an
-interrupted study goes on where it stopped. The results are `results.json`, `study.md` and its figures.
+interrupted study goes on where it stopped, and the same command in another process shares the work. The results are
+`results.json`, `study.md` and its figures.
 """
 
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -22,6 +22,7 @@ from diffusers import StableDiffusion3Pipeline
 
 from model_card.cost_counters import count_flops, measure_seconds
 from model_card.evaluate_preferences import LIBRARIES, write_json
+from model_card.markdown import write_page
 from model_card.rewards import shown, weights_hash
 from model_card.study.answers import answer
 from model_card.study.figures import draw_figures
@@ -37,7 +38,8 @@ from model_card.study.measurement import (
 )
 from model_card.study.rows import ROWS, Decoder, build_row, read_arguments, show_pictures, train_row
 from model_card.study.summary import summarize
-from model_card.study.table import write_study
+from model_card.study.table import study_page
+from model_card.study_folder import StudyFolder, device_name
 from modeling_dina.cli import EMBEDDED_MODEL
 from training.reward.data import load_pairs
 from training.world.latents import load_shards
@@ -168,14 +170,6 @@ def comparison(row: str, name: str, material: Material) -> Callable[[], object]:
     return compare
 
 
-def keep(path: Path, make: Callable[[], dict]) -> dict:
-    """What is in a JSON file; if there is none, what is made for it."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, make())
-    return json.loads(path.read_text())
-
-
 def study(out: Path, pipeline_dir: str, size: Size, seeds: int, tell: Callable[[str], None]) -> dict:
     """
     Train and measure every row that `out` has no result of yet, and write what all of them say.
@@ -198,22 +192,20 @@ def study(out: Path, pipeline_dir: str, size: Size, seeds: int, tell: Callable[[
         "ensemble": {"levels": LEVELS[:ENSEMBLE_LEVELS], "draws": ENSEMBLE_DRAWS},
         "training": CONFIG.read_text(),
     }
-    settings = json.loads(json.dumps(settings))
-    found = keep(out / "settings.json", lambda: settings)
-    if found != settings:
-        different = sorted(name for name in settings if found.get(name) != settings[name])
-        raise ValueError(
-            f"out: expected a new folder or one of the same study, got {out}, which differs in {different}"
-        )
+    found = StudyFolder(out, settings)
     material = Material(out / "data", pipeline_dir, size)
-    measured: dict[str, list[dict]] = {name: [] for name in ROWS}
     # Seed by seed: an interrupted study has at least compared all rows once.
-    for number, (seed, name) in enumerate(product(range(seeds), ROWS), start=1):
-        path = out / "rows" / f"{name}-{seed}.json"
-        tell(f"{number} of {seeds * len(ROWS)}: {ROWS[name].title}, seed {seed}{', done' * path.exists()}")
-        measured[name].append(keep(path, partial(run_row, name, seed, material, size, out / "training" / path.stem)))
+    runs = list(product(range(seeds), ROWS))
+    rows = found.keep_all(
+        {
+            f"rows/{name}-{seed}": partial(run_row, name, seed, material, size, out / "training" / f"{name}-{seed}")
+            for seed, name in runs
+        },
+        tell,
+    )
+    measured = {name: [each for (_, other), each in zip(runs, rows, strict=True) if other == name] for name in ROWS}
     tell("cost")
-    cost = keep(out / "cost.json", partial(measure_costs, material, size.rounds))
+    cost = found.keep("cost", partial(measure_costs, material, size.rounds))
     best = {name: best_reachable(world.pairs) for name, world in material.sets.items()}
     results = summarize(measured, best, cost)
     results = {
@@ -229,15 +221,8 @@ def study(out: Path, pipeline_dir: str, size: Size, seeds: int, tell: Callable[[
         **results,
     }
     write_json(out / "results.json", results)
-    write_study(results, draw_figures(results, out), out / "study.md")
+    write_page(study_page(results, draw_figures(results, out)), out / "study.md")
     return results
-
-
-def device_name() -> str:
-    """What it all ran on."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{torch.get_num_threads()} CPU threads"
 
 
 def main(

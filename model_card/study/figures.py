@@ -1,11 +1,11 @@
 """The study's figures."""
 
-import os
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from model_card.drawing import line, panels, save
 from model_card.study.measurement import QUINTILES
 from model_card.study.rows import ROWS
 from modeling_dina.plotting import FAINT, INK
@@ -143,42 +143,7 @@ def draw_uncertainty(results: dict) -> Figure:
     return figure
 
 
-def panels(rows: int, columns: int = 1, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of empty panels, row by row; sizes in inches."""
-    figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
-    for panel in axes:
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.grid(color=FAINT, linewidth=0.8)
-        panel.set_axisbelow(True)
-        panel.tick_params(labelsize=9, colors=INK)
-    return figure, axes
-
-
-def line(axes: Axes, points: list[tuple[float, float]], color: str, label: str, is_main: bool = False):
-    """A curve through points; returns its artist."""
-    x, y = zip(*points, strict=True) if points else ((), ())
-    (artist,) = axes.plot(
-        x,
-        y,
-        "o-",
-        color=color,
-        label=label,
-        markersize=4,
-        linewidth=2.6 if is_main else 1.5,
-        zorder=3 if is_main else 2,
-    )
-    return artist
-
-
 def diagonal(axes: Axes) -> None:
     """Where what is said is what is."""
     axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=":")
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Whole or not at all."""
-    writing = path.with_name(f".{path.stem}.writing{path.suffix}")
-    figure.savefig(writing, facecolor="white")
-    os.replace(writing, path)

@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
+from model_card.estimates import estimate, verdict
 from model_card.study.rows import ROWS
 
 SETS = ("seen", "held_out")
@@ -51,34 +51,6 @@ CLAIMS = (
     Claim("One level is better than a pixel reward behind the decoder", ("dina", "one level"), ("pixel", "decoded")),
     Claim("One level is better than a pixel reward on the pictures", ("dina", "one level"), ("pixel", "pictures")),
 )
-
-
-def estimate(values: np.ndarray) -> dict:
-    """
-    A mean over seeds and groups, uncertain by both.
-
-    Args:
-        values: [S, G], of S trainings measured on the same G groups.
-
-    Returns:
-        "mean"; "standard_error", whose square is the variance of the groups' means over G plus that of the seeds'
-        means over S (no more than the former for a single seed); "interval" of 95 % by Student's t with the degrees
-        of freedom of Welch and Satterthwaite; "by_seed".
-    """
-    seeds, groups = values.shape
-    parts = [(values.mean(axis=0).var(ddof=1) / groups, groups - 1)]
-    if seeds > 1:
-        parts.append((values.mean(axis=1).var(ddof=1) / seeds, seeds - 1))
-    variance = sum(part for part, _ in parts)
-    freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts) if variance > 0 else groups - 1
-    mean, error = float(values.mean()), float(variance**0.5)
-    margin = float(stats.t.ppf(0.975, freedom)) * error
-    return {
-        "mean": mean,
-        "standard_error": error,
-        "interval": [mean - margin, mean + margin],
-        "by_seed": values.mean(axis=1).tolist(),
-    }
 
 
 def average(trees: list):
@@ -156,9 +128,3 @@ def summarize(measured: dict[str, list[dict]], best: dict[str, dict], cost: dict
             **{name: estimate(np.array([each[name] for each in disagreement])) for name in ("rise", "avoidable_rise")},
         },
     }
-
-
-def verdict(difference: dict) -> str:
-    """What an interval of a difference says of a claim that it is positive: "held", "reversed" or "undecided"."""
-    low, high = difference["interval"]
-    return "held" if low > 0 else "reversed" if high < 0 else "undecided"

@@ -1,8 +1,6 @@
 """The study as a page: what it found in words, its tables and its figures."""
 
-import os
-from pathlib import Path
-
+from model_card.markdown import figures_of, markdown
 from model_card.study.measurement import SWEEP
 from model_card.study.rows import ROWS
 from model_card.study.summary import SETS
@@ -18,21 +16,11 @@ READING_TITLES = {
 }
 
 
-def write_study(results: dict, figures: list[str], path: Path) -> None:
-    """Write the page; every number of it is in `results`."""
-    writing = path.with_name(f".{path.name}.writing")
-    writing.write_text(study_page(results, figures))
-    os.replace(writing, path)
-
-
 def study_page(results: dict, figures: list[str]) -> str:
     """The page as Markdown."""
     settings, minutes = results["settings"], sum(results["seconds"].values()) / 60
     size = settings["size"]
     answers = "\n\n".join(f"**{question}** {words}" for question, words in results["answers"].items())
-    pictures = "\n\n".join(
-        f"![{name.removesuffix('.png').replace('_', ' ').capitalize()}]({name})" for name in figures
-    )
     return f"""# The method's claims in the small world
 
 `python -m model_card.world_study --out DIR`: every row was trained with {settings["seeds"]} seeds for {size["steps"]}
@@ -60,7 +48,7 @@ from the text and the latents, or the pictures, on. Every number is in `results.
 
 {levels_table(results["levels"])}
 
-{pictures}
+{figures_of(figures)}
 """
 
 
@@ -124,9 +112,3 @@ def share(found: dict, sign: str = "") -> str:
     """An estimate with its interval, in percent."""
     low, high = found["interval"]
     return f"{100 * found['mean']:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
-
-
-def markdown(header: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
-    """A table whose first column is aligned to the left."""
-    rule = ("---", *("---:" for _ in header[1:]))
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *lines))

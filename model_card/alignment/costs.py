@@ -1,0 +1,81 @@
+"""What an update costs: in the small world measured, at the size of Stable Diffusion 3.5 Medium counted."""
+
+import tempfile
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from model_card.alignment.rows import CONFIGS, ROWS, read_arguments
+from model_card.cost_counters import count_flops, measure_peak_bytes, measure_seconds
+from model_card.measure_cost import DINA, HPSV3, Preset, count_all
+from training.align.dry_run import Cost
+from training.align.run import build, parse_run
+
+RESOLUTION = 1024
+FULL_SIZE = {
+    "DiNa-LRM, ReFL on noisy states": ("prfl", DINA),
+    "DiNa-LRM, ReFL on clean predictions": ("refl", DINA),
+    "HPSv3 behind the decoder, ReFL": ("refl", HPSV3),
+}
+
+
+def measure_updates(pipeline_dir: str, pixel_dir: Path, prompts: float, rounds: int) -> dict[str, dict[str, float]]:
+    """Of each row's update: median "seconds" where all rows take turns, "peak_bytes" beyond what is held all the time,
+    and "flops"."""
+    with tempfile.TemporaryDirectory() as folder:
+        cases = {}
+        for name, row in ROWS.items():
+            arguments, algorithm_arguments = read_arguments(
+                row, pipeline_dir, pixel_dir, prompts, output_dir=Path(folder) / name
+            )
+            Path(arguments.output_dir).mkdir()
+            cases[name] = build(arguments, algorithm_arguments, Accelerator()).make_update
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        seconds = measure_seconds(cases, device, rounds)
+        return {
+            name: {
+                "seconds": seconds[name],
+                "peak_bytes": measure_peak_bytes(case, device),
+                "flops": count_flops(case),
+            }
+            for name, case in cases.items()
+        }
+
+
+def count_full_size() -> dict[str, dict[str, dict[str, float]]]:
+    """FLOPs and bytes, by their parts, of an update on one prompt of Stable Diffusion 3.5 Medium at 1024 pixels, with
+    one level of DiNa-LRM and with HPSv3; on the meta device, with fused attention and without recomputation."""
+    counted = count_all(Preset.sd35_medium, RESOLUTION, 1, torch.bfloat16, others=True)
+    found = {}
+    for name, (config, reward) in FULL_SIZE.items():
+        cost, judged, generator = full_size_run(config), counted["rewards"][reward], counted["generator"]
+        found[name] = {
+            "flops": {
+                "sampling": cost.flops["sampling"],
+                "reward": judged["gradient"]["flops"],
+                "update": cost.flops["update"],
+            },
+            "bytes": {
+                "generator": generator["weight_bytes"],
+                "its activations": generator["gradient"]["kept_bytes"],
+                "LoRA's gradients, moments and average": sum(
+                    cost.memory[part] for part in ("gradients", "optimizer", "averaged weights")
+                ),
+                "reward": judged["weight_bytes"],
+                "reward's activations": judged["gradient"]["kept_bytes"],
+            },
+        }
+    return found
+
+
+@cache
+def full_size_run(config: str) -> Cost:
+    """The cost of one of Stable Diffusion 3.5 Medium's configurations, for one prompt."""
+    arguments, algorithm_arguments = parse_run(["--config", str(CONFIGS / f"sd35_medium_{config}.yaml")])
+    arguments = replace(
+        arguments, resolution=RESOLUTION, prompts_per_update=1, batch_size=1, gradient_checkpointing=False
+    )
+    return Cost(arguments, algorithm_arguments)

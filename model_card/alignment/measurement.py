@@ -1,0 +1,88 @@
+"""What is measured of samples: every reward, whichever was optimised, and how much they differ."""
+
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusion3Pipeline
+from safetensors.torch import load_file
+
+from modeling_dina import DinaRewardModel
+from training.align.arguments import AlignArguments
+from training.align.policy import Conditioning, Policy
+from training.align.prompts import Prompts
+from training.align.rewards import DinaReward, PixelReward, Reward
+from training.align.trainer import diversity
+from training.align.world import EVALUATION_SEED, UtilityReward
+from training.world.pixel_reward import PixelRewardModel
+
+BATCH_SIZE = 64
+CANDIDATES = (4, 16)
+
+
+class Judges:
+    """
+    The rewards that samples of all rows are judged by, and the generator as it began.
+
+    Args:
+        pipeline_dir: the small world's pipeline and reward model.
+        pixel_dir: of `training.world.pixel_reward`.
+        arguments: of a run, whose evaluations are to be measured.
+
+    Attributes:
+        rewards: "utility", the truth; "dina" with the model's own ensemble; "pixel".
+        asked: conditioning of the samples of an evaluation.
+    """
+
+    def __init__(self, pipeline_dir: str, pixel_dir: Path, arguments: AlignArguments) -> None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        pipeline = StableDiffusion3Pipeline.from_pretrained(pipeline_dir, dtype=torch.float32).to(device)
+        model = DinaRewardModel.from_pretrained(pipeline_dir, dtype=torch.float32).to(device)
+        self.policy = Policy(pipeline, rank=1, alpha=1, max_sequence_length=model.config.max_sequence_length)
+        self.arguments, self.each = arguments, arguments.eval_samples_per_prompt
+        self.rewards: dict[str, Reward] = {
+            "utility": UtilityReward(pipeline),
+            "dina": DinaReward(model),
+            "pixel": PixelReward(self.policy.decode, PixelRewardModel.from_pretrained(pixel_dir).to(device)),
+        }
+        prompts = Prompts(arguments.eval_prompts, EVALUATION_SEED).batch(0, arguments.eval_samples // self.each)
+        self.asked = self.policy.encode([prompt for prompt in prompts for _ in range(self.each)])
+
+    @torch.no_grad()
+    def judge(self, name: str, latents: torch.Tensor, asked: Conditioning) -> torch.Tensor:
+        """Scores [B] by one of the rewards."""
+        rows = torch.arange(len(latents), device=self.policy.device).split(BATCH_SIZE)
+        return torch.cat([self.rewards[name](latents[part], asked.select(part)).scores for part in rows])
+
+    def measure(self, latents: torch.Tensor) -> dict[str, list[float]]:
+        """Means over the samples of each prompt, by reward, and their "diversity", of an evaluation's latents."""
+        latents = latents.to(self.policy.device)
+        scores = {name: self.judge(name, latents, self.asked) for name in self.rewards}
+        by_prompt = {name: values.view(-1, self.each).mean(dim=1) for name, values in scores.items()}
+        by_prompt["diversity"] = diversity(latents, self.each)
+        return {name: [round(value, 4) for value in values.tolist()] for name, values in by_prompt.items()}
+
+    @torch.no_grad()
+    def best_of_n(self) -> dict[str, dict[int, torch.Tensor]]:
+        """Latents of an evaluation of the generator as it began, each the best of N by "dina" or "pixel", by N."""
+        arguments, policy, most = self.arguments, self.policy, max(CANDIDATES)
+        asked = self.asked.select(torch.arange(len(self.asked), device=policy.device).repeat_interleave(most))
+        candidates = policy.sample(
+            asked,
+            policy.noise(len(asked), torch.Generator().manual_seed(1)),
+            policy.sigmas(arguments.eval_steps),
+            batch_size=BATCH_SIZE,
+            guidance_scale=arguments.eval_guidance_scale,
+        ).states[-1]
+        scores = {name: self.judge(name, candidates, asked).view(-1, most) for name in ("dina", "pixel")}
+        first = most * torch.arange(len(self.asked), device=policy.device)
+        return {
+            name: {count: candidates[first + values[:, :count].argmax(dim=1)] for count in CANDIDATES}
+            for name, values in scores.items()
+        }
+
+    def curve(self, folder: Path) -> list[dict]:
+        """What `measure` returns of every evaluation of the run in `folder`, by "update"."""
+        return [
+            {"update": int(path.stem), **self.measure(load_file(path)["latents"])}
+            for path in sorted((folder / "evaluations").glob("*.safetensors"))
+        ]

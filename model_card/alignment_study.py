@@ -1,0 +1,245 @@
+"""Preference optimisation, where the truth is known: `python -m model_card.alignment_study --out DIR`.
+
+The small world's generator is aligned by every algorithm, to the latent reward and to a pixel reward behind the
+decoder, with several seeds. An interrupted study goes on where it stopped, and the same command in another process
+shares the work. The results are `results.json`, `alignment.md` and its figures.
+"""
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from safetensors.torch import load_file, save_file
+
+from model_card.alignment.costs import RESOLUTION, count_full_size, measure_updates
+from model_card.alignment.figures import CANDIDATES, draw_figures
+from model_card.alignment.measurement import Judges
+from model_card.alignment.page import alignment_page
+from model_card.alignment.rows import CONFIGS, ROWS, read_arguments
+from model_card.alignment.summary import summarize
+from model_card.evaluate_preferences import LIBRARIES, write_json
+from model_card.markdown import write_page
+from model_card.rewards import shown, weights_hash
+from model_card.study_folder import StudyFolder, device_name
+from modeling_dina.cli import EMBEDDED_MODEL
+from training.align.run import run
+from training.checkpoints import TERMINATED
+from training.world.agreement import group_scores, pairwise_accuracy
+from training.world.pixel_reward import measure, test_groups, train_pixel_reward
+
+BEST_OF_N = "best_of_n.safetensors"
+SHOWN = 8  # prompts in the figure of pictures
+
+
+@dataclass(frozen=True)
+class Size:
+    """
+    How much of everything. Unscaled, the study should take about three hours on two cores.
+
+    Attributes:
+        updates: of a row, times its share.
+        prompts: share of the configurations' prompts that an update takes.
+        eval_every: updates.
+        eval_samples: two for each caption.
+        rendered, generated: groups of four pictures that the pixel reward is trained on.
+        test_groups: that both reward models are compared on, of each kind.
+        rounds: of the measurement of seconds.
+    """
+
+    updates: int = 150
+    prompts: float = 1.0
+    eval_every: int = 15
+    eval_samples: int = 128
+    rendered: int = 8192
+    generated: int = 1000
+    test_groups: int = 250
+    rounds: int = 5
+
+    def scaled(self, factor: float) -> "Size":
+        """All of it times `factor`, but enough to run."""
+        least = {"updates": 4, "eval_samples": 16, "rendered": 16, "generated": 4, "test_groups": 4}
+        scaled = {name: max(least.get(name, 1), round(factor * number)) for name, number in asdict(self).items()}
+        return Size(**scaled | {"prompts": factor, "eval_samples": scaled["eval_samples"] // 2 * 2})
+
+
+def train_pixels(pipeline_dir: str, folder: Path, size: Size, judges: Callable[[], Judges]) -> dict:
+    """Train the pixel reward; how often it and the latent reward agree with a fresh annotator."""
+    started = time.monotonic()
+    train_pixel_reward(pipeline_dir, folder, rendered=size.rendered, generated=size.generated, epochs=4)
+    judged = judges()
+    pipeline, pixel, dina = judged.policy.pipeline, judged.rewards["pixel"].network, judged.rewards["dina"].model
+    quality: dict = {"pixel": {}, "dina": {}}
+    for name, groups in test_groups(folder, pipeline, size.test_groups).items():
+        quality["pixel"][name] = measure(pixel, pipeline, groups)
+        utilities = groups[0]["utilities"].numpy()
+        quality["dina"][name] = pairwise_accuracy(group_scores(dina, pipeline, groups), utilities)
+    return {"seconds": time.monotonic() - started, **quality}
+
+
+def run_row(name: str, seed: int, pipeline_dir: str, pixel_dir: Path, size: Size, judges: Judges, out: Path) -> dict:
+    """
+    Align, and measure every evaluation.
+
+    Args:
+        name: of `ROWS`.
+        seed: of the fresh LoRA, the prompts and the noise.
+        out: folder of the run; an interrupted one is gone on with.
+
+    Raises:
+        SystemExit: a SIGTERM came; there is a checkpoint to go on from.
+    """
+    started, updates = time.monotonic(), max(2, round(size.updates * ROWS[name].updates))
+    trainer = run(
+        *read_arguments(
+            ROWS[name],
+            pipeline_dir,
+            pixel_dir,
+            size.prompts,
+            **evaluation(size),
+            output_dir=out,
+            updates=updates,
+            save_every=max(1, updates // 5),
+            seed=seed,
+            resume_from_checkpoint="last",
+        )
+    )
+    if trainer.was_terminated:
+        raise SystemExit(TERMINATED)
+    for checkpoint in out.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    return {"curve": judges.curve(out), "seconds": time.monotonic() - started}
+
+
+def choose_best(judges: Judges, path: Path) -> dict[str, dict[int, dict]]:
+    """The best of N by reward and N, measured; the latents are kept in `path`."""
+    chosen = judges.best_of_n()
+    named = {f"{reward}-{count}": each for reward, by_count in chosen.items() for count, each in by_count.items()}
+    save_file(named, path)
+    return {
+        reward: {count: judges.measure(each) for count, each in by_count.items()}
+        for reward, by_count in chosen.items()
+    }
+
+
+def evaluation(size: Size) -> dict[str, int]:
+    """Arguments of a run's evaluations."""
+    return {"eval_every": size.eval_every, "eval_samples": size.eval_samples, "eval_samples_per_prompt": 2}
+
+
+def study(out: Path, pipeline_dir: str, size: Size, seeds: int, tell: Callable[[str], None]) -> dict:
+    """
+    Run and measure every row that `out` has no result of yet, and write what all of them say.
+
+    Args:
+        out: folder of the study.
+        pipeline_dir: folder of the small world's pipeline and reward model.
+        size: see `Size`.
+        seeds: runs of each row.
+        tell: called with what is about to be done.
+
+    Raises:
+        ValueError: `out` is of a study with other settings.
+        OSError: there is no such pipeline.
+    """
+    configs = sorted(CONFIGS.glob("small_world_*.yaml"))
+    settings = {
+        "pipeline": {part: weights_hash(Path(pipeline_dir) / part) for part in ("", "transformer", "vae")},
+        "size": asdict(size),
+        "configs": {path.stem: path.read_text() for path in configs},
+        "flags": {name: row.flags for name, row in ROWS.items()},
+    }
+    found, pixel_dir = StudyFolder(out, settings), out / "pixel_reward"
+    a_run, _ = read_arguments(ROWS["refl"], pipeline_dir, pixel_dir, **evaluation(size), output_dir=out)
+
+    def judge() -> Judges:
+        return Judges(pipeline_dir, pixel_dir, a_run)
+
+    tell("the pixel reward")
+    quality = found.keep("pixel_reward/quality", partial(train_pixels, pipeline_dir, pixel_dir, size, judge))
+    judges, runs = judge(), list(product(range(seeds), ROWS))
+    measured = found.keep_all(
+        {
+            f"rows/{name}-{seed}": partial(
+                run_row, name, seed, pipeline_dir, pixel_dir, size, judges, out / "runs" / f"{name}-{seed}"
+            )
+            for seed, name in runs
+        },
+        tell,
+    )
+    rows = {name: [each for (_, other), each in zip(runs, measured, strict=True) if other == name] for name in ROWS}
+    tell("best of N")
+    best_of_n = found.keep("best_of_n", partial(choose_best, judges, out / BEST_OF_N))
+    tell("cost")
+    cost = found.keep("cost", partial(measure_updates, pipeline_dir, pixel_dir, size.prompts, size.rounds))
+    results = {
+        "settings": settings
+        | {
+            "pipeline": shown(pipeline_dir),
+            "seeds": seeds,
+            "resolution": RESOLUTION,
+            "device": device_name(),
+            "libraries": {library: version(library) for library in LIBRARIES},
+        },
+        "seconds": {"pixel_reward": quality.pop("seconds")}
+        | {name: sum(each["seconds"] for each in runs) for name, runs in rows.items()},
+        "reward_models": quality,
+        **summarize({name: [each["curve"] for each in runs] for name, runs in rows.items()}, best_of_n, cost),
+        "full_size": found.keep("full_size", count_full_size),
+    }
+    write_json(out / "results.json", results)
+    prompts = list(judges.asked.prompts[: 2 * SHOWN : 2])
+    figures = draw_figures(results, pictures(results, judges, out), prompts, out)
+    write_page(alignment_page(results, figures), out / "alignment.md")
+    return results
+
+
+def pictures(results: dict, judges: Judges, out: Path) -> dict[str, np.ndarray]:
+    """Of the first prompts [P, H, W, 3] in [0, 1]: before, the best of several, and what each row's first seed
+    keeps."""
+    kept = {ROWS[row["row"]].title: (row["row"], row["kept"]["updates"][0]) for row in results["rows"]}
+    chosen = {
+        "unaligned": load_evaluation(out, next(iter(ROWS)), 0),
+        f"best of {CANDIDATES} by DiNa": load_file(out / BEST_OF_N)[f"dina-{CANDIDATES}"],
+        **{title: load_evaluation(out, *place) for title, place in kept.items()},
+    }
+    latents = torch.cat([each[: 2 * SHOWN : 2] for each in chosen.values()])
+    with torch.no_grad():
+        decoded = judges.policy.decode(latents.to(judges.policy.device)).add(1).div(2).clamp(0, 1)
+    images = decoded.permute(0, 2, 3, 1).cpu().numpy()
+    return dict(zip(chosen, np.split(images, len(chosen)), strict=True))
+
+
+def load_evaluation(out: Path, row: str, update: int) -> torch.Tensor:
+    """Latents of an evaluation of a row's first seed."""
+    return load_file(out / "runs" / f"{row}-0" / "evaluations" / f"{update:06d}.safetensors")["latents"]
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder of the study; an interrupted one goes on.")],
+    pipeline: Annotated[
+        str, typer.Option(help="Folder of the small world's pipeline and reward model.")
+    ] = EMBEDDED_MODEL,
+    scale: Annotated[float, typer.Option(help="Factor on updates, samples and pictures, for a trial.", min=0.0)] = 1.0,
+    seeds: Annotated[int, typer.Option(help="Runs of each row; more can be added later.", min=1)] = 3,
+) -> None:
+    """Run and measure every row of the study."""
+    try:
+        study(out, pipeline, Size().scaled(scale), seeds, tell=typer.echo)
+    except (ValueError, OSError) as error:
+        raise typer.BadParameter(str(error)) from error
+    typer.echo((out / "alignment.md").read_text())
+
+
+if __name__ == "__main__":
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(main)
+    app()

@@ -1,0 +1,156 @@
+"""The alignment study: its summary by hand, and a run of it in miniature."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer import Typer
+from typer.testing import CliRunner
+
+from model_card.alignment import figures, page, summary
+from model_card.alignment.rows import DECODED, LATENT, ROWS, read_arguments
+from model_card.alignment_study import Size, main
+from modeling_dina.cli import EMBEDDED_MODEL
+from training.align.trainer import diversity
+
+COST = {"seconds": 2.0, "peak_bytes": 1e6, "flops": 1e9}
+
+
+def point(update, utility, dina=0.0, pixel=0.0):
+    """An evaluation of four captions whose utilities lie around a mean."""
+    spread = np.array([-0.3, -0.1, 0.1, 0.3])
+    values = {"utility": utility + spread, "dina": dina + spread, "pixel": pixel + spread, "diversity": 1 + spread}
+    return {"update": update, **{name: each.tolist() for name, each in values.items()}}
+
+
+# The second seed is watched to be best at the second evaluation, the first at the last.
+CURVES = [
+    [point(0, 2.0), point(10, 3.0, dina=1, pixel=0.2), point(20, 2.5, dina=2, pixel=0.3)],
+    [point(0, 2.0), point(10, 3.2, dina=1, pixel=0.5), point(20, 2.1, dina=2, pixel=0.1)],
+]
+
+
+def test_row_by_hand():
+    row = summary.summarize_row(CURVES, "dina", COST)
+    assert row["watched"] == "pixel"
+    assert [each["update"] for each in row["curve"]] == [0, 10, 20]
+    assert [each["seconds"] for each in row["curve"]] == [0, 20, 40]
+    assert [each["utility"]["mean"] for each in row["curve"]] == pytest.approx([2.0, 3.1, 2.3])
+    assert row["last"]["rise"]["mean"] == pytest.approx(0.3)
+    assert row["kept"]["updates"] == [20, 10]
+    assert row["kept"]["utility"]["mean"] == pytest.approx((2.5 + 3.2) / 2)
+    # The captions' own utilities cancel: what is uncertain is the seeds' difference alone.
+    assert row["kept"]["rise"]["standard_error"] == pytest.approx(np.std([0.5, 1.2], ddof=1) / 2**0.5)
+
+
+@pytest.mark.parametrize(("utility", "expected"), [(1.5, 0.0), (2.0, 0.0), (2.55, 10.0), (3.1, 20.0), (3.2, None)])
+def test_seconds_to_reach(utility, expected):
+    curve = summary.summarize_row(CURVES, "dina", COST)["curve"]
+    reached = summary.seconds_to_reach(curve, utility)
+    assert reached == (None if expected is None else pytest.approx(expected))
+
+
+def test_aim_by_hand():
+    slower = COST | {"seconds": 4.0, "peak_bytes": 4e6}
+    pixels = [[point(0, 2.0), point(10, 2.55, dina=0.5), point(20, 2.55, dina=0.2)]]
+    rows = {
+        LATENT: summary.summarize_row(CURVES, "dina", COST),
+        DECODED: summary.summarize_row(pixels, "pixel", slower),
+    }
+    aim = summary.compare_with_pixels(rows)
+    assert aim["targets"]["last"] == pytest.approx(
+        {"utility": 2.55, "pixel_seconds": 80.0, "seconds": 10.0, "ratio": 0.125}
+    )
+    assert aim["targets"]["kept"]["ratio"] == pytest.approx(0.25)
+    assert aim["peak_bytes"] == {"latent": 1e6, "pixel": 4e6}
+    assert aim["verdict"] == "undecided"  # two seeds as far apart as these say little
+
+
+def test_overoptimised_rows_are_named():
+    row = {"row": "prfl", **summary.summarize_row(CURVES, "dina", COST)}
+    words = page.overoptimised([row])
+    assert "ReFL on noisy states (3.10 after 10 updates, 2.30 at the end" in words
+    assert "+1.00" in words
+    rising = {"row": "refl", **summary.summarize_row([CURVES[0][:2]], "dina", COST)}
+    assert page.overoptimised([rising]).startswith("No row")
+
+
+def test_diversity_by_hand():
+    latents = torch.zeros(4, 2, 1, 2)
+    latents[1] += 2.0
+    latents[3, 0] += 1.0
+    assert diversity(latents, 2).tolist() == pytest.approx([2.0, 0.5**0.5])
+    three = torch.tensor([0.0, 1.0, 3.0]).view(3, 1, 1, 1)
+    assert diversity(three, 3).tolist() == pytest.approx([2.0])
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_are_runs(name, tmp_path):
+    arguments, algorithm_arguments = read_arguments(ROWS[name], EMBEDDED_MODEL, tmp_path, output_dir=tmp_path, seed=3)
+    assert arguments.seed == 3
+    assert arguments.rewards == [ROWS[name].reward]
+    assert arguments.watched == []
+    assert arguments.policy == EMBEDDED_MODEL
+    assert algorithm_arguments.evaluations().judged >= 1
+
+
+def test_size():
+    assert Size().scaled(1.0) == Size()
+    least = Size().scaled(0.0)
+    assert least.eval_samples % 2 == 0
+    assert least.updates >= 2
+
+
+def test_wrapped():
+    assert figures.wrapped("a large red circle left of a small blue square", 16).split("\n") == [
+        "a large red",
+        "circle left of",
+        "a small blue",
+        "square",
+    ]
+
+
+app = Typer(pretty_exceptions_enable=False)
+app.command()(main)
+
+
+@pytest.mark.slow
+def test_study_in_miniature_goes_on_where_it_stopped(tmp_path):
+    command = ["--out", str(tmp_path), "--scale", "0", "--seeds", "1"]
+    first = CliRunner().invoke(app, command)
+    assert first.exit_code == 0, first.output
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [row["row"] for row in results["rows"]] == list(ROWS)
+    assert len({row["curve"][0]["utility"]["mean"] for row in results["rows"]}) == 1  # all begin as the generator
+    cost = {row["row"]: row["cost"] for row in results["rows"]}
+    assert cost["refl_pixel"]["flops"] > cost["refl"]["flops"]
+    assert cost["refl_pixel"]["peak_bytes"] > cost["refl"]["peak_bytes"] > 0
+    by = {(each["reward"], each["candidates"]): each for each in results["best_of_n"]}
+    for reward in ("dina", "pixel"):
+        assert by[reward, 16][reward]["mean"] >= by[reward, 4][reward]["mean"]
+    assert load_file(tmp_path / "best_of_n.safetensors")["dina-4"].shape == (16, 16, 8, 8)
+    assert not list((tmp_path / "runs").glob("*/checkpoint-*"))
+    assert (tmp_path / "pictures.png").is_file()
+
+    noisy, clean, pixels = results["full_size"].values()
+    assert clean["flops"]["update"] == pixels["flops"]["update"]
+    assert clean["bytes"]["generator"] == pixels["bytes"]["generator"]
+    # A level of DiNa-LRM forward and back against HPSv3 behind the decoder: README's table.
+    assert clean["flops"]["reward"] == pytest.approx(17.07e12, rel=1e-3)
+    assert pixels["flops"]["reward"] == pytest.approx(46.90e12, rel=1e-3)
+    # 0 to 38 steps before the gradient against 30 to 39, each under guidance.
+    assert clean["flops"]["sampling"] / noisy["flops"]["sampling"] == pytest.approx(34.5 / 19)
+
+    (tmp_path / "rows" / "refl-0.json").unlink()
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "rows").iterdir()}
+    second = CliRunner().invoke(app, command)
+    assert second.exit_code == 0, second.output
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    again = json.loads((tmp_path / "results.json").read_text())
+    assert again["rows"] == results["rows"]
+
+    other = CliRunner().invoke(app, [*command[:-4], "--scale", "1"])
+    assert other.exit_code == 2
+    assert "size" in other.output
