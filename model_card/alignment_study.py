@@ -184,6 +184,7 @@ def study(out: Path, pipeline_dir: str, size: Size, seeds: int, tell: Callable[[
         "settings": settings
         | {
             "pipeline": shown(pipeline_dir),
+            "weights": settings["pipeline"],
             "seeds": seeds,
             "resolution": RESOLUTION,
             "device": device_name(),

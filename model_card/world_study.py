@@ -212,6 +212,7 @@ def study(out: Path, pipeline_dir: str, size: Size, seeds: int, tell: Callable[[
         "settings": settings
         | {
             "pipeline": shown(pipeline_dir),
+            "weights": settings["pipeline"],
             "seeds": seeds,
             "device": device_name(),
             "libraries": {library: version(library) for library in LIBRARIES},

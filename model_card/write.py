@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import ChoiceLoader, DictLoader, Environment, FileSystemLoader, StrictUndefined
 
 from model_card.rewards import shown, weights_hash
+from model_card.study.table import claims_table
 from modeling_dina import DinaConfig, DinaRewardModel
 from modeling_dina.cli import check_output
 from training import card
@@ -46,12 +47,14 @@ class Results(NamedTuple):
         preferences: of `model_card.evaluate_preferences`.
         costs: of `model_card.measure_cost`.
         world: the report of a build of the small world, or None.
+        study: of `model_card.world_study`, or None.
         commands: what made each file, by its name.
     """
 
     preferences: list[dict[str, Any]]
     costs: list[dict[str, Any]]
     world: dict[str, Any] | None
+    study: dict[str, Any] | None
     commands: dict[str, str]
 
 
@@ -69,7 +72,7 @@ def read_results(paths: Sequence[Path], model: Path, config: DinaConfig) -> Resu
     """
     files = {path: True for path in paths if not path.is_dir()}
     files |= {path: False for folder in paths if folder.is_dir() for path in sorted(folder.glob("*.json"))}
-    results = Results([], [], None, {})
+    results = Results([], [], None, None, {})
     for path, named in files.items():
         try:
             content = json.loads(path.read_text("utf-8"))
@@ -84,6 +87,8 @@ def read_results(paths: Sequence[Path], model: Path, config: DinaConfig) -> Resu
             results.preferences.append(content)
         elif "preset" in content:
             results.costs.append(content)
+        elif "answers" in content:
+            results = results._replace(study=content)
         else:
             results = results._replace(world=content)
         results.commands[shown_file(path)] = command_of(content, shown_file(path))
@@ -101,6 +106,10 @@ def _fault(content: Any, model: Path, config: DinaConfig) -> str | None:
     if "preset" in content:
         counts = parameter_counts(config)
         return None if content["parameters"] == counts else f"the cost of a model with {counts} parameters"
+    if "answers" in content:
+        revision = weights_hash(model / "transformer")
+        found = content["settings"]["weights"]["transformer"]
+        return None if found == revision else f"a study of the generator {revision} rather than {found}"
     return None if set(WORLD_SETS) <= set(content) else "preferences, a cost or a report of the small world"
 
 
@@ -123,6 +132,8 @@ def command_of(content: dict[str, Any], file: str) -> str:
     """The command that a file of results was made by."""
     if "preset" in content:
         return f"{content['command']} --out {file}"
+    if "answers" in content:
+        return "python -m model_card.world_study --out runs/world_study"
     if "benchmark" not in content:
         return "python -m training.world.build --out runs/world"
     settings = content["settings"]
@@ -203,6 +214,7 @@ def render(
     )
     environment.filters |= {
         "short": lambda value: "" if value is None else f"{value:.3f}",
+        "claims_table": claims_table,
         "span": lambda interval: "{:.3f} to {:.3f}".format(*interval) if interval else "",
         "estimate": lambda measured: f"{measured['accuracy']:.3f} ± {measured['standard_error']:.3f}",
     }
@@ -217,6 +229,7 @@ def render(
         datasets=datasets,
         noise=IMPRESSION_NOISE,
         world=results.world,
+        study=results.study,
         sets=[results.world[name] for name in WORLD_SETS] if results.world else [],
         preferences=[
             {"name": BENCHMARKS[result["benchmark"]][0], "rows": table_rows(result), **result}

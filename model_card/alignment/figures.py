@@ -1,5 +1,6 @@
 """The alignment study's figures."""
 
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -49,14 +50,13 @@ def draw_figures(results: dict, pictures: dict[str, np.ndarray], prompts: list[s
 
 
 def draw_utility(results: dict) -> Figure:
-    """True utility against updates and against the seconds that they take."""
+    """Rise of the true utility against updates and against the seconds that they take."""
     figure, axes = panels(1, 2, width=11, height=4.6)
     for panel, of, words in zip(axes, ("update", "seconds"), ("updates", "seconds of updates"), strict=True):
         for row in results["rows"]:
             curve(panel, row, "utility", of)
         marks(panel, results)
-        panel.set(xlabel=words, ylabel="true utility")
-    axes[1].set_xscale("symlog", linthresh=10)
+        panel.set(xlabel=words, ylabel="rise of the true utility")
     figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right upper")
     return figure
 
@@ -64,11 +64,11 @@ def draw_utility(results: dict) -> Figure:
 def draw_rewards(results: dict) -> Figure:
     """Both reward models and diversity against updates: whoever optimises one is watched by the other."""
     figure, axes = panels(1, 3, width=13, height=4.2)
-    labels = {"dina": "DiNa's ensemble", "pixel": "pixel reward", "diversity": "diversity of samples of a prompt"}
+    labels = {"dina": "DiNa's ensemble", "pixel": "the pixel reward", "diversity": "diversity of samples of a prompt"}
     for panel, (name, label) in zip(axes, labels.items(), strict=True):
         for row in results["rows"]:
             curve(panel, row, name, "update")
-        panel.set(xlabel="updates", ylabel=label)
+        panel.set(xlabel="updates", ylabel=f"rise of {label}")
     figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right upper")
     return figure
 
@@ -77,39 +77,35 @@ def draw_gate(results: dict) -> Figure:
     """The same run with the gate and without: what is optimised, and the truth."""
     figure, axes = panels(1, 2, width=8.5, height=3.8)
     rows = {row["row"]: row for row in results["rows"]}
-    for panel, (name, label) in zip(axes, {"dina": "DiNa's ensemble", "utility": "true utility"}.items(), strict=True):
+    labels = {"dina": "DiNa's ensemble", "utility": "the true utility"}
+    for panel, (name, label) in zip(axes, labels.items(), strict=True):
         for state, row in GATE.items():
             curve(panel, rows[row], name, "update", label=f"gate {state}")
-        panel.set(xlabel="updates", ylabel=label)
+        panel.set(xlabel="updates", ylabel=f"rise of {label}")
     axes[0].legend(frameon=False, fontsize=9)
     return figure
 
 
 def curve(panel: Axes, row: dict, name: str, of: str, label: str | None = None) -> None:
-    """A measure of a row with its interval."""
-    color, points = COLORS[row["row"]], row["curve"]
-    x = [point[of] for point in points]
-    panel.fill_between(x, *zip(*(point[name]["interval"] for point in points), strict=True), color=color, alpha=0.1)
-    artist = line(
-        panel,
-        [(place, point[name]["mean"]) for place, point in zip(x, points, strict=True)],
-        color,
-        label or ROWS[row["row"]].title,
-        row["row"] == "prfl",
+    """The rise of a measure of a row with its interval."""
+    color, x = COLORS[row["row"]], [point[of] for point in row["curve"]]
+    rises = [point[name]["rise"] for point in row["curve"]]
+    panel.fill_between(
+        x, *zip(*(rise["interval"] for rise in rises), strict=True), color=color, alpha=0.12, linewidth=0
     )
-    artist.set_markersize(3)
+    points = [(place, rise["mean"]) for place, rise in zip(x, rises, strict=True)]
+    line(panel, points, color, label or ROWS[row["row"]].title, row["row"] == "prfl").set_markersize(3)
 
 
 def marks(panel: Axes, results: dict) -> None:
     """What is reached without any update."""
-    unaligned = results["unaligned"]["utility"]["mean"]
-    panel.axhline(unaligned, color=INK, linewidth=1, linestyle="--", label="unaligned")
-    for style, reward, words in ((":", "dina", "DiNa"), ("-.", "pixel", "the pixel reward")):
+    panel.axhline(0, color=INK, linewidth=1)
+    for style, reward, words in ((":", "dina", "DiNa"), ("--", "pixel", "the pixel reward")):
         best = next(
             each for each in results["best_of_n"] if (each["reward"], each["candidates"]) == (reward, CANDIDATES)
         )
-        label = f"best of {CANDIDATES} by {words}"
-        panel.axhline(best["utility"]["mean"], color=INK, linewidth=1, linestyle=style, label=label)
+        rise, label = best["utility"]["rise"]["mean"], f"best of {CANDIDATES} by {words}"
+        panel.axhline(rise, color=INK, linewidth=1, linestyle=style, label=label)
 
 
 def draw_pictures(pictures: dict[str, np.ndarray], prompts: list[str]) -> Figure:
@@ -123,18 +119,8 @@ def draw_pictures(pictures: dict[str, np.ndarray], prompts: list[str]) -> Figure
             panel.spines[:].set_color(FAINT)
         line_of[0].set_ylabel(name, rotation=0, horizontalalignment="right", verticalalignment="center", fontsize=8)
     for panel, prompt in zip(axes[0], prompts, strict=True):
-        panel.set_title(wrapped(prompt), fontsize=7, color=INK)
+        panel.set_title(textwrap.fill(prompt, 16), fontsize=7, color=INK)
     return figure
-
-
-def wrapped(text: str, width: int = 16) -> str:
-    """Broken into short lines."""
-    lines = [""]
-    for word in text.split():
-        if lines[-1] and len(lines[-1]) + len(word) >= width:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return "\n".join(lines)
 
 
 def draw_full_size(found: dict[str, dict[str, dict[str, float]]]) -> Figure:

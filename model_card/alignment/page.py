@@ -60,7 +60,7 @@ def answer(results: dict) -> str:
         f"With {ROWS[LATENT].title} the true utility {surely}: by {signed(aim['rise'])} from "
         f"{plain(results['unaligned']['utility'])}, with the weights that the watched pixel reward would keep (after "
         f"{updates_of(latent)} updates); after all {latent['last']['update']} updates the change is "
-        f"{signed(latent['last']['rise'])}.",
+        f"{signed(latent['last']['utility']['rise'])}.",
         *(reached(name, target) for name, target in aim["targets"].items()),
         f"An update takes {latent['cost']['seconds'] / decoded['cost']['seconds']:.2f} times the seconds and "
         f"{memory:.2f} times the memory of one of {ROWS[DECODED].title}.",
@@ -105,9 +105,9 @@ def rows_table(results: dict) -> str:
         (
             ROWS[row["row"]].title,
             REWARDS[row["reward"]],
-            signed(row["kept"]["rise"]),
+            signed(row["kept"]["utility"]["rise"]),
             updates_of(row),
-            signed(row["last"]["rise"]),
+            signed(row["last"]["utility"]["rise"]),
             f"{row['last']['update']}",
             f"{row['last']['dina']['mean']:.2f}",
             f"{row['last']['pixel']['mean']:.2f}",
@@ -131,7 +131,7 @@ def best_table(results: dict) -> str:
             (
                 f"{each['candidates']}",
                 REWARDS[each["reward"]],
-                signed(each["rise"]),
+                signed(each["utility"]["rise"]),
                 *(f"{each[name]['mean']:.2f}" for name in ("dina", "pixel", "diversity")),
             )
             for each in results["best_of_n"]

@@ -36,11 +36,13 @@ def summarize(
 
 
 def compare(evaluations: list[dict], before: list[dict]) -> dict:
-    """Every measure of an evaluation of S seeds, and the "rise" of the utility above what it was `before`, on the same
-    prompts and noise."""
-    values = {name: np.array([each[name] for each in evaluations]) for name in MEASURES}
-    rise = values["utility"] - np.array([each["utility"] for each in before])
-    return {name: estimate(each) for name, each in values.items()} | {"rise": estimate(rise)}
+    """Every measure of an evaluation of S seeds, with its "rise" above what it was `before`, on the same prompts and
+    noise."""
+    compared = {}
+    for name in MEASURES:
+        values, start = (np.array([each[name] for each in points]) for points in (evaluations, before))
+        compared[name] = {**estimate(values), "rise": estimate(values - start)}
+    return compared
 
 
 def summarize_row(curves: list[list[dict]], reward: str, cost: dict[str, float]) -> dict:
@@ -85,8 +87,8 @@ def compare_with_pixels(rows: dict[str, dict]) -> dict:
     return {
         "targets": targets,
         "peak_bytes": {"latent": latent["cost"]["peak_bytes"], "pixel": decoded["cost"]["peak_bytes"]},
-        "rise": latent["kept"]["rise"],
-        "verdict": verdict(latent["kept"]["rise"]),
+        "rise": latent["kept"]["utility"]["rise"],
+        "verdict": verdict(latent["kept"]["utility"]["rise"]),
     }
 
 

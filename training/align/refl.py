@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from training.align.algorithm import Algorithm, Evaluations, Experience, guided
-from training.align.flow_matching import flow_matching_error, logit_normal_levels, noised
+from training.align.flow_matching import logit_normal_levels, noised
 from training.align.rollout import Velocity, euler_step, predict_clean
 
 
@@ -31,7 +31,7 @@ class ReFLArguments:
         default="clean", metadata={"help": "The clean latents that the last step predicts, or where it leads."}
     )
     hold_weight: float = field(
-        default=0.0, metadata={"help": "w of (L + w FM) / (1 + w), FM the flow-matching error on reference samples."}
+        default=0.0, metadata={"help": "w of (L + w H) / (1 + w), H the distance from the generator as it began."}
     )
 
     @property
@@ -42,7 +42,7 @@ class ReFLArguments:
     def evaluations(self) -> Evaluations:
         """What one prompt takes."""
         return Evaluations(
-            sampling=(self.first_step + self.last_step) / 2 * guided(self.guidance_scale),
+            sampling=(self.first_step + self.last_step) / 2 * guided(self.guidance_scale) + (self.hold_weight > 0),
             update=self.gradient_steps + (self.hold_weight > 0),
             judged=1,
             noisy=not self.scores_clean,
@@ -138,11 +138,18 @@ class ReFL(Algorithm):
         return loss, metrics
 
     def hold_error(self, count: int, seed: int) -> torch.Tensor:
-        """Flow-matching error [count] on samples of the generator as it began, drawn with their levels by `seed`."""
+        """Mean squared distance [count] of the velocity from that of the generator as it began, at noised samples of
+        that generator, drawn with their levels by `seed`.
+
+        Its expectation differs from that of the flow-matching error by what does not depend on the policy, if the
+        samples are the generator's own; where guidance has made them, that error would teach the policy the guidance.
+        """
         generator = torch.Generator().manual_seed(seed)
         latents, asked = self.reference_samples
         rows = torch.randint(len(latents), (count,), generator=generator).to(latents.device)
         sigma = logit_normal_levels(count, generator).to(latents.device)
         noise = torch.randn(count, *latents.shape[1:], generator=generator).to(latents.device)
-        velocity = self.policy.velocity(noised(latents[rows], noise, sigma), sigma, asked.select(rows))
-        return flow_matching_error(velocity, latents[rows], noise)
+        states, asked = noised(latents[rows], noise, sigma), asked.select(rows)
+        with torch.no_grad(), self.policy.reference():
+            expected = self.policy.velocity(states, sigma, asked)
+        return (self.policy.velocity(states, sigma, asked) - expected).square().mean(dim=(1, 2, 3))

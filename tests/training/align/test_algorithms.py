@@ -1,8 +1,10 @@
 """Each algorithm aligns the tiny generator for a few updates, and what it optimises rises."""
 
 import pytest
+import torch
+from accelerate import Accelerator
 
-from training.align.run import run
+from training.align.run import build, run
 
 FAST = {"learning_rate": 2e-3}
 CASES = {
@@ -30,3 +32,21 @@ def test_the_optimised_reward_rises(settings, gain, case):
     run(arguments, algorithm_arguments)
     mean, error = gain(arguments)
     assert mean > 2 * error
+
+
+def test_the_hold_pulls_back_to_the_beginning(settings):
+    arguments, own = settings("refl", {"hold_weight": 1.0}, reference_samples=4)
+    algorithm = build(arguments, own, Accelerator()).algorithm
+    parameters = algorithm.policy.parameters
+    assert algorithm.hold_error(3, seed=0).max() < 1e-10
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    before = algorithm.hold_error(64, seed=0)
+    assert torch.equal(before, algorithm.hold_error(64, seed=0))
+    before.mean().backward()
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter -= 0.01 * parameter.grad / parameter.grad.norm().clamp_min(1e-12)
+    assert 0 < algorithm.hold_error(64, seed=0).mean() < before.mean()
