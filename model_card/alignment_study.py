@@ -151,17 +151,19 @@ def study(out: Path, pipeline_dir: str, size: Size, seeds: int, tell: Callable[[
         OSError: there is no such pipeline.
     """
     configs = sorted(CONFIGS.glob("small_world_*.yaml"))
+    folder = Path(pipeline_dir)
     settings = {
-        "pipeline": {part: weights_hash(Path(pipeline_dir) / part) for part in ("", "transformer", "vae")},
+        "pipeline": {part: weights_hash(folder / part) for part in ("transformer", "vae")},
+        "reward_model": weights_hash(folder),
         "size": asdict(size),
         "configs": {path.stem: path.read_text() for path in configs},
         "flags": {name: row.flags for name, row in ROWS.items()},
     }
     found, pixel_dir = StudyFolder(out, settings), out / "pixel_reward"
-    a_run, _ = read_arguments(ROWS["refl"], pipeline_dir, pixel_dir, **evaluation(size), output_dir=out)
+    arguments, _ = read_arguments(ROWS["refl"], pipeline_dir, pixel_dir, **evaluation(size), output_dir=out)
 
     def judge() -> Judges:
-        return Judges(pipeline_dir, pixel_dir, a_run)
+        return Judges(pipeline_dir, pixel_dir, arguments)
 
     tell("the pixel reward")
     quality = found.keep("pixel_reward/quality", partial(train_pixels, pipeline_dir, pixel_dir, size, judge))

@@ -38,14 +38,15 @@ class Judges:
         pipeline = StableDiffusion3Pipeline.from_pretrained(pipeline_dir, dtype=torch.float32).to(device)
         model = DinaRewardModel.from_pretrained(pipeline_dir, dtype=torch.float32).to(device)
         self.policy = Policy(pipeline, rank=1, alpha=1, max_sequence_length=model.config.max_sequence_length)
-        self.arguments, self.each = arguments, arguments.eval_samples_per_prompt
+        self.arguments = arguments
         self.rewards: dict[str, Reward] = {
             "utility": UtilityReward(pipeline),
             "dina": DinaReward(model),
             "pixel": PixelReward(self.policy.decode, PixelRewardModel.from_pretrained(pixel_dir).to(device)),
         }
-        prompts = Prompts(arguments.eval_prompts, EVALUATION_SEED).batch(0, arguments.eval_samples // self.each)
-        self.asked = self.policy.encode([prompt for prompt in prompts for _ in range(self.each)])
+        each = arguments.eval_samples_per_prompt
+        prompts = Prompts(arguments.eval_prompts, EVALUATION_SEED)
+        self.asked = self.policy.encode(prompts.batch(0, arguments.eval_samples // each, each))
 
     @torch.no_grad()
     def judge(self, name: str, latents: torch.Tensor, asked: Conditioning) -> torch.Tensor:
@@ -55,10 +56,10 @@ class Judges:
 
     def measure(self, latents: torch.Tensor) -> dict[str, list[float]]:
         """Means over the samples of each prompt, by reward, and their "diversity", of an evaluation's latents."""
-        latents = latents.to(self.policy.device)
+        latents, each = latents.to(self.policy.device), self.arguments.eval_samples_per_prompt
         scores = {name: self.judge(name, latents, self.asked) for name in self.rewards}
-        by_prompt = {name: values.view(-1, self.each).mean(dim=1) for name, values in scores.items()}
-        by_prompt["diversity"] = diversity(latents, self.each)
+        by_prompt = {name: values.view(-1, each).mean(dim=1) for name, values in scores.items()}
+        by_prompt["diversity"] = diversity(latents, each)
         return {name: [round(value, 4) for value in values.tolist()] for name, values in by_prompt.items()}
 
     @torch.no_grad()

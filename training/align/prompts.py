@@ -33,6 +33,6 @@ class Prompts:
         epoch, position = divmod(index, len(self.lines))
         return self.lines[np.random.default_rng((*self.seed, epoch)).permutation(len(self.lines))[position]]
 
-    def batch(self, start: int, count: int) -> list[str]:
-        """`count` prompts from number `start` on."""
-        return [self[index] for index in range(start, start + count)]
+    def batch(self, start: int, count: int, each: int = 1) -> list[str]:
+        """`count` prompts from number `start` on, each of them `each` times in succession."""
+        return [self[index] for index in range(start, start + count) for _ in range(each)]

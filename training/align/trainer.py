@@ -69,8 +69,7 @@ class AlignmentTrainer:
         self.policy: Policy = algorithm.policy
         self.prompts = prompts
         each = arguments.eval_samples_per_prompt
-        asked = eval_prompts.batch(0, arguments.eval_samples // each)
-        self.eval_conditioning = self.policy.encode([prompt for prompt in asked for _ in range(each)])
+        self.eval_conditioning = self.policy.encode(eval_prompts.batch(0, arguments.eval_samples // each, each))
         self.optimizer = torch.optim.AdamW(self.policy.parameters, lr=arguments.learning_rate, weight_decay=0.0)
         self.average = EMAModel(self.policy.parameters, decay=arguments.ema_decay)
         self.output_dir = Path(arguments.output_dir)
