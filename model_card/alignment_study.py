@@ -6,7 +6,6 @@ shares the work. The results are `results.json`, `alignment.md` and its figures.
 """
 
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -43,21 +42,21 @@ SHOWN = 8  # prompts in the figure of pictures
 @dataclass(frozen=True)
 class Size:
     """
-    How much of everything. Unscaled, the study should take about three hours on two cores.
+    How much of everything. Unscaled, the study takes two to three hours on two cores, as two processes.
 
     Attributes:
         updates: of a row, times its share.
         prompts: share of the configurations' prompts that an update takes.
-        eval_every: updates.
+        evaluations: of a row, beside that before its first update.
         eval_samples: two for each caption.
         rendered, generated: groups of four pictures that the pixel reward is trained on.
         test_groups: that both reward models are compared on, of each kind.
         rounds: of the measurement of seconds.
     """
 
-    updates: int = 150
+    updates: int = 80
     prompts: float = 1.0
-    eval_every: int = 15
+    evaluations: int = 5
     eval_samples: int = 128
     rendered: int = 8192
     generated: int = 1000
@@ -73,7 +72,6 @@ class Size:
 
 def train_pixels(pipeline_dir: str, folder: Path, size: Size, judges: Callable[[], Judges]) -> dict:
     """Train the pixel reward; how often it and the latent reward agree with a fresh annotator."""
-    started = time.monotonic()
     train_pixel_reward(pipeline_dir, folder, rendered=size.rendered, generated=size.generated, epochs=4)
     judged = judges()
     pipeline, pixel, dina = judged.policy.pipeline, judged.rewards["pixel"].network, judged.rewards["dina"].model
@@ -82,22 +80,25 @@ def train_pixels(pipeline_dir: str, folder: Path, size: Size, judges: Callable[[
         quality["pixel"][name] = measure(pixel, pipeline, groups)
         utilities = groups[0]["utilities"].numpy()
         quality["dina"][name] = pairwise_accuracy(group_scores(dina, pipeline, groups), utilities)
-    return {"seconds": time.monotonic() - started, **quality}
+    return quality
 
 
-def run_row(name: str, seed: int, pipeline_dir: str, pixel_dir: Path, size: Size, judges: Judges, out: Path) -> dict:
+def run_row(name: str, seed: int, pipeline_dir: str, pixel_dir: Path, size: Size, out: Path) -> dict:
     """
-    Align, and measure every evaluation.
+    Align.
 
     Args:
         name: of `ROWS`.
         seed: of the fresh LoRA, the prompts and the noise.
         out: folder of the run; an interrupted one is gone on with.
 
+    Returns:
+        The "seconds" of its updates.
+
     Raises:
         SystemExit: a SIGTERM came; there is a checkpoint to go on from.
     """
-    started, updates = time.monotonic(), max(2, round(size.updates * ROWS[name].updates))
+    updates = max(2, round(size.updates * ROWS[name].updates))
     trainer = run(
         *read_arguments(
             ROWS[name],
@@ -105,6 +106,7 @@ def run_row(name: str, seed: int, pipeline_dir: str, pixel_dir: Path, size: Size
             pixel_dir,
             size.prompts,
             **evaluation(size),
+            eval_every=max(1, updates // size.evaluations),
             output_dir=out,
             updates=updates,
             save_every=max(1, updates // 5),
@@ -116,7 +118,7 @@ def run_row(name: str, seed: int, pipeline_dir: str, pixel_dir: Path, size: Size
         raise SystemExit(TERMINATED)
     for checkpoint in out.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
-    return {"curve": judges.curve(out), "seconds": time.monotonic() - started}
+    return {"seconds": trainer.seconds}
 
 
 def choose_best(judges: Judges, path: Path) -> dict[str, dict[int, dict]]:
@@ -131,8 +133,8 @@ def choose_best(judges: Judges, path: Path) -> dict[str, dict[int, dict]]:
 
 
 def evaluation(size: Size) -> dict[str, int]:
-    """Arguments of a run's evaluations."""
-    return {"eval_every": size.eval_every, "eval_samples": size.eval_samples, "eval_samples_per_prompt": 2}
+    """Arguments of a run's evaluations, of all rows the same."""
+    return {"eval_samples": size.eval_samples, "eval_samples_per_prompt": 2}
 
 
 def study(out: Path, pipeline_dir: str, size: Size, seeds: int, tell: Callable[[str], None]) -> dict:
@@ -165,19 +167,30 @@ def study(out: Path, pipeline_dir: str, size: Size, seeds: int, tell: Callable[[
     def judge() -> Judges:
         return Judges(pipeline_dir, pixel_dir, arguments)
 
+    pixel_reward = partial(
+        found.keep, "pixel_reward/quality", partial(train_pixels, pipeline_dir, pixel_dir, size, judge)
+    )
+
+    def align(name: str, seed: int) -> dict:
+        if ROWS[name].reward == "pixel":
+            pixel_reward()
+        return run_row(name, seed, pipeline_dir, pixel_dir, size, out / "runs" / f"{name}-{seed}")
+
     tell("the pixel reward")
-    quality = found.keep("pixel_reward/quality", partial(train_pixels, pipeline_dir, pixel_dir, size, judge))
-    judges, runs = judge(), list(product(range(seeds), ROWS))
-    measured = found.keep_all(
-        {
-            f"rows/{name}-{seed}": partial(
-                run_row, name, seed, pipeline_dir, pixel_dir, size, judges, out / "runs" / f"{name}-{seed}"
-            )
-            for seed, name in runs
-        },
+    pixel_reward(wait=False)  # Latent rewards need not wait for it.
+    runs = {f"{name}-{seed}": (name, seed) for seed, name in product(range(seeds), ROWS)}
+    trained = found.keep_all({f"runs/{run}": partial(align, *row) for run, row in runs.items()}, tell)
+    quality, judges = pixel_reward(), judge()
+    curves = found.keep_all(
+        {f"curves/{run}": partial(judges.curve, out / "runs" / run) for run in runs},
         tell,
     )
-    rows = {name: [each for (_, other), each in zip(runs, measured, strict=True) if other == name] for name in ROWS}
+
+    def by_row(values: list) -> dict[str, list]:
+        """What `runs` led to, in their order."""
+        seen = list(zip(runs.values(), values, strict=True))
+        return {row: [value for (name, _), value in seen if name == row] for row in ROWS}
+
     tell("best of N")
     best_of_n = found.keep("best_of_n", partial(choose_best, judges, out / BEST_OF_N))
     tell("cost")
@@ -192,10 +205,9 @@ def study(out: Path, pipeline_dir: str, size: Size, seeds: int, tell: Callable[[
             "device": device_name(),
             "libraries": {library: version(library) for library in LIBRARIES},
         },
-        "seconds": {"pixel_reward": quality.pop("seconds")}
-        | {name: sum(each["seconds"] for each in runs) for name, runs in rows.items()},
+        "seconds": {row: sum(each["seconds"] for each in values) for row, values in by_row(trained).items()},
         "reward_models": quality,
-        **summarize({name: [each["curve"] for each in runs] for name, runs in rows.items()}, best_of_n, cost),
+        **summarize(by_row(curves), best_of_n, cost),
         "full_size": found.keep("full_size", count_full_size),
     }
     write_json(out / "results.json", results)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -33,13 +34,13 @@ class StudyFolder:
                 f"out: expected a new folder or one of the same study, got {path}, which differs in {different}"
             )
 
-    def keep(self, name: str, make: Callable[[], dict], wait: bool = True) -> dict | None:
+    def keep(self, name: str, make: Callable[[], Any], wait: bool = True) -> Any:
         """
         What is in `<name>.json`; if there is none, what is made for it.
 
         Args:
             name: of the part, relative to the folder.
-            make: measures it.
+            make: measures it; returns what JSON can hold.
             wait: for another process that is making it, instead of returning None.
         """
         path, lock = self.path / f"{name}.json", self.path / "locks" / f"{name.replace('/', '-')}.lock"
@@ -53,7 +54,7 @@ class StudyFolder:
             return None
         return json.loads(path.read_text())
 
-    def keep_all(self, parts: dict[str, Callable[[], dict]], tell: Callable[[str], None]) -> list[dict]:
+    def keep_all(self, parts: dict[str, Callable[[], Any]], tell: Callable[[str], None]) -> list[Any]:
         """What `keep` returns for each part. `tell` is called with what is about to be done."""
         for number, (name, make) in enumerate(parts.items(), start=1):
             tell(f"{number} of {len(parts)}: {name}{', done' * (self.path / f'{name}.json').exists()}")

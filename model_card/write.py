@@ -13,6 +13,7 @@ import typer
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import ChoiceLoader, DictLoader, Environment, FileSystemLoader, StrictUndefined
 
+from model_card.alignment.page import rows_table
 from model_card.rewards import shown, weights_hash
 from model_card.study.table import claims_table
 from modeling_dina import DinaConfig, DinaRewardModel
@@ -48,6 +49,7 @@ class Results(NamedTuple):
         costs: of `model_card.measure_cost`.
         world: the report of a build of the small world, or None.
         study: of `model_card.world_study`, or None.
+        alignment: of `model_card.alignment_study`, or None.
         commands: what made each file, by its name.
     """
 
@@ -55,6 +57,7 @@ class Results(NamedTuple):
     costs: list[dict[str, Any]]
     world: dict[str, Any] | None
     study: dict[str, Any] | None
+    alignment: dict[str, Any] | None
     commands: dict[str, str]
 
 
@@ -72,7 +75,7 @@ def read_results(paths: Sequence[Path], model: Path, config: DinaConfig) -> Resu
     """
     files = {path: True for path in paths if not path.is_dir()}
     files |= {path: False for folder in paths if folder.is_dir() for path in sorted(folder.glob("*.json"))}
-    results = Results([], [], None, None, {})
+    results = Results([], [], None, None, None, {})
     for path, named in files.items():
         try:
             content = json.loads(path.read_text("utf-8"))
@@ -89,6 +92,8 @@ def read_results(paths: Sequence[Path], model: Path, config: DinaConfig) -> Resu
             results.costs.append(content)
         elif "answers" in content:
             results = results._replace(study=content)
+        elif "aim" in content:
+            results = results._replace(alignment=content)
         else:
             results = results._replace(world=content)
         results.commands[shown_file(path)] = command_of(content, shown_file(path))
@@ -110,6 +115,9 @@ def _fault(content: Any, model: Path, config: DinaConfig) -> str | None:
         revision = weights_hash(model / "transformer")
         found = content["settings"]["weights"]["transformer"]
         return None if found == revision else f"a study of the generator {revision} rather than {found}"
+    if "aim" in content:
+        revision, found = weights_hash(model), content["settings"]["reward_model"]
+        return None if found == revision else f"alignment to the weights {revision} rather than {found}"
     return None if set(WORLD_SETS) <= set(content) else "preferences, a cost or a report of the small world"
 
 
@@ -134,6 +142,8 @@ def command_of(content: dict[str, Any], file: str) -> str:
         return f"{content['command']} --out {file}"
     if "answers" in content:
         return "python -m model_card.world_study --out runs/world_study"
+    if "aim" in content:
+        return "python -m model_card.alignment_study --out runs/alignment_study"
     if "benchmark" not in content:
         return "python -m training.world.build --out runs/world"
     settings = content["settings"]
@@ -215,6 +225,7 @@ def render(
     environment.filters |= {
         "short": lambda value: "" if value is None else f"{value:.3f}",
         "claims_table": claims_table,
+        "rows_table": rows_table,
         "span": lambda interval: "{:.3f} to {:.3f}".format(*interval) if interval else "",
         "estimate": lambda measured: f"{measured['accuracy']:.3f} ± {measured['standard_error']:.3f}",
     }
@@ -230,6 +241,7 @@ def render(
         noise=IMPRESSION_NOISE,
         world=results.world,
         study=results.study,
+        alignment=results.alignment,
         sets=[results.world[name] for name in WORLD_SETS] if results.world else [],
         preferences=[
             {"name": BENCHMARKS[result["benchmark"]][0], "rows": table_rows(result), **result}

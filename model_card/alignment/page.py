@@ -12,8 +12,8 @@ def alignment_page(results: dict, figures: list[str]) -> str:
     size, quality = settings["size"], results["reward_models"]
     return f"""# Aligning the small world's generator
 
-`python -m model_card.alignment_study --out DIR`: {settings["seeds"]} seeds of every row, in {minutes:.0f} minutes of
-computing on {settings["device"]}. Measured on {size["eval_samples"]} samples, two for each caption, always from the
+`python -m model_card.alignment_study --out DIR`: {settings["seeds"]} seeds of every row, {minutes:.0f} minutes of
+updates on {settings["device"]}. Measured on {size["eval_samples"]} samples, two for each caption, always from the
 same noise; intervals of 95 % are over seeds and captions. The true utility is read off the picture, nobody optimises
 it. DiNa is the embedded default with its own ensemble; the pixel reward was trained on the same kind of votes, sees
 decoded pictures and agrees with a fresh annotator in {share(quality["pixel"])} % of the pairs of generated pictures

@@ -129,7 +129,7 @@ def test_cost_beside_other_rewards(command, tmp_path):
     """Of a model of the size of Stable Diffusion 3.5 Medium, whose weights are not needed to say what it costs."""
     cost = json.loads((ROOT / RESULTS / "cost_sd35_medium_1024.json").read_text())
     preferences = json.loads((ROOT / RESULTS / "preferences_world.json").read_text()) | {"benchmark": "hpdv2"}
-    results = write.Results([preferences], [cost], None, None, {"cost.json": cost["command"]})
+    results = write.Results([preferences], [cost], None, None, None, {"cost.json": cost["command"]})
     config = write.DinaConfig(base_model=MEDIUM)
     assert write.parameter_counts(config) == cost["parameters"]
     text = write.render(tmp_path, results, config, datasets=["MizzenAI/HPDv3"]).text

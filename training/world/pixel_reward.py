@@ -147,10 +147,12 @@ def train_pixel_reward(pipeline_dir: str, out: Path, *, rendered: int, generated
 
     Args:
         pipeline_dir: diffusers pipeline of the small world.
-        out: for model, pictures and checkpoint; what is there of the latter two is gone on from.
+        out: for model, pictures and checkpoint; what is there is gone on from, and a finished model is kept.
         rendered, generated: groups of four pictures to train on.
         epochs: how often they are gone through.
     """
+    if (out / "config.json").is_file():  # the last file to be written
+        return
     set_seed(3)
     pipeline = StableDiffusion3Pipeline.from_pretrained(pipeline_dir, dtype=torch.float32)
     model = PixelRewardModel(dict(pipeline.vae.config), pipeline.transformer.config.joint_attention_dim)
