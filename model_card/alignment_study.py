@@ -5,6 +5,7 @@ decoder, with several seeds. An interrupted study goes on where it stopped, and 
 shares the work. The results are `results.json`, `alignment.md` and its figures.
 """
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -56,8 +57,8 @@ class Size:
 
     updates: int = 80
     prompts: float = 1.0
-    evaluations: int = 5
-    eval_samples: int = 128
+    evaluations: int = 4
+    eval_samples: int = 96
     rendered: int = 8192
     generated: int = 1000
     test_groups: int = 250
@@ -106,7 +107,7 @@ def run_row(name: str, seed: int, pipeline_dir: str, pixel_dir: Path, size: Size
             pixel_dir,
             size.prompts,
             **evaluation(size),
-            eval_every=max(1, updates // size.evaluations),
+            eval_every=math.ceil(updates / size.evaluations),
             output_dir=out,
             updates=updates,
             save_every=max(1, updates // 5),

@@ -40,12 +40,12 @@ ROWS = {
     "prfl_gate": Row("ReFL on noisy states, gate", "prfl", {"gate": "drop"}),
     "refl": Row("ReFL on clean predictions", "refl"),
     "draft": Row("DRaFT-2", "draft"),
-    "nft": Row("DiffusionNFT", "nft", updates=0.5),
-    "grpo_cps": Row("Flow-GRPO, CPS steps", "grpo_cps", updates=0.5),
-    "grpo_sde": Row("Flow-GRPO, SDE steps", "grpo_sde", updates=0.5),
-    "dpo": Row("Diffusion-DPO", "dpo", updates=0.5),
+    "nft": Row("DiffusionNFT", "nft", updates=0.375),
+    "grpo_cps": Row("Flow-GRPO, CPS steps", "grpo_cps", updates=0.375),
+    "grpo_sde": Row("Flow-GRPO, SDE steps", "grpo_sde", updates=0.375),
+    "dpo": Row("Diffusion-DPO", "dpo", updates=0.375),
     "refl_pixel": Row("ReFL, pixel reward", "refl", PIXEL),
-    "grpo_pixel": Row("Flow-GRPO, pixel reward", "grpo_cps", PIXEL, updates=0.5),
+    "grpo_pixel": Row("Flow-GRPO, pixel reward", "grpo_cps", PIXEL, updates=0.375),
 }
 # Those that the study's aim compares, and those that differ in the gate alone.
 LATENT, DECODED = "prfl", "refl_pixel"
