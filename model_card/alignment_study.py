@@ -182,8 +182,12 @@ def study(out: Path, pipeline_dir: str, size: Size, seeds: int, tell: Callable[[
     runs = {f"{name}-{seed}": (name, seed) for seed, name in product(range(seeds), ROWS)}
     trained = found.keep_all({f"runs/{run}": partial(align, *row) for run, row in runs.items()}, tell)
     quality, judges = pixel_reward(), judge()
-    curves = found.keep_all(
-        {f"curves/{run}": partial(judges.curve, out / "runs" / run) for run in runs},
+    best_of_n, full_size, *curves = found.keep_all(
+        {
+            "best_of_n": partial(choose_best, judges, out / BEST_OF_N),
+            "full_size": count_full_size,
+            **{f"curves/{run}": partial(judges.curve, out / "runs" / run) for run in runs},
+        },
         tell,
     )
 
@@ -192,8 +196,6 @@ def study(out: Path, pipeline_dir: str, size: Size, seeds: int, tell: Callable[[
         seen = list(zip(runs.values(), values, strict=True))
         return {row: [value for (name, _), value in seen if name == row] for row in ROWS}
 
-    tell("best of N")
-    best_of_n = found.keep("best_of_n", partial(choose_best, judges, out / BEST_OF_N))
     tell("cost")
     cost = found.keep("cost", partial(measure_updates, pipeline_dir, pixel_dir, size.prompts, size.rounds))
     results = {
@@ -209,7 +211,7 @@ def study(out: Path, pipeline_dir: str, size: Size, seeds: int, tell: Callable[[
         "seconds": {row: sum(each["seconds"] for each in values) for row, values in by_row(trained).items()},
         "reward_models": quality,
         **summarize(by_row(curves), best_of_n, cost),
-        "full_size": found.keep("full_size", count_full_size),
+        "full_size": full_size,
     }
     write_json(out / "results.json", results)
     prompts = list(judges.asked.prompts[: 2 * SHOWN : 2])

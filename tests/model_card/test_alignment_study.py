@@ -101,6 +101,7 @@ def test_size():
     least = Size().scaled(0.0)
     assert least.eval_samples % 2 == 0
     assert least.updates >= 2
+    assert least.evaluations == 1
 
 
 app = Typer(pretty_exceptions_enable=False)
@@ -137,8 +138,14 @@ def test_study_in_miniature_goes_on_where_it_stopped(tmp_path, monkeypatch):
     # 0 to 38 steps before the gradient against 30 to 39, each under guidance.
     assert clean["flops"]["sampling"] / noisy["flops"]["sampling"] == pytest.approx(34.5 / 19)
 
-    (tmp_path / "rows" / "refl-0.json").unlink()
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "rows").iterdir()}
+    for part in ("runs/refl-0", "curves/refl-0", "pixel_reward/quality"):
+        (tmp_path / f"{part}.json").unlink()
+    kept = [
+        *tmp_path.glob("runs/*.json"),
+        *tmp_path.glob("curves/*.json"),
+        tmp_path / "pixel_reward/model.safetensors",
+    ]
+    kept = {path: path.stat().st_mtime_ns for path in kept}
     second = CliRunner().invoke(app, command)
     assert second.exit_code == 0, second.output
     assert {path: path.stat().st_mtime_ns for path in kept} == kept

@@ -15,6 +15,7 @@ from model_card.rewards import weights_hash
 ROOT = Path(__file__).parents[2]
 EMBEDDED = Path("modeling_dina/tiny")
 RESULTS = Path("model_card/results")
+STUDIES = (RESULTS / "world_study", RESULTS / "alignment_study")
 MEDIUM = "stabilityai/stable-diffusion-3.5-medium"
 
 
@@ -45,7 +46,7 @@ def committed(monkeypatch):
 
 def test_the_committed_card_is_made_of_the_committed_results(command, tmp_path):
     """If this fails after the embedded default, its results or a template changed: `make card`."""
-    ran = command(EMBEDDED, RESULTS, RESULTS / "world_study", EMBEDDED / "report.json", out=tmp_path / "README.md")
+    ran = command(EMBEDDED, RESULTS, *STUDIES, EMBEDDED / "report.json", out=tmp_path / "README.md")
     assert ran.exit_code == 0, ran.output
     assert (tmp_path / "README.md").read_bytes() == (ROOT / EMBEDDED / "README.md").read_bytes()
 
@@ -149,6 +150,9 @@ def test_results_of_other_weights(command, other, tmp_path):
     assert ran.exit_code == 2
     assert "expected results of the weights sha256:" in said(ran)
     assert command(model, RESULTS, out=out, dataset="MizzenAI/HPDv3").exit_code == 2
+    ran = command(model, results, STUDIES[1] / "results.json", out=out, dataset="MizzenAI/HPDv3")
+    assert ran.exit_code == 2
+    assert "expected alignment to the weights sha256:" in said(ran)
     assert not out.exists()
 
 
