@@ -138,6 +138,18 @@ def evaluation(size: Size) -> dict[str, int]:
     return {"eval_samples": size.eval_samples, "eval_samples_per_prompt": 2}
 
 
+def study_settings(pipeline_dir: str, size: Size) -> dict:
+    """What a study cannot go on with other values of."""
+    folder = Path(pipeline_dir)
+    return {
+        "pipeline": {part: weights_hash(folder / part) for part in ("transformer", "vae")},
+        "reward_model": weights_hash(folder),
+        "size": asdict(size),
+        "configs": {path.stem: path.read_text() for path in sorted(CONFIGS.glob("small_world_*.yaml"))},
+        "flags": {name: row.flags for name, row in ROWS.items()},
+    }
+
+
 def study(out: Path, pipeline_dir: str, size: Size, seeds: int, tell: Callable[[str], None]) -> dict:
     """
     Run and measure every row that `out` has no result of yet, and write what all of them say.
@@ -153,15 +165,7 @@ def study(out: Path, pipeline_dir: str, size: Size, seeds: int, tell: Callable[[
         ValueError: `out` is of a study with other settings.
         OSError: there is no such pipeline.
     """
-    configs = sorted(CONFIGS.glob("small_world_*.yaml"))
-    folder = Path(pipeline_dir)
-    settings = {
-        "pipeline": {part: weights_hash(folder / part) for part in ("transformer", "vae")},
-        "reward_model": weights_hash(folder),
-        "size": asdict(size),
-        "configs": {path.stem: path.read_text() for path in configs},
-        "flags": {name: row.flags for name, row in ROWS.items()},
-    }
+    settings = study_settings(pipeline_dir, size)
     found, pixel_dir = StudyFolder(out, settings), out / "pixel_reward"
     arguments, _ = read_arguments(ROWS["refl"], pipeline_dir, pixel_dir, **evaluation(size), output_dir=out)
 
@@ -192,9 +196,8 @@ def study(out: Path, pipeline_dir: str, size: Size, seeds: int, tell: Callable[[
     )
 
     def by_row(values: list) -> dict[str, list]:
-        """What `runs` led to, in their order."""
-        seen = list(zip(runs.values(), values, strict=True))
-        return {row: [value for (name, _), value in seen if name == row] for row in ROWS}
+        """Those of each row, by seed."""
+        return {name: values[index :: len(ROWS)] for index, name in enumerate(ROWS)}
 
     tell("cost")
     cost = found.keep("cost", partial(measure_updates, pipeline_dir, pixel_dir, size.prompts, size.rounds))
