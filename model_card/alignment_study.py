@@ -141,6 +141,8 @@ def evaluation(size: Size) -> dict[str, int]:
 def study_settings(pipeline_dir: str, size: Size) -> dict:
     """What a study cannot go on with other values of."""
     folder = Path(pipeline_dir)
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(f"pipeline: expected a folder with a pipeline's model_index.json, got {pipeline_dir}")
     return {
         "pipeline": {part: weights_hash(folder / part) for part in ("transformer", "vae")},
         "reward_model": weights_hash(folder),
@@ -162,8 +164,7 @@ def study(out: Path, pipeline_dir: str, size: Size, seeds: int, tell: Callable[[
         tell: called with what is about to be done.
 
     Raises:
-        ValueError: `out` is of a study with other settings.
-        OSError: there is no such pipeline.
+        ValueError: `out` is a file, or of a study with other settings; or there is no such pipeline.
     """
     settings = study_settings(pipeline_dir, size)
     found, pixel_dir = StudyFolder(out, settings), out / "pixel_reward"

@@ -21,10 +21,12 @@ class StudyFolder:
         settings: of the study.
 
     Raises:
-        ValueError: the folder is of a study with other settings.
+        ValueError: it is a file, or of a study with other settings.
     """
 
     def __init__(self, path: Path, settings: dict) -> None:
+        if path.is_file():
+            raise ValueError(f"out: expected a folder, new or of the same study, got the file {path}")
         self.path = path
         settings = json.loads(json.dumps(settings))
         found = self.keep("settings", lambda: settings)

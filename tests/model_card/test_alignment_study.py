@@ -108,6 +108,18 @@ app = Typer(pretty_exceptions_enable=False)
 app.command()(main)
 
 
+def test_rude_inputs(tmp_path):
+    (tmp_path / "file").write_text("")
+    for options, message in (
+        (["--out", str(tmp_path / "file")], "out: expected a folder"),
+        (["--out", str(tmp_path / "new"), "--pipeline", "nowhere"], "pipeline: expected a folder"),
+    ):
+        ran = CliRunner().invoke(app, options)
+        assert ran.exit_code == 2
+        assert message in ran.output
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 @pytest.mark.slow
 def test_study_in_miniature_goes_on_where_it_stopped(tmp_path, monkeypatch):
     for name in ROWS.keys() - {"prfl", "prfl_gate", "refl", "refl_pixel"}:

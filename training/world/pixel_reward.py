@@ -182,7 +182,7 @@ def train_pixel_reward(pipeline_dir: str, out: Path, *, rendered: int, generated
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="The model goes here.")],
+    out: Annotated[Path, typer.Option(help="The model goes here; one that is finished is kept.")],
     pipeline: Annotated[str, typer.Option(help="Diffusers pipeline of the small world.")] = EMBEDDED_MODEL,
     rendered: Annotated[int, typer.Option(help="Rendered groups of four pictures to train on.")] = 8192,
     generated: Annotated[int, typer.Option(help="Generated groups to train on.")] = 2000,
