@@ -19,7 +19,7 @@ def cost(name: str, *flags: str) -> Cost:
 def test_flops_grow_as_the_settings_say():
     once, twice = cost("small_world_nft"), cost("small_world_nft", "--prompts_per_update", "8")
     assert {name: 2 * flops for name, flops in once.flops.items()} == twice.flops
-    more = cost("small_world_nft", "--levels", "8")
+    more = cost("small_world_nft", "--levels", "4")
     assert more.flops["update"] == 2 * once.flops["update"]
     assert more.flops["reward"] == once.flops["reward"]
 
