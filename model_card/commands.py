@@ -8,19 +8,21 @@ import typer
 
 from modeling_dina.cli import (
     EMBEDDED_MODEL,
-    DeviceOption,
-    DtypeOption,
+    Dtype,
+    HubOptions,
     JsonOption,
-    SeedOption,
+    ModelOptions,
     console,
     error_console,
-    open_scorer,
     scoring_progress,
+    with_option_groups,
 )
 
 
+@with_option_groups
 def calibrate(
     model: Annotated[Path, typer.Option(help="A model folder.")],
+    hub: HubOptions,
     out: Annotated[
         Path | None, typer.Option(help="A new folder for a calibrated copy. Default: the model's own config changes.")
     ] = None,
@@ -30,9 +32,9 @@ def calibrate(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=2, help="Read only so many rows or prompts.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images scored at a time.")] = 16,
-    seed: SeedOption = 0,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise and of the split.")] = 0,
+    device: Annotated[str | None, typer.Option(help="Device. Default: cuda if there is one.")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Floating-point type. Default: that of the weights.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fit temperature, mean and spread of a model's scores to preferences, and report on prompts not fitted to."""
@@ -66,7 +68,8 @@ def calibrate(
     pairs = preferences.pairs(split).shuffled_sides(seed)
     if BENCHMARKS[benchmark].ties is Ties.dropped:
         pairs = pairs[pairs.label != 0.5]
-    reader = DinaReader(open_scorer(str(model), device, dtype, batch_size=batch_size), str(model), seed=seed)
+    options = ModelOptions(**vars(hub), model=str(model), device=device, dtype=dtype)
+    reader = DinaReader(options.open_scorer(batch_size=batch_size), str(model), seed=seed)
     config = reader.scorer.model.config
     current = Calibration(*(float(getattr(config, name)) for name in ("temperature", "score_mean", "score_std")))
 

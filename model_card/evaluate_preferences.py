@@ -32,17 +32,12 @@ from model_card.preference_statistics import (
 from model_card.rewards import CallableReader, DinaReader, RewardReader, Rewards, shown
 from modeling_dina.cli import (
     EMBEDDED_MODEL,
-    DeviceOption,
-    DrawsOption,
-    Dtype,
-    DtypeOption,
-    ModeOption,
-    SeedOption,
-    SigmasOption,
+    EnsembleOptions,
+    ModelOptions,
     check_output,
     error_console,
-    open_scorer,
     scoring_progress,
+    with_option_groups,
 )
 from modeling_dina.journal import Journal
 from modeling_dina.scoring_dina import check_prompt
@@ -265,27 +260,21 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def open_reader(
-    model: str | None,
-    scorer: str | None,
-    *,
-    device: str | None,
-    dtype: Dtype | None,
-    batch_size: int,
-    **ensemble,
+    scorer: str | None, model: ModelOptions, ensemble: EnsembleOptions, *, batch_size: int
 ) -> RewardReader:
-    """The model, or the callable, that two options name.
+    """The callable `module:function` that `scorer` names, or the model that the options describe.
 
     Raises:
         ValueError: both are given, or what is given cannot be loaded.
     """
     if scorer is not None:
-        given = {"model": model, **{name: value for name, value in ensemble.items() if name != "seed"}}
-        given = {name: value for name, value in given.items() if value is not None}
+        given = {name: value for name, value in ensemble.arguments().items() if name != "seed" and value is not None}
+        if model.model != EMBEDDED_MODEL:
+            given["model"] = model.model
         if given:
             raise ValueError(f"scorer: expected no model and no noise levels beside a callable, got {given}")
         return CallableReader(scorer)
-    source = model or EMBEDDED_MODEL
-    return DinaReader(open_scorer(source, device, dtype, batch_size=batch_size), source, **ensemble)
+    return DinaReader(model.open_scorer(batch_size=batch_size), model.model, **ensemble.arguments())
 
 
 def print_results(results: dict[str, Any], console: Console) -> None:
@@ -314,12 +303,12 @@ def print_results(results: dict[str, Any], console: Console) -> None:
         console.print(f"differs from the published sizes: {results['size_differences']}", highlight=False)
 
 
+@with_option_groups
 def main(
     benchmark: Annotated[BenchmarkName, typer.Option(help="What to measure on.")],
     out: Annotated[Path, typer.Option(help="File for the results, as JSON. An interrupted run goes on.")],
-    model: Annotated[
-        str | None, typer.Option(help="A folder or a Hub id. Default: the small model in the package.")
-    ] = None,
+    model: ModelOptions,
+    ensemble: EnsembleOptions,
     scorer: Annotated[
         str | None,
         typer.Option(help="Instead of a model, module:function: (prompts, images) to one number each."),
@@ -327,15 +316,9 @@ def main(
     data: Annotated[
         str | None, typer.Option(help="A folder laid out as the public repository, or a Hub id. Not for the world.")
     ] = None,
-    sigmas: SigmasOption = None,
-    draws: DrawsOption = None,
-    mode: ModeOption = None,
-    seed: SeedOption = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Images scored at a time.")] = 16,
     limit: Annotated[int | None, typer.Option(min=1, help="Read only so many rows or prompts of each split.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse data of another than the published size.")] = False,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
 ) -> None:
     """Measure how often a reward agrees with people on a preference benchmark."""
     try:
@@ -343,17 +326,7 @@ def main(
         folder, revision = find_data(benchmark.value, data)
         with error_console.status("reading the benchmark"):
             preferences = BENCHMARKS[benchmark.value].read(folder, limit)
-        reader = open_reader(
-            model,
-            scorer,
-            device=device,
-            dtype=dtype,
-            batch_size=batch_size,
-            sigmas=sigmas,
-            num_draws=draws,
-            mode=None if mode is None else mode.value,
-            seed=seed,
-        )
+        reader = open_reader(scorer, model, ensemble, batch_size=batch_size)
         with scoring_progress() as advance:
             results = evaluate(
                 benchmark.value,
@@ -361,7 +334,7 @@ def main(
                 reader,
                 out,
                 batch_size=batch_size,
-                seed=seed,
+                seed=ensemble.seed,
                 strict=strict,
                 settings={"data": data and shown(data), "data_revision": revision, "limit": limit},
                 progress=advance,

@@ -177,8 +177,11 @@ def load_base_weights(backbone: nn.Module, weights: dict[str, torch.Tensor], ori
     backbone.load_state_dict(found, strict=False)
 
 
-def read_transformer_config(backbone_type: str, source: str, revision: str | None = None) -> tuple[dict, str | None]:
-    """Configuration of the transformer in a diffusers folder or Hub repository, and the repository's commit.
+def read_transformer_config(
+    backbone_type: str, source: str, revision: str | None = None, **hub
+) -> tuple[dict, str | None]:
+    """Configuration of the transformer in a diffusers folder or Hub repository, and the repository's commit. `hub` are
+    further options of diffusers' loaders, such as `cache_dir` or `token`.
 
     Raises:
         ValueError: if what lies there is not a transformer of this family.
@@ -186,7 +189,7 @@ def read_transformer_config(backbone_type: str, source: str, revision: str | Non
     """
     transformer_class = backbone_class(backbone_type).transformer_class
     config, _, commit = transformer_class.load_config(
-        source, revision=revision, subfolder="transformer", return_unused_kwargs=True, return_commit_hash=True
+        source, revision=revision, subfolder="transformer", return_unused_kwargs=True, return_commit_hash=True, **hub
     )
     if config.get("_class_name") != transformer_class.__name__:
         raise ValueError(
@@ -196,15 +199,16 @@ def read_transformer_config(backbone_type: str, source: str, revision: str | Non
 
 
 def read_transformer_weights(
-    backbone_type: str, source: str, revision: str | None = None, dtype: torch.dtype = torch.float32
+    backbone_type: str, source: str, revision: str | None = None, dtype: torch.dtype = torch.float32, **hub
 ) -> dict[str, torch.Tensor]:
-    """State dict of the whole transformer in a diffusers folder or Hub repository.
+    """State dict of the whole transformer in a diffusers folder or Hub repository; `hub` as in
+    `read_transformer_config`.
 
     Raises:
         ValueError: naming the weights that the checkpoint lacks.
     """
     transformer, info = backbone_class(backbone_type).transformer_class.from_pretrained(
-        source, revision=revision, subfolder="transformer", torch_dtype=dtype, output_loading_info=True
+        source, revision=revision, subfolder="transformer", torch_dtype=dtype, output_loading_info=True, **hub
     )
     if info["missing_keys"]:
         raise ValueError(f"{source} lacks weights of its transformer: {sorted(info['missing_keys'])}")

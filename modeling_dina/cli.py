@@ -1,15 +1,18 @@
 """`dina`: the reward model on the command line. Each command parses its options, makes one call, and prints."""
 
+import inspect
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, is_dataclass
 from enum import Enum
+from functools import wraps
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_type_hints
 
 import typer
 from rich.console import Console
@@ -101,39 +104,135 @@ def _noise_levels(text: str) -> list[float]:
     return levels
 
 
+@dataclass
+class HubOptions:
+    """How a command reaches the Hub."""
+
+    cache_dir: Annotated[
+        Path | None, typer.Option(help="Folder of downloads from the Hub. Default: the Hub's own.")
+    ] = None
+    token: Annotated[
+        str | None, typer.Option(help="Access token of the Hub. Default: HF_TOKEN, or that of `hf auth login`.")
+    ] = None
+    local_files_only: Annotated[
+        bool, typer.Option("--local-files-only", help="Read what has been downloaded already, without a network.")
+    ] = False
+
+    def hub_arguments(self) -> dict[str, Any]:
+        """Those that are given, as keyword arguments of the loaders of transformers and diffusers."""
+        given = {
+            "cache_dir": None if self.cache_dir is None else str(self.cache_dir),
+            "token": self.token,
+            "local_files_only": self.local_files_only,
+        }
+        return {name: value for name, value in given.items() if value}
+
+
+@dataclass
+class SourceOptions(HubOptions):
+    """Which reward model a command reads."""
+
+    model: Annotated[
+        str, typer.Option(help="A folder or a Hub id. Default: the small model in the package.", show_default=False)
+    ] = EMBEDDED_MODEL
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")] = None
+
+    def check(self) -> None:
+        """Refuse a path that leads nowhere, which would be taken for a Hub id; point out the embedded model."""
+        model = self.model
+        if not os.path.isdir(model) and (os.path.exists(model) or model.startswith(("/", ".", "~"))):
+            raise ValueError(f"model: expected a folder or a Hub id, got {model}")
+        if model == EMBEDDED_MODEL:
+            error_console.print(EMBEDDED_NOTE, style="dim", highlight=False)
+
+
+@dataclass
+class ModelOptions(SourceOptions):
+    """Which reward model a command computes with, where, and in which precision."""
+
+    device: Annotated[
+        str | None, typer.Option(help="Device: cpu, cuda, cuda:1 and so on. Default: cuda if there is one.")
+    ] = None
+    dtype: Annotated[Dtype | None, typer.Option(help="Floating-point type. Default: that of the weights.")] = None
+
+    def open_scorer(self, **options):
+        """The `DinaScorer` that the options describe; ValueError that names the option at fault."""
+        import torch
+
+        quieten_libraries()
+        from .scoring_dina import DinaScorer
+
+        device = usable_device(self.device)
+        self.check()
+        dtype = None if self.dtype is None else getattr(torch, self.dtype.value)
+        with loading("model", self.model):
+            return DinaScorer.from_pretrained(
+                self.model, device=device, dtype=dtype, revision=self.revision, **self.hub_arguments(), **options
+            )
+
+
+@dataclass
+class EnsembleOptions:
+    """The options of a command that scores images: the noise of the ensemble."""
+
+    sigmas: Annotated[
+        Any,
+        typer.Option(parser=_noise_levels, metavar="0.2,0.5,…", help="Noise levels in [0, 1]. Default: the model's."),
+    ] = None
+    draws: Annotated[int | None, typer.Option(min=1, help="Noise draws at each level. Default: the model's.")] = None
+    mode: Annotated[Mode | None, typer.Option(help="How levels are combined. Default: the model's.")] = None
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0
+
+    def arguments(self) -> dict[str, Any]:
+        """As keyword arguments of `DinaScorer.score`."""
+        mode = None if self.mode is None else self.mode.value
+        return {"sigmas": self.sigmas, "num_draws": self.draws, "mode": mode, "seed": self.seed}
+
+
+def with_option_groups(command: Callable) -> Callable:
+    """Let a command take dataclasses such as `ModelOptions`: each of their fields becomes an option of its own."""
+    signature, hints = inspect.signature(command), get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    parameters = []
+    for name, parameter in signature.parameters.items():
+        if name in groups:
+            types = get_type_hints(groups[name], include_extras=True)
+            options = inspect.signature(groups[name]).parameters.values()
+            parameters += [each.replace(annotation=types[each.name], kind=each.KEYWORD_ONLY) for each in options]
+        else:
+            parameters.append(parameter.replace(annotation=hints[name], kind=parameter.KEYWORD_ONLY))
+
+    @wraps(command)
+    def call(**values):
+        grouped = {
+            name: group(**{option: values.pop(option) for option in inspect.signature(group).parameters})
+            for name, group in groups.items()
+        }
+        return command(**values, **grouped)
+
+    call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return call
+
+
 ImagesArgument = Annotated[list[Path], typer.Argument(help="Image files.", metavar="IMAGE")]
-PromptOption = Annotated[str, typer.Option(help="What the images are judged by.")]
-ModelOption = Annotated[
-    str, typer.Option(help="A folder or a Hub id. Default: the small model in the package.", show_default=False)
-]
-SigmasOption = Annotated[
-    Any, typer.Option(parser=_noise_levels, metavar="0.2,0.5,…", help="Noise levels. Default: the model's.")
-]
-DrawsOption = Annotated[int | None, typer.Option(min=1, help="Noise draws at each level. Default: the model's.")]
-ModeOption = Annotated[Mode | None, typer.Option(help="How levels are combined. Default: the model's.")]
-SeedOption = Annotated[int, typer.Option(min=0, help="Seed of the noise.")]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, … Default: cuda where there is one.")]
-DtypeOption = Annotated[Dtype | None, typer.Option(help="Default: that of the weights.")]
+PromptOption = Annotated[str, typer.Option(help="The prompt that all images are scored for.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 @app.command()
+@with_option_groups
 def score(
     images: ImagesArgument,
     prompt: Annotated[list[str], typer.Option(help="One for all images, or one for each, in their order.")],
-    model: ModelOption = EMBEDDED_MODEL,
-    sigmas: SigmasOption = None,
-    draws: DrawsOption = None,
-    mode: ModeOption = None,
-    seed: SeedOption = 0,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
+    *,
+    model: ModelOptions,
+    ensemble: EnsembleOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Score images, each for its prompt. Scores of different prompts do not compare."""
     prompts = prompt * len(images) if len(prompt) == 1 else prompt
-    scorer = open_scorer(model, device, dtype)
-    result = scorer.score(prompts=prompts, images=images, **_ensemble_options(sigmas, draws, mode, seed))
+    result = model.open_scorer().score(prompts=prompts, images=images, **ensemble.arguments())
     if as_json:
         return _print_json(result.to_dict())
     table = Table("image", "prompt", "score", "spread over draws")
@@ -143,17 +242,14 @@ def score(
 
 
 @app.command()
+@with_option_groups
 def compare(
     image_a: Annotated[Path, typer.Argument(help="The first image.")],
     image_b: Annotated[Path, typer.Argument(help="The second image.")],
     prompt: PromptOption,
-    model: ModelOption = EMBEDDED_MODEL,
-    sigmas: SigmasOption = None,
-    draws: DrawsOption = None,
-    mode: ModeOption = None,
-    seed: SeedOption = 0,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
+    *,
+    model: ModelOptions,
+    ensemble: EnsembleOptions,
     as_json: JsonOption = False,
     plot: Annotated[
         Path | None, typer.Option(help="Write a figure: both images, and their rewards at every noise level.")
@@ -165,11 +261,11 @@ def compare(
     if plot is not None:
         check_output("plot", plot, PLOT_SUFFIXES)
     images = [load_image(image_a, "IMAGE_A"), load_image(image_b, "IMAGE_B")]
-    scorer = open_scorer(model, device, dtype)
-    result = scorer.compare(prompt=prompt, images=images, **_ensemble_options(sigmas, draws, mode, seed))
+    scorer = model.open_scorer()
+    result = scorer.compare(prompt=prompt, images=images, **ensemble.arguments())
     if plot is not None:
-        options = _ensemble_options(PLOT_SIGMAS, max(draws or 0, PLOT_DRAWS), Mode.mean, seed)
-        levels = scorer.compare(prompt=prompt, images=images, **options)
+        at_levels = EnsembleOptions(PLOT_SIGMAS, max(ensemble.draws or 0, PLOT_DRAWS), Mode.mean, ensemble.seed)
+        levels = scorer.compare(prompt=prompt, images=images, **at_levels.arguments())
 
         from .plotting import plot_comparison
 
@@ -182,6 +278,7 @@ def compare(
 
 
 @app.command()
+@with_option_groups
 def rank(
     images: Annotated[list[Path] | None, typer.Argument(help="Image files of one prompt.", metavar="IMAGE")] = None,
     prompt: Annotated[str | None, typer.Option(help="What the images are judged by.")] = None,
@@ -193,20 +290,15 @@ def rank(
         typer.Option(help="Table to write for a manifest: .csv, .jsonl or .parquet. An interrupted run goes on."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in memory at a time.")] = 8,
-    model: ModelOption = EMBEDDED_MODEL,
-    sigmas: SigmasOption = None,
-    draws: DrawsOption = None,
-    mode: ModeOption = None,
-    seed: SeedOption = 0,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
+    *,
+    model: ModelOptions,
+    ensemble: EnsembleOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Rank images of one prompt, or all rows of a manifest within their prompts."""
-    options = _ensemble_options(sigmas, draws, mode, seed)
+    options = ensemble.arguments()
     if manifest is None and out is None and prompt is not None and images:
-        scorer = open_scorer(model, device, dtype, batch_size=batch_size)
-        result = scorer.rank(prompt=prompt, images=images, **options)
+        result = model.open_scorer(batch_size=batch_size).rank(prompt=prompt, images=images, **options)
         return _print_json(result.to_dict()) if as_json else _print_ranking(prompt, images, result)
     if manifest is None or out is None or prompt is not None or images:
         raise ValueError("rank: expected --prompt and image files, or --manifest and --out, got another combination")
@@ -218,8 +310,8 @@ def rank(
     if out.exists():
         raise ValueError(f"out: expected a new file, got {out}, which exists")
     read_manifest(manifest)  # a bad one is told of before a large model is loaded
-    scorer = open_scorer(model, device, dtype, batch_size=batch_size)
-    settings = {"model": model, "dtype": dtype, **options}
+    scorer = model.open_scorer(batch_size=batch_size)
+    settings = {"model": model.model, "revision": model.revision, "dtype": model.dtype, **options}
     with scoring_progress() as advance:
         table = rank_manifest(scorer, manifest, out, settings=settings, progress=advance, **options)
     errors = int(table["error"].notna().sum())
@@ -229,6 +321,7 @@ def rank(
 
 
 @app.command()
+@with_option_groups
 def convert(
     official_dir: Annotated[Path, typer.Argument(help="A folder of the published layout.")],
     out_dir: Annotated[Path, typer.Argument(help="A new folder.")],
@@ -236,6 +329,9 @@ def convert(
         str | None,
         typer.Option(help="The diffusion model it was trained on: a diffusers folder or a Hub id. Default: as named."),
     ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a backbone on the Hub.")] = None,
+    *,
+    hub: HubOptions,
     keep_adapter: Annotated[
         bool, typer.Option("--keep-adapter", help="Write LoRA and head alone, to be read on top of the backbone.")
     ] = False,
@@ -250,7 +346,9 @@ def convert(
     # What is written names its backbone; a path relative to this shell would be lost.
     source = os.path.abspath(backbone) if backbone and os.path.isdir(backbone) else backbone
     with loading("OFFICIAL_DIR, backbone", f"{official_dir} on {backbone or 'the backbone it names'}"):
-        model = DinaRewardModel.from_official(official_dir, source, keep_adapter=keep_adapter)
+        model = DinaRewardModel.from_official(
+            official_dir, source, revision=revision, keep_adapter=keep_adapter, **hub.hub_arguments()
+        )
     partial = out_dir.with_name(f".{out_dir.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -281,43 +379,30 @@ def push(
 
 
 @app.command()
-def info(model: ModelOption = EMBEDDED_MODEL, as_json: JsonOption = False) -> None:
+@with_option_groups
+def info(model: SourceOptions, as_json: JsonOption = False) -> None:
     """Show what a model is: its configuration, its size, and where its text encoders and VAE come from."""
     quieten_libraries()
     from .modeling_dina import DinaRewardModel
 
-    check_model(model)
-    with loading("model", model):
-        loaded = DinaRewardModel.from_pretrained(model, dtype="auto")
+    model.check()
+    with loading("model", model.model):
+        loaded = DinaRewardModel.from_pretrained(
+            model.model, dtype="auto", revision=model.revision or "main", **model.hub_arguments()
+        )
     parts = {"backbone": loaded.backbone, "head": loaded.head}
     config = loaded.config
     sample_size = config.transformer_config["sample_size"]
     facts = {
-        "model": model,
+        "model": model.model,
         "parameters": {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts.items()},
         "bytes": sum(weight.nbytes for weight in loaded.parameters()),
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "latents": [config.transformer_config["in_channels"], sample_size, sample_size],
-        "conditioning": loaded.conditioning_location() if config.conditioning_source else None,
+        "conditioning": loaded.conditioning_location()[:2] if config.conditioning_source else None,
         "config": config.to_diff_dict(),
     }
     _print_json(facts) if as_json else _print_info(facts)
-
-
-def open_scorer(model: str, device: str | None, dtype: Dtype | None, **options):
-    """The `DinaScorer` that a command's options name; ValueError that names the option at fault."""
-    import torch
-
-    quieten_libraries()
-    from .scoring_dina import DinaScorer
-
-    device = usable_device(device)
-    check_model(model)
-    if model == EMBEDDED_MODEL:
-        error_console.print(EMBEDDED_NOTE, style="dim", highlight=False)
-    with loading("model", model):
-        torch_dtype = None if dtype is None else getattr(torch, dtype.value)
-        return DinaScorer.from_pretrained(model, device=device, dtype=torch_dtype, **options)
 
 
 def quieten_libraries() -> None:
@@ -342,12 +427,6 @@ def usable_device(device: str | None) -> str:
     return device
 
 
-def check_model(model: str) -> None:
-    """A path that leads nowhere would be taken for a Hub id, and refused as a malformed one."""
-    if not os.path.isdir(model) and (os.path.exists(model) or model.startswith(("/", ".", "~"))):
-        raise ValueError(f"model: expected a folder or a Hub id, got {model}")
-
-
 @contextmanager
 def loading(name: str, source: Any) -> Iterator[None]:
     """Names what was being read in the error. A stranger's folder fails in whatever way it likes: any exception is
@@ -357,10 +436,6 @@ def loading(name: str, source: Any) -> Iterator[None]:
     except Exception as error:
         reason = error if isinstance(error, ValueError | OSError) else repr(error)
         raise ValueError(f"{name}: cannot load {source}: {reason}") from error
-
-
-def _ensemble_options(sigmas: list[float] | None, draws: int | None, mode: Mode | None, seed: int) -> dict[str, Any]:
-    return {"sigmas": sigmas, "num_draws": draws, "mode": None if mode is None else mode.value, "seed": seed}
 
 
 def check_output(name: str, path: Path, suffixes: tuple[str, ...]) -> None:
@@ -401,9 +476,8 @@ def _print_comparison(prompt: str, images: list[Path], result) -> None:
 
 def _print_ranking(prompt: str, images: list[Path], result) -> None:
     table = Table("rank", "image", "score", "beats the next with probability", title=escape(prompt))
-    followers = [*result.order[1:], None]
-    for place, (index, follower) in enumerate(zip(result.order, followers, strict=True), start=1):
-        beats = "" if follower is None else f"{result.win_probability[index, follower]:.3f}"
+    probabilities = [f"{each:.3f}" for each in result.probability(result.order[:-1], result.order[1:])]
+    for place, (index, beats) in enumerate(zip(result.order, [*probabilities, ""], strict=True), start=1):
         table.add_row(str(place), escape(str(images[index])), f"{result.scores[index]:+.4f}", beats)
     console.print(table)
 

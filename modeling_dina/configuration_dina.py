@@ -60,8 +60,12 @@ class DinaConfig(PreTrainedConfig):
         ensemble_mode: how levels are combined: "features", "mean" or "precision".
         score_mean, score_std: calibration: every score is `(raw - score_mean) / score_std`. At 0 and 1 scores are raw.
         temperature: calibration: standard deviations of the likelihood are multiplied by it.
-        conditioning_source: where VAE, text encoders and tokenizers come from: a Hub id, a path, or a path relative to
-            the weights ("." is the folder or the Hub repository and revision that the weights came from).
+        conditioning_source: where VAE, text encoders and tokenizers come from: a Hub id, an absolute path, or a path
+            relative to the weights ("." is the folder or the Hub repository and revision that the weights came from).
+        conditioning_revision, conditioning_subfolder: of a `conditioning_source` on the Hub: its branch, tag or
+            commit, and the folder in it.
+        conditioning: the text encoders and the VAE that the model was trained with, as
+            `conditioning_dina.describe_conditioning` records them. A pipeline that differs is refused. None: unknown.
         max_sequence_length: text tokens the conditioning pipeline keeps.
         base_model, base_revision: the pretrained diffusion model this one was made from.
         adapter_only: true of a checkpoint that holds only the LoRA and the head and takes everything else from
@@ -92,6 +96,9 @@ class DinaConfig(PreTrainedConfig):
     score_std: float | int = 1.0
     temperature: float | int = 1.0
     conditioning_source: str | None = None
+    conditioning_revision: str | None = None
+    conditioning_subfolder: str = ""
+    conditioning: dict | None = None
     max_sequence_length: int = 128
     base_model: str | None = None
     base_revision: str | None = None

@@ -28,8 +28,16 @@ from .backbone_dina import (
     read_transformer_config,
     read_transformer_weights,
 )
+from .conditioning_dina import (
+    HUB_OPTIONS,
+    Location,
+    absolute_source,
+    is_relative_source,
+    load_pipeline,
+    read_conditioning,
+)
 from .configuration_dina import ENSEMBLE_MODES, DinaConfig
-from .noising_dina import NoisePath, path_from_scheduler, shared_noise
+from .noising_dina import NoisePath, check_seeds, path_from_scheduler, shared_noise
 from .official_dina import read_official
 from .reward_head_dina import RewardHead
 from .thurstone_dina import noise_variance, precision_weights
@@ -79,8 +87,11 @@ class DinaPreTrainedModel(PreTrainedModel):
     # Scores are differences of near numbers: half precision would quantise them.
     _keep_in_fp32_modules_strict = ["head"]  # noqa: RUF012
 
-    # The revision that the weights came from, where they came from the Hub.
+    # Of weights that came from the Hub: their commit, and their folder in the repository.
     weights_revision: str | None = None
+    weights_subfolder: str = ""
+    # How the Hub was reached for the weights; the pipeline is read in the same way.
+    hub_options: dict[str, Any] = {}  # noqa: RUF012
 
     def _init_weights(self, module):
         """Nothing: modules initialise themselves when built, and `from_pretrained` refuses incomplete weights."""
@@ -90,28 +101,37 @@ class DinaPreTrainedModel(PreTrainedModel):
         """Load a merged or an adapter-only checkpoint, as `PreTrainedModel.from_pretrained` does, but exactly.
 
         An adapter-only checkpoint takes the rest of its weights from `config.base_model` at `config.base_revision`.
+        The model remembers where it came from and how the Hub was reached (`cache_dir`, `token`, `local_files_only`
+        and so on), for the pipeline that `scorer` reads.
 
         Raises:
             ValueError: naming every tensor that is missing, unexpected or of another shape. Nothing random ever
                 scores.
         """
         kwargs["ignore_mismatched_sizes"] = True  # collected and refused below, by name
-        loaded: Any = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-        )
+        source = absolute_source(pretrained_model_name_or_path)
+        loaded: Any = super().from_pretrained(source, *model_args, output_loading_info=True, **kwargs)
         model, info = loaded
-        _refuse_inexact(info, origin=str(pretrained_model_name_or_path))
+        _refuse_inexact(info, origin=source)
+        model.hub_options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         if model.config.adapter_only:
             config = model.config
-            base = read_transformer_weights(config.backbone_type, config.base_model, config.base_revision, model.dtype)
+            base = read_transformer_weights(
+                config.backbone_type, config.base_model, config.base_revision, model.dtype, **model.hub_options
+            )
             load_base_weights(model.backbone, base, origin=config.base_model)
             config.adapter_only = False
         if model.config.lora is not None:
             freeze_base(model.backbone)  # loading makes every parameter trainable
-        if not os.path.isdir(pretrained_model_name_or_path):
-            where = {name: kwargs[name] for name in ("revision", "cache_dir", "token", "subfolder") if name in kwargs}
-            config_file = cached_file(pretrained_model_name_or_path, "config.json", **where)
-            model.weights_revision = extract_commit_hash(config_file, None)
+        subfolder = kwargs.get("subfolder") or ""
+        if os.path.isdir(source):
+            model.name_or_path = os.path.normpath(os.path.join(source, subfolder))
+        else:
+            where = {name: kwargs[name] for name in ("revision", "subfolder") if name in kwargs}
+            # Whether to download again was decided above.
+            where |= {name: value for name, value in model.hub_options.items() if name != "force_download"}
+            model.weights_revision = extract_commit_hash(cached_file(source, "config.json", **where), None)
+            model.weights_subfolder = subfolder
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory, *args, adapter_only: bool = False, **kwargs):
@@ -127,23 +147,65 @@ class DinaPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: if `adapter_only` is asked of a model without a LoRA adapter or without a named base.
         """
-        if not adapter_only:
-            super().save_pretrained(save_directory, *args, **kwargs)
-            return _carry_card(self.name_or_path, save_directory)
-        if self.config.lora is None or self.config.base_model is None:
-            raise ValueError(
-                "adapter_only: expected a model with a LoRA adapter and a base_model, "
-                f"got lora={self.config.lora}, base_model={self.config.base_model}"
-            )
-        weights = kwargs.pop("state_dict", None) or self.state_dict()
-        kwargs["state_dict"] = {
-            key: value for key, value in weights.items() if key.startswith("head.") or is_adapter_key(key)
-        }
-        self.config.adapter_only = True
+        config = self.config
+        recorded = (config.conditioning_source, config.conditioning_revision, config.conditioning_subfolder)
+        self._point_at_conditioning(save_directory)
         try:
+            if not adapter_only:
+                super().save_pretrained(save_directory, *args, **kwargs)
+                return _carry_card(self.name_or_path, save_directory)
+            if self.config.lora is None or self.config.base_model is None:
+                raise ValueError(
+                    "adapter_only: expected a model with a LoRA adapter and a base_model, "
+                    f"got lora={self.config.lora}, base_model={self.config.base_model}"
+                )
+            weights = kwargs.pop("state_dict", None) or self.state_dict()
+            kwargs["state_dict"] = {
+                key: value for key, value in weights.items() if key.startswith("head.") or is_adapter_key(key)
+            }
+            self.config.adapter_only = True
             return super().save_pretrained(save_directory, *args, **kwargs)
         finally:
             self.config.adapter_only = False
+            config.conditioning_source, config.conditioning_revision, config.conditioning_subfolder = recorded
+
+    def _point_at_conditioning(self, save_directory: str | os.PathLike) -> None:
+        """Let the config name a place that is the same from `save_directory` as from where the weights came."""
+        source = self.config.conditioning_source
+        if not is_relative_source(source) or not self.name_or_path:
+            return
+        if os.path.isfile(os.path.join(save_directory, source, "model_index.json")):
+            return
+        config = self.config
+        config.conditioning_source, config.conditioning_revision, config.conditioning_subfolder = (
+            self.conditioning_location()
+        )
+
+    def conditioning_location(self) -> Location:
+        """Where the VAE, text encoders and tokenizers are that `conditioning_source` names.
+
+        A relative source is looked for beside the weights: "." is the very folder, or Hub repository and revision,
+        that they came from.
+
+        Raises:
+            ValueError: if the config names no source, or a folder that is not there.
+        """
+        source, weights = self.config.conditioning_source, self.name_or_path or ""
+        if source is None:
+            raise ValueError("conditioning_source: expected a folder or Hub id, got None")
+        is_relative, is_local = is_relative_source(source), os.path.isdir(weights)
+        folder = os.path.normpath(os.path.join(weights, source))
+        if (is_local or os.path.isabs(source)) and os.path.isdir(folder):
+            return Location(folder)
+        if os.path.isabs(source) or (is_relative and (is_local or not weights)):
+            raise ValueError(
+                f"conditioning_source: expected a folder that exists, got {source!r} of a model from {weights!r}"
+            )
+        if is_relative:
+            subfolder = os.path.normpath(os.path.join(self.weights_subfolder, source))
+            return Location(weights, self.weights_revision, "" if subfolder == "." else subfolder)
+        revision = self.config.base_revision if source == self.config.base_model else None
+        return Location(source, self.config.conditioning_revision or revision, self.config.conditioning_subfolder)
 
     def _upload_modified_files(self, working_dir, *args, **kwargs):
         # push_to_hub has put an empty form in place of the card.
@@ -171,7 +233,7 @@ class DinaRewardModel(DinaPreTrainedModel):
 
     @classmethod
     def from_backbone(
-        cls, source: str | Path, *, revision: str | None = None, dtype: torch.dtype = torch.float32, **config
+        cls, source: str | Path, *, revision: str | None = None, dtype: torch.dtype = torch.float32, **options
     ) -> "DinaRewardModel":
         """Start from a pretrained diffusion transformer: its first blocks with their weights, and a fresh head.
 
@@ -179,17 +241,21 @@ class DinaRewardModel(DinaPreTrainedModel):
             source: a diffusers pipeline, as a folder or Hub id, with `transformer/` and `scheduler/`.
             revision: of a Hub id.
             dtype: of the backbone; the head is float32.
-            config: fields of `DinaConfig`. Those of transformer, scheduler, base and conditioning are read from
-                `source` unless given.
+            options: fields of `DinaConfig`, of which those of transformer, scheduler, base and conditioning are read
+                from `source` unless given; and options of the Hub's loaders, such as `cache_dir`, `token` or
+                `local_files_only`.
 
         Raises:
             TypeError: for a keyword that is no field of the config.
             ValueError: if the transformer's weights are incomplete.
         """
-        _check_fields(config)
-        model = cls(_config_on(str(source), revision, config))
-        weights = read_transformer_weights(model.config.backbone_type, str(source), revision, dtype)
-        load_base_weights(model.backbone, weights, origin=str(source))
+        hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
+        _check_fields(options)
+        source = absolute_source(source)
+        model = cls(_config_on(source, revision, options, hub))
+        model.hub_options = hub
+        weights = read_transformer_weights(model.config.backbone_type, source, revision, dtype, **hub)
+        load_base_weights(model.backbone, weights, origin=source)
         model.backbone.to(dtype)
         return model
 
@@ -201,6 +267,7 @@ class DinaRewardModel(DinaPreTrainedModel):
         *,
         revision: str | None = None,
         keep_adapter: bool = False,
+        **hub,
     ) -> "DinaRewardModel":
         """Read the published layout; `save_pretrained` then writes this package's own.
 
@@ -215,6 +282,7 @@ class DinaRewardModel(DinaPreTrainedModel):
                 layout names. With a `full_model.pt` only its configurations are read.
             revision: of a Hub id.
             keep_adapter: leave LoRA layers as they are (and able to be saved `adapter_only`) instead of merging them.
+            hub: options of the Hub's loaders, such as `cache_dir`, `token` or `local_files_only`.
 
         Returns:
             The model in evaluation mode, in float32.
@@ -223,9 +291,10 @@ class DinaRewardModel(DinaPreTrainedModel):
             FileNotFoundError, ValueError: naming the file, setting or tensors that are missing or do not fit.
         """
         official = read_official(checkpoint_dir)
-        source = str(backbone or official.base_model)
-        model = cls(_config_on(source, revision, official.config))
-        base = official.backbone or read_transformer_weights(model.config.backbone_type, source, revision)
+        source = absolute_source(backbone or official.base_model)
+        model = cls(_config_on(source, revision, official.config, hub))
+        model.hub_options = hub
+        base = official.backbone or read_transformer_weights(model.config.backbone_type, source, revision, **hub)
         load_base_weights(model.backbone, base, origin="full_model.pt" if official.backbone else source)
         _load_exactly(model.head, official.head, origin="head")
         adapted = {key for key in model.backbone.state_dict() if is_adapter_key(key)}
@@ -354,27 +423,9 @@ class DinaRewardModel(DinaPreTrainedModel):
         """
         # The scorer stands above the model and is met here only when called, so no import goes round in a circle; a
         # relative import inside a method is still seen by the copier of remote code.
-        from .scoring_dina import DinaScorer, load_pipeline
+        from .scoring_dina import DinaScorer
 
         return DinaScorer(self, load_pipeline(self) if pipeline is None else pipeline, **options)
-
-    def conditioning_location(self) -> tuple[str, str | None]:
-        """Folder or Hub id, and revision, of the VAE, text encoders and tokenizers that `conditioning_source` names.
-
-        A path is looked for beside the weights first: "." is the very folder, or Hub repository and revision, they
-        came from.
-
-        Raises:
-            ValueError: if the config names no source.
-        """
-        source, weights = self.config.conditioning_source, self.name_or_path or ""
-        if source is None:
-            raise ValueError("conditioning_source: expected a folder or Hub id, got None")
-        if os.path.isdir(weights) and os.path.isdir(beside := os.path.normpath(os.path.join(weights, source))):
-            return beside, None
-        if source == "." and weights:
-            return weights, self.weights_revision
-        return source, self.config.base_revision if source == self.config.base_model else None
 
     def _features(self, noisy_latents, sigma, prompt_embeds, pooled_prompt_embeds):
         timestep = self.noise_path.timestep(sigma)
@@ -384,7 +435,11 @@ class DinaRewardModel(DinaPreTrainedModel):
         return (raw - self.config.score_mean) / self.config.score_std
 
     def _levels(self, sigmas) -> torch.Tensor:
-        sigmas = torch.as_tensor(self.config.default_sigmas if sigmas is None else sigmas, dtype=torch.float32)
+        sigmas = self.config.default_sigmas if sigmas is None else sigmas
+        try:
+            sigmas = torch.as_tensor(sigmas, dtype=torch.float32, device="cpu")
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"sigmas: expected a list of noise levels, got {sigmas!r}") from error
         if sigmas.ndim != 1 or not len(sigmas):
             raise ValueError(f"sigmas: expected a list of noise levels, got {sigmas.tolist()}")
         _check_range("sigmas", sigmas)
@@ -401,12 +456,9 @@ class DinaRewardModel(DinaPreTrainedModel):
             _check_finite("noise", noise)
             return noise.to(latents.device)
         draws = self.config.default_num_draws if num_draws is None else num_draws
-        if draws < 1:
-            raise ValueError(f"num_draws: expected at least 1, got {draws}")
-        seeds = seed if isinstance(seed, Sequence) else [seed]
-        if len(seeds) not in (1, batch) or min(seeds) < 0:
-            raise ValueError(f"seed: expected one number of at least 0, or {batch} of them, got {seed}")
-        return shared_noise(shape, draws, seed).to(latents.device)
+        if draws < 1 or draws != int(draws):
+            raise ValueError(f"num_draws: expected a whole number of at least 1, got {draws}")
+        return shared_noise(shape, int(draws), check_seeds(seed, batch)).to(latents.device)
 
     def _check_inputs(self, name, latents, prompt_embeds, pooled_prompt_embeds) -> None:
         self.backbone.check_inputs(name, latents, prompt_embeds, pooled_prompt_embeds)
@@ -415,21 +467,27 @@ class DinaRewardModel(DinaPreTrainedModel):
         _check_finite("pooled_prompt_embeds", pooled_prompt_embeds)
 
 
-def _config_on(source: str, revision: str | None, config: dict) -> DinaConfig:
-    """A config whose transformer and scheduler, where `config` does not give them, are those of a diffusers model."""
+def _config_on(source: str, revision: str | None, config: dict, hub: dict) -> DinaConfig:
+    """A config whose transformer, scheduler and conditioning, where `config` does not give them, are those of a
+    diffusers model."""
     backbone_type = config.get("backbone_type", DinaConfig.backbone_type)
-    transformer_config, commit = read_transformer_config(backbone_type, source, revision)
+    transformer_config, commit = read_transformer_config(backbone_type, source, revision, **hub)
     read = {
         "transformer_config": transformer_config,
         "base_model": source,
         "base_revision": commit or revision,
         "conditioning_source": source,
+        "conditioning": read_conditioning(source, revision, **hub),
     }
     if "scheduler_config" not in config:
         read["scheduler_config"] = FlowMatchEulerDiscreteScheduler.load_config(
-            source, revision=revision, subfolder="scheduler"
+            source, revision=revision, subfolder="scheduler", **hub
         )
-    return DinaConfig(**{**read, **config})
+    given = dict(config)
+    for name in ("base_model", "conditioning_source"):
+        if given.get(name) is not None and not is_relative_source(given[name]):
+            given[name] = absolute_source(given[name])
+    return DinaConfig(**{**read, **given})
 
 
 def _carry_card(origin: str | None, directory: str | Path, *, replace: bool = False) -> None:

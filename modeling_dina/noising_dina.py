@@ -98,26 +98,69 @@ def shared_noise(shape: Sequence[int], num_draws: int, seed: int | Sequence[int]
     Args:
         shape: shape of one latent, (C, H, W).
         num_draws: N.
-        seed: one seed of at least 0, shared by every sample of a batch, or a seed a sample (B of them).
+        seed: one whole number of at least 0, shared by every sample of a batch, or one for each sample: a list, array
+            or tensor of B.
 
     Returns:
         float32 CPU tensor [N, 1, C, H, W], or [N, B, C, H, W] with a seed a sample.
     """
-    seeds = seed if isinstance(seed, Sequence) else [seed]
+    seeds = check_seeds(seed)
     draws = [torch.stack([_draw(tuple(shape), each, draw) for each in seeds]) for draw in range(num_draws)]
     return torch.stack(draws)
 
 
+def check_seeds(seed, batch: int | None = None) -> list[int]:
+    """
+    Seeds as a list of Python integers.
+
+    Args:
+        seed: a whole number of at least 0, or a list, array or tensor of them.
+        batch: B, how many samples there are; None accepts any number of seeds.
+
+    Returns:
+        One seed, or B of them.
+
+    Raises:
+        ValueError: naming the argument `seed`, what was expected and what came.
+    """
+    values = np.asarray(seed.cpu() if isinstance(seed, torch.Tensor) else seed)
+    expected = "a whole number of at least 0" + (f", or {batch} of them" if batch is not None else "")
+    # Python integers beyond 64 bits, which NumPy's SeedSequence takes, arrive as objects.
+    is_whole = values.dtype.kind in "iu" or (
+        values.dtype == object and all(isinstance(each, int) for each in values.flat)
+    )
+    seeds = [int(each) for each in values.flat] if is_whole and values.ndim <= 1 else []
+    if not seeds or min(seeds) < 0 or (batch is not None and len(seeds) not in (1, batch)):
+        raise ValueError(f"seed: expected {expected}, got {seed!r}")
+    return seeds
+
+
+def seeded_generator(*key: int) -> torch.Generator:
+    """A CPU generator that depends on all the numbers of `key`, each at least 0, and on their order.
+
+    NumPy's SeedSequence mixes them into one seed, so that (seed 0, draw 1) is not (seed 1, draw 0).
+    """
+    mixed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+    return torch.Generator("cpu").manual_seed(mixed)
+
+
 @lru_cache(maxsize=32)
 def _draw(shape: tuple[int, ...], seed: int, draw: int) -> torch.Tensor:
-    # Remembered: one seed serves batch after batch. Callers stack draws, so nobody writes into the kept one.
-    # SeedSequence mixes the pair into one seed, so that (seed 0, draw 1) is not (seed 1, draw 0).
-    mixed = int(np.random.SeedSequence([seed, draw]).generate_state(1, np.uint64)[0] >> 1)
-    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(mixed), device="cpu")
+    # Cached: one seed serves batch after batch. Callers stack draws, so nobody writes into a cached one. Type and
+    # device are explicit, because those of torch's defaults may differ from call to call.
+    return torch.randn(shape, generator=seeded_generator(seed, draw), dtype=torch.float32, device="cpu")
 
 
 def _per_sample(sigma: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
     return sigma.to(latents.device).reshape(-1, *[1] * (latents.ndim - 1))
 
 
-__all__ = ["NoisePath", "RectifiedFlow", "VariancePreserving", "path_from_scheduler", "shared_noise"]
+__all__ = [
+    "NoisePath",
+    "RectifiedFlow",
+    "VariancePreserving",
+    "check_seeds",
+    "path_from_scheduler",
+    "seeded_generator",
+    "shared_noise",
+]

@@ -6,14 +6,23 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 
+from .conditioning_dina import (
+    check_conditioning,
+    conditioning_state,
+    encode_prompts,
+    encoding_lock,
+    load_pipeline,
+)
 from .images_dina import fit_size, load_image
+from .latents_dina import encode_images
+from .noising_dina import check_seeds
 from .thurstone_dina import pair_statistics, precision_weights, spread_over_draws
 
 ImageLike = str | os.PathLike | Image.Image
@@ -91,12 +100,31 @@ class Ranking(_Result):
     Attributes:
         order: indices of the images, best first.
         scores: [M], in the order the images were given.
-        win_probability: [M, M], probability that the image of the row is preferred to that of the column.
+        samples: [K, N, M].
+        variance: [K], the likelihood's variance of one sample.
+        weights: [K], the levels' weights, summing to one; None weighs them equally.
     """
 
     order: list[int]
     scores: torch.Tensor
-    win_probability: torch.Tensor
+    samples: torch.Tensor
+    variance: torch.Tensor
+    weights: torch.Tensor | None
+
+    @cached_property
+    def win_probability(self) -> torch.Tensor:
+        """[M, M], probability that the image of the row is preferred to that of the column; computed on first use."""
+        images = range(len(self.scores))
+        return torch.stack([self.probability([row], images) for row in images])
+
+    def probability(self, first: Sequence[int], second: Sequence[int]) -> torch.Tensor:
+        """[P], probability that image `first[p]` is preferred to image `second[p]`; a single index is repeated."""
+        samples_a, samples_b = (self.samples[..., list(indices)] for indices in (first, second))
+        return pair_statistics(samples_a, samples_b, self.variance, self.weights).win_probability
+
+    def to_dict(self) -> dict[str, Any]:
+        """`order`, `scores` and the whole `win_probability`, as numbers and nested lists."""
+        return {name: _plain(getattr(self, name)) for name in ("order", "scores", "win_probability")}
 
 
 class _Ensemble(NamedTuple):
@@ -112,7 +140,7 @@ class DinaScorer:
     Scores images for prompts.
 
     The pipeline supplies text encoding, image pre-processing and the VAE. It may lack its transformer, and it is never
-    changed: a generator or other scorers can share it.
+    changed: a generator or other scorers can share it. Threads may share a scorer.
 
     Args:
         model: a `DinaRewardModel` in evaluation mode.
@@ -122,7 +150,8 @@ class DinaScorer:
         max_pixels: images of more pixels are shrunk to it; None takes the area the transformer was trained at.
 
     Raises:
-        ValueError: an argument is out of range, or the pipeline's VAE does not make the latents that the model reads.
+        ValueError: an argument is out of range, or the pipeline's VAE or text encoders are not those that the model's
+            config records.
     """
 
     def __init__(self, model, pipeline, *, batch_size: int = 8, max_pixels: int | None = None):
@@ -132,6 +161,7 @@ class DinaScorer:
                 f"pipeline: expected a VAE with {transformer.in_channels} latent channels, "
                 f"got {pipeline.vae.config.latent_channels}"
             )
+        check_conditioning(pipeline, model.config)
         if pipeline.text_encoder_3 is None and pipeline.transformer is None:
             # Such a pipeline asks its transformer how wide the zeros in place of the missing text must be.
             pipeline = type(pipeline)(**pipeline.components)
@@ -150,15 +180,18 @@ class DinaScorer:
         self.batch_size = batch_size
         self.max_pixels = max_pixels
         self._encoded: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._encoded_by = conditioning_state(pipeline)
 
     @classmethod
     def from_pretrained(
         cls,
         source: str | os.PathLike,
         *,
-        device: str | torch.device = "cpu",
+        device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         revision: str | None = None,
+        batch_size: int = 8,
+        max_pixels: int | None = None,
         **options,
     ) -> "DinaScorer":
         """
@@ -166,19 +199,25 @@ class DinaScorer:
 
         Args:
             source: folder that `save_pretrained` wrote, or Hub id.
-            device: of model and pipeline.
+            device: of model and pipeline; None leaves the model where it was loaded, which is the CPU unless
+                `device_map` says otherwise.
             dtype: of model and pipeline; None keeps that of the weights.
             revision: branch, tag or commit of the Hub repository.
-            options: `batch_size` and `max_pixels` of the scorer.
+            batch_size, max_pixels: of the scorer.
+            options: further arguments of `DinaRewardModel.from_pretrained`, such as `cache_dir`, `token`,
+                `local_files_only`, `subfolder` or `device_map`. Those that concern the Hub also reach the pipeline.
 
         Raises:
             ValueError, OSError: what was found is no reward model, lacks weights, or cannot be reached.
         """
         from .modeling_dina import DinaRewardModel
 
-        model = DinaRewardModel.from_pretrained(os.fspath(source), dtype=dtype or "auto", revision=revision or "main")
-        model = model.to(device)
-        return cls(model, load_pipeline(model), **options)
+        model = DinaRewardModel.from_pretrained(
+            os.fspath(source), dtype=dtype or "auto", revision=revision or "main", **options
+        )
+        if device is not None:
+            model = model.to(device)
+        return cls(model, load_pipeline(model), batch_size=batch_size, max_pixels=max_pixels)
 
     @classmethod
     def from_pipeline(cls, model, pipe, **options) -> "DinaScorer":
@@ -194,7 +233,7 @@ class DinaScorer:
         sigmas: Sequence[float] | None = None,
         num_draws: int | None = None,
         mode: str | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
     ) -> Scores:
         """
         The rewards of images, or of latents, for one prompt each.
@@ -220,7 +259,7 @@ class DinaScorer:
         sigmas: Sequence[float] | None = None,
         num_draws: int | None = None,
         mode: str | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
     ) -> Comparison:
         """
         Which of two images is preferred for a prompt, how probably, and how sure that is. Both are scored under the
@@ -254,7 +293,7 @@ class DinaScorer:
         sigmas: Sequence[float] | None = None,
         num_draws: int | None = None,
         mode: str | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
     ) -> Ranking:
         """
         Images of one prompt, best first.
@@ -267,11 +306,12 @@ class DinaScorer:
         images = _as_list("images", images)
         check_prompt(prompt)
         ensemble = self._ensemble([prompt] * len(images), images, None, sigmas, num_draws, mode, seed)
-        rows, columns = ensemble.samples.unsqueeze(-1), ensemble.samples.unsqueeze(-2)
         return Ranking(
             order=ensemble.scores.argsort(descending=True).tolist(),
             scores=ensemble.scores,
-            win_probability=pair_statistics(rows, columns, ensemble.variance, ensemble.weights).win_probability,
+            samples=ensemble.samples,
+            variance=ensemble.variance,
+            weights=ensemble.weights,
         )
 
     @torch.no_grad()
@@ -288,19 +328,21 @@ class DinaScorer:
             images = _as_list("images", images)
         elif not isinstance(latents, torch.Tensor):
             raise TypeError(f"latents: expected a tensor [B, C, H, W], got {type(latents).__name__}")
-        count = len(latents if images is None else images)
-        if count != len(prompts) or count == 0:
-            name = "latents" if images is None else "images"
+        name, count = ("latents", len(latents)) if images is None else ("images", len(images))
+        if count == 0:
+            raise ValueError(f"{name}: expected at least one, got 0")
+        if count != len(prompts):
             raise ValueError(f"prompts, {name}: expected one prompt for each, got {len(prompts)} and {count}")
+        seeds = check_seeds(seed, count)
 
         parts, order = [], []
         for indices, batch in self._batches(count, images, latents):
             embeds, pooled = self._encode_prompts([prompts[index] for index in indices])
-            parts.append(
-                self.model.reward(batch, embeds, pooled, sigmas=sigmas, num_draws=num_draws, mode=mode, seed=seed)
-            )
+            options = {"sigmas": sigmas, "num_draws": num_draws, "mode": mode}
+            batch_seed = seeds if len(seeds) == 1 else [seeds[index] for index in indices]
+            parts.append(self.model.reward(batch, embeds, pooled, seed=batch_seed, **options))
             order += indices
-        restore = torch.tensor(order).argsort()
+        restore = torch.tensor(order, device="cpu").argsort()
         scores = torch.cat([part.scores.float().cpu() for part in parts])[restore]
         samples = torch.cat([part.samples.float().cpu() for part in parts], dim=-1)[..., restore]
         if not scores.isfinite().all():
@@ -331,52 +373,27 @@ class DinaScorer:
     def _encode_images(self, images: list[Image.Image], size: tuple[int, int]) -> torch.Tensor:
         """RGB images to clean latents in model space [B, C, H, W]: the mode of the posterior, shifted and scaled."""
         width, height = size
-        vae = self.pipeline.vae
         pixels = self.pipeline.image_processor.preprocess(images, height=height, width=width)
-        posterior = vae.encode(pixels.to(self.pipeline._execution_device, vae.dtype)).latent_dist
-        latents = (posterior.mode() - vae.config.shift_factor) * vae.config.scaling_factor
+        latents = encode_images(self.pipeline.vae, pixels.to(self.pipeline._execution_device))
         return latents.to(self.model.device)
 
     def _encode_prompts(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings [B, L, D] and pooled embeddings [B, P] on the model's device; each prompt is encoded once."""
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._encoded]
-        if new:
-            encoded = encode_prompts(self.pipeline, new, self.model.config.max_sequence_length)
-            rows = zip(*(part.to(self.model.device) for part in encoded), strict=True)
-            self._encoded.update(zip(new, rows, strict=True))
-        embeds, pooled = zip(*(self._encoded[prompt] for prompt in prompts), strict=True)
-        while len(self._encoded) > REMEMBERED_PROMPTS:
-            del self._encoded[next(iter(self._encoded))]
+        with encoding_lock(self.pipeline):
+            state = conditioning_state(self.pipeline)
+            if state != self._encoded_by:
+                check_conditioning(self.pipeline, self.model.config)
+                self._encoded.clear()
+                self._encoded_by = state
+            new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._encoded]
+            if new:
+                encoded = encode_prompts(self.pipeline, new, self.model.config.max_sequence_length)
+                rows = zip(*(part.to(self.model.device) for part in encoded), strict=True)
+                self._encoded.update(zip(new, rows, strict=True))
+            embeds, pooled = zip(*(self._encoded[prompt] for prompt in prompts), strict=True)
+            while len(self._encoded) > REMEMBERED_PROMPTS:
+                del self._encoded[next(iter(self._encoded))]
         return torch.stack(embeds), torch.stack(pooled)
-
-
-def load_pipeline(model):
-    """
-    The diffusers pipeline that a loaded model's config names, without its transformer, on the model's device and in
-    its dtype.
-
-    Raises:
-        ValueError, OSError: `conditioning_source` is missing, or leads to no pipeline.
-    """
-    source, revision = model.conditioning_location()
-    if os.path.isdir(source) and not os.path.isfile(os.path.join(source, "model_index.json")):
-        raise ValueError(f"conditioning_source: expected a diffusers pipeline, got {source} without model_index.json")
-    pipeline = StableDiffusion3Pipeline.from_pretrained(source, revision=revision, transformer=None, dtype=model.dtype)
-    return pipeline.to(model.device)
-
-
-def encode_prompts(pipeline, prompts: Sequence[str], max_sequence_length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings [B, L, D] and pooled embeddings [B, P] of B prompts by a pipeline's text encoders, on its device."""
-    distinct = list(dict.fromkeys(prompts))
-    embeds, _, pooled, _ = pipeline.encode_prompt(
-        distinct,
-        prompt_2=None,
-        prompt_3=None,
-        do_classifier_free_guidance=False,
-        max_sequence_length=max_sequence_length,
-    )
-    rows = [distinct.index(prompt) for prompt in prompts]
-    return embeds[rows], pooled[rows]
 
 
 def check_prompt(prompt: str, name: str = "prompt") -> None:
@@ -396,4 +413,4 @@ def _as_list(name: str, values) -> list:
     return list(values)
 
 
-__all__ = ["Comparison", "DinaScorer", "Ranking", "Scores", "encode_prompts", "load_pipeline"]
+__all__ = ["Comparison", "DinaScorer", "Ranking", "Scores"]

@@ -6,32 +6,32 @@ from typing import Annotated
 import typer
 
 from modeling_dina.cli import (
-    EMBEDDED_MODEL,
-    EMBEDDED_NOTE,
-    DtypeOption,
-    ModelOption,
-    check_model,
+    Dtype,
+    SourceOptions,
     error_console,
     loading,
     quieten_libraries,
     usable_device,
+    with_option_groups,
 )
 
 TOKEN_VARIABLE = "DINA_SERVER_TOKEN"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
+@with_option_groups
 def serve(
+    *,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
-    model: ModelOption = EMBEDDED_MODEL,
+    model: SourceOptions,
     device: Annotated[
         list[str] | None,
         typer.Option(
             help="One worker for each; repeat it for several. Default: cuda where there is one.", show_default=False
         ),
     ] = None,
-    dtype: DtypeOption = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Floating-point type. Default: that of the weights.")] = None,
     latents_only: Annotated[
         bool, typer.Option("--latents-only", help="No /v1/compare, and no VAE and text encoders in memory.")
     ] = False,
@@ -54,20 +54,20 @@ def serve(
     from training.serving.engine import RewardEngine
 
     devices = [usable_device(each) for each in device or [None]]
-    check_model(model)
     token = os.environ.get(TOKEN_VARIABLE) or None
     if token is None and host not in LOOPBACK:
         error_console.print(f"Anyone who reaches {host} may ask: {TOKEN_VARIABLE} is not set.", style="yellow")
-    if model == EMBEDDED_MODEL:
-        error_console.print(EMBEDDED_NOTE, style="dim", highlight=False)
-    with loading("model", model):
+    model.check()
+    with loading("model", model.model):
         engines = [
             RewardEngine.from_pretrained(
-                model,
+                model.model,
                 device=each,
                 dtype=None if dtype is None else getattr(torch, dtype.value),
                 latents_only=latents_only,
                 max_batch_size=max_batch_size,
+                revision=model.revision or "main",
+                **model.hub_arguments(),
             )
             for each in devices
         ]

@@ -18,7 +18,7 @@ from diffusers import StableDiffusion3Pipeline
 from transformers import set_seed
 
 from modeling_dina import DinaRewardModel
-from modeling_dina.scoring_dina import encode_prompts
+from modeling_dina.conditioning_dina import encode_prompts
 from training.arguments import parse
 from training.checkpoints import TERMINATED, checkpoint_to_resume
 from training.hub import CheckpointPusher

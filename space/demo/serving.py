@@ -3,7 +3,7 @@
 from starlette.middleware import Middleware
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
-from modeling_dina.cli import EMBEDDED_MODEL, open_scorer
+from modeling_dina.cli import EMBEDDED_MODEL, ModelOptions
 
 from .generation import Generator
 from .judging import Judge
@@ -28,7 +28,7 @@ def serve(model: str = EMBEDDED_MODEL, host: str | None = None, port: int | None
         ValueError, OSError: the model cannot be loaded, or the port is taken.
     """
     limit_decoding()
-    judge = Judge(open_scorer(model, None, None))
+    judge = Judge(ModelOptions(model=model).open_scorer())
     page = build_page(judge, Generator.beside(judge), _note(model))
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
     page.launch(

@@ -346,7 +346,7 @@ def test_weights_remember_the_revision_they_came_from(tiny_model, tmp_path, auto
         model = AutoModel.from_pretrained("someone/reward", cache_dir=tmp_path, trust_remote_code=True)
     else:
         model = DinaRewardModel.from_pretrained("someone/reward", cache_dir=tmp_path)
-    assert model.conditioning_location() == ("someone/reward", commit)
+    assert model.conditioning_location()[:2] == ("someone/reward", commit)
 
 
 def test_a_hub_id_without_a_network(adapted, tmp_path):

@@ -133,10 +133,10 @@ def test_latent_gradient_is_the_slope(tiny_model, tiny_inputs, mode):
         ({"sigmas": [math.nan]}, r"sigmas: expected noise levels in \[0, 1\], got \[nan\]"),
         ({"sigmas": []}, r"sigmas: expected a list of noise levels, got \[\]"),
         ({"sigmas": 0.5}, "sigmas: expected a list of noise levels, got 0.5"),
-        ({"num_draws": 0}, "num_draws: expected at least 1, got 0"),
+        ({"num_draws": 0}, "num_draws: expected a whole number of at least 1, got 0"),
         ({"mode": "median"}, "mode: expected one of .*, got 'median'"),
-        ({"seed": [1, 2]}, r"seed: expected one number of at least 0, or 5 of them, got \[1, 2\]"),
-        ({"seed": -1}, "seed: expected one number of at least 0, or 5 of them, got -1"),
+        ({"seed": [1, 2]}, r"seed: expected a whole number of at least 0, or 5 of them, got \[1, 2\]"),
+        ({"seed": -1}, "seed: expected a whole number of at least 0, or 5 of them, got -1"),
         ({"noise": torch.zeros(5, 4, 8, 4)}, r"noise: expected \[1, 5, 4, 8, 6\], got \[1, 5, 4, 8, 4\]"),
         ({"noise": torch.zeros(2, 1, 4, 8, 6), "num_draws": 3}, r"noise: expected \[3, 5, 4, 8, 6\], got \[2, 1"),
         ({"noise": torch.full((1, 4, 8, 6), math.inf)}, "noise: expected finite numbers, got 192 NaN or infinite"),
@@ -257,18 +257,18 @@ def test_conditioning_location(tiny_model, tmp_path):
     with pytest.raises(ValueError, match="conditioning_source: expected a folder or Hub id, got None"):
         tiny_model.conditioning_location()
     config.conditioning_source = "someone/a-pipeline"
-    assert tiny_model.conditioning_location() == ("someone/a-pipeline", None)
+    assert tiny_model.conditioning_location()[:2] == ("someone/a-pipeline", None)
     config.base_model, config.base_revision = "someone/a-pipeline", "abc"
-    assert tiny_model.conditioning_location() == ("someone/a-pipeline", "abc")
+    assert tiny_model.conditioning_location()[:2] == ("someone/a-pipeline", "abc")
 
     config.conditioning_source = "."
     tiny_model.save_pretrained(tmp_path)
     loaded = DinaRewardModel.from_pretrained(tmp_path)
-    assert loaded.conditioning_location() == (str(tmp_path), None)
+    assert loaded.conditioning_location()[:2] == (str(tmp_path), None)
     (tmp_path / "encoders").mkdir()
     loaded.config.conditioning_source = "encoders"
-    assert loaded.conditioning_location() == (str(tmp_path / "encoders"), None)
+    assert loaded.conditioning_location()[:2] == (str(tmp_path / "encoders"), None)
 
     loaded.config.conditioning_source = "."
     loaded.name_or_path, loaded.weights_revision = "someone/a-reward", "f00d"
-    assert loaded.conditioning_location() == ("someone/a-reward", "f00d")
+    assert loaded.conditioning_location()[:2] == ("someone/a-reward", "f00d")

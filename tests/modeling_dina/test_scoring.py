@@ -1,7 +1,6 @@
 """From prompts and images to results, on a pipeline with random weights."""
 
 import json
-import logging
 import subprocess
 import sys
 
@@ -12,7 +11,7 @@ from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 
 from modeling_dina import DinaRewardModel
-from modeling_dina.scoring_dina import REMEMBERED_PROMPTS, DinaScorer
+from modeling_dina.scoring_dina import REMEMBERED_PROMPTS, DinaScorer, Ranking
 
 PROMPTS = ["a cat", "a dog", "a cat", "the sea", "two red cubes", "a dog"]
 
@@ -92,6 +91,63 @@ def test_rank(scorer, images):
     torch.testing.assert_close(result.win_probability + result.win_probability.T, torch.ones(6, 6))
 
 
+def test_rank_computes_probabilities_on_demand(scorer):
+    """3,000 images: a table of neighbours must not cost a matrix of all pairs at every level and draw."""
+    count = 3000
+    samples = torch.randn(3, 4, count, generator=torch.Generator().manual_seed(0))
+    ranking = Ranking(list(range(count)), samples.mean(dim=(0, 1)), samples, torch.tensor([0.1, 0.2, 0.4]), None)
+    assert "win_probability" not in vars(ranking)
+    neighbours = ranking.probability(ranking.order[:-1], ranking.order[1:])
+    assert neighbours.shape == (count - 1,)
+    few = Ranking([0, 1, 2], samples.mean(dim=(0, 1))[:3], samples[..., :3], ranking.variance, None)
+    torch.testing.assert_close(few.win_probability[[0, 1], [1, 2]], neighbours[:2])
+    assert set(few.to_dict()) == {"order", "scores", "win_probability"}
+
+
+def test_seeds_of_samples_go_with_them_through_batches(model, pipeline, images):
+    """One seed for each image, as a list, array or tensor, whatever the batch size and the sizes of the images."""
+    seeds = [5, 3, 8, 1, 0, 2**40]
+    expected = [
+        DinaScorer(model, pipeline).score(prompts=[prompt], images=[image], seed=seed).scores
+        for prompt, image, seed in zip(PROMPTS, images, seeds, strict=True)
+    ]
+    for batch_size, given in ((2, seeds), (4, np.array(seeds)), (100, torch.tensor(seeds)), (3, tuple(seeds))):
+        found = DinaScorer(model, pipeline, batch_size=batch_size).score(prompts=PROMPTS, images=images, seed=given)
+        torch.testing.assert_close(found.scores, torch.cat(expected), rtol=0, atol=1e-5)
+
+
+def test_arguments_may_be_arrays_and_tensors(scorer, images):
+    expected = scorer.score(prompts=PROMPTS, images=images, sigmas=[0.2, 0.6], num_draws=2, seed=3).scores
+    for sigmas, seed in ((np.array([0.2, 0.6]), np.int64(3)), (torch.tensor([0.2, 0.6]), torch.tensor(3))):
+        found = scorer.score(prompts=np.array(PROMPTS), images=tuple(images), sigmas=sigmas, num_draws=2, seed=seed)
+        torch.testing.assert_close(found.scores, expected, rtol=0, atol=1e-5)
+
+
+def test_scores_do_not_depend_on_torch_s_defaults(folder, images):
+    """Loaded and scored under other defaults, and again after they are restored."""
+    latents = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    options = {"prompts": PROMPTS[:3], "latents": latents, "num_draws": 2, "seed": 123}
+    expected = DinaScorer.from_pretrained(folder).score(**{**options, "seed": 124}).scores
+    torch.set_default_dtype(torch.float64)
+    try:
+        scorer = DinaScorer.from_pretrained(folder)
+        doubled = [scorer.score(**options).scores, scorer.score(**{**options, "seed": 124}).scores]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    restored = [scorer.score(**{**options, "seed": seed}).scores for seed in (123, 124)]
+    with torch.device("meta"):  # prompts are encoded already
+        elsewhere = scorer.score(**options).scores
+    torch.use_deterministic_algorithms(True)
+    try:
+        deterministic = scorer.score(**options).scores
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(restored[1], expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(torch.stack(doubled), torch.stack(restored), rtol=0, atol=1e-6)
+    for found in (elsewhere, deterministic):
+        torch.testing.assert_close(found, restored[0], rtol=0, atol=1e-6)
+
+
 def test_results_are_json(scorer, images):
     score = scorer.score(prompts=["a cat"], images=images[:1]).to_dict()
     assert score["spread"] == [None]
@@ -116,16 +172,6 @@ def test_a_prompt_is_encoded_once(model, pipeline, images):
     hook.remove()
 
 
-def test_a_long_prompt_warns(folder, images, caplog):
-    scorer = DinaScorer.from_pretrained(folder)
-    logging.getLogger("diffusers").addHandler(caplog.handler)
-    scorer.score(prompts=["a cat"], images=images[:1])
-    assert not caplog.records
-    scorer.score(prompts=["cat " * 40], images=images[:1])
-    assert "`max_sequence_length` is set to  24 tokens" in caplog.text
-    logging.getLogger("diffusers").removeHandler(caplog.handler)
-
-
 def test_a_shared_pipeline_is_left_as_it_was(model, pipeline, images):
     def state():
         modules = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
@@ -142,7 +188,10 @@ def test_a_shared_pipeline_is_left_as_it_was(model, pipeline, images):
     assert all(torch.equal(value, weights[key]) for key, value in pipeline.vae.state_dict().items())
 
 
-def test_without_t5_and_transformer(model, folder, images):
+def test_without_t5_and_transformer(folder, images):
+    """A model that was trained without T5."""
+    model = DinaRewardModel.from_pretrained(folder)
+    del model.config.conditioning["text_encoders"]["text_encoder_3"]
     pipe = StableDiffusion3Pipeline.from_pretrained(folder, transformer=None, text_encoder_3=None, tokenizer_3=None)
     whole = StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)
     scores, expected = (
@@ -185,7 +234,10 @@ IMAGE = Image.new("RGB", (64, 64))
         ({"prompts": [None], "images": [IMAGE]}, r"prompts\[0\]: expected a text, got NoneType"),
         ({"prompts": ["\ud800"], "images": [IMAGE]}, r"prompts\[0\]: expected Unicode text"),
         ({"prompts": ["a", "b"], "images": [IMAGE]}, "prompts, images: expected one prompt for each, got 2 and 1"),
-        ({"prompts": [], "images": []}, "got 0 and 0"),
+        ({"prompts": [], "images": []}, "images: expected at least one, got 0"),
+        ({"prompts": [], "latents": torch.zeros(0, 4, 8, 8)}, "latents: expected at least one, got 0"),
+        ({"prompts": ["a"], "images": [IMAGE], "seed": 0.5}, "seed: expected a whole number"),
+        ({"prompts": ["a"], "images": [IMAGE], "sigmas": ["low"]}, "sigmas: expected a list of noise levels"),
         ({"prompts": ["a"]}, "images, latents: expected one of them, got none"),
         ({"prompts": ["a"], "images": [IMAGE], "latents": torch.zeros(1, 4, 8, 8)}, "got both"),
         ({"prompts": ["a"], "images": ["none.png"]}, r"images\[0\]: expected an image file, got none.png"),
@@ -207,7 +259,10 @@ IMAGE = Image.new("RGB", (64, 64))
             {"prompts": ["a"], "images": [IMAGE], "sigmas": [0.5, 1.5]},
             r"sigmas: expected noise levels in \[0, 1\], got",
         ),
-        ({"prompts": ["a"], "images": [IMAGE], "num_draws": 0}, "num_draws: expected at least 1, got 0"),
+        (
+            {"prompts": ["a"], "images": [IMAGE], "num_draws": 0},
+            "num_draws: expected a whole number of at least 1, got 0",
+        ),
         ({"prompts": ["a"], "images": [IMAGE], "mode": "median"}, "mode: expected one of"),
     ],
 )
@@ -236,6 +291,8 @@ def test_scorer_of_a_model(model, scorer, images):
 
 def test_a_folder_without_its_pipeline(model, tmp_path):
     model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"conditioning_source": "."}))
     with pytest.raises(
         ValueError, match=r"conditioning_source: expected a diffusers pipeline, got .* without model_index"
     ):

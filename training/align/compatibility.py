@@ -4,7 +4,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from modeling_dina import DinaRewardModel
-from modeling_dina.scoring_dina import encode_prompts, load_pipeline
+from modeling_dina.conditioning_dina import encode_prompts, load_pipeline
 
 PROBE = "a large red circle left of a small blue square"
 # Half precision rounds by a thousandth; another autoencoder or text encoder differs by as much as the values.

@@ -10,7 +10,7 @@ from diffusers import StableDiffusion3Pipeline
 from diffusers.training_utils import EMAModel, cast_training_params
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 
-from modeling_dina.scoring_dina import encode_prompts
+from modeling_dina.conditioning_dina import encode_prompts
 from training.align.rollout import Dynamics, Rollout, rollout
 
 # The attention projections of both streams, eight a block.

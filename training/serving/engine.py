@@ -44,17 +44,19 @@ class RewardEngine:
         dtype: torch.dtype | None = None,
         latents_only: bool = False,
         max_batch_size: int = 32,
+        **options,
     ) -> "RewardEngine":
         """
         Args:
             source: folder or Hub id of a reward model.
             dtype: None keeps that of the weights.
             latents_only: spare the memory of the VAE and the text encoders.
+            options: further arguments of `DinaRewardModel.from_pretrained`, such as `revision` or `cache_dir`.
 
         Raises:
             ValueError, OSError: what was found is no reward model, lacks weights, or cannot be reached.
         """
-        model = DinaRewardModel.from_pretrained(source, dtype=dtype or "auto").to(device)
+        model = DinaRewardModel.from_pretrained(source, dtype=dtype or "auto", **options).to(device)
         return cls(model, None if latents_only else model.scorer(), max_batch_size=max_batch_size)
 
     def check(self, job: Job) -> None:

@@ -32,6 +32,9 @@ class Settings(BaseModel, extra="forbid"):
     """
     Attributes:
         model: folder or Hub id, the same on every node of the cluster.
+        revision: branch, tag or commit of a Hub id.
+        cache_dir: folder of downloads from the Hub; None is the Hub's own.
+        local_files_only: read what has been downloaded already, without a network.
         replicas: how many models there are.
         gpus: of each replica; 0 scores on the CPU.
         latents_only: no /v1/compare, and no VAE and text encoders in memory.
@@ -42,6 +45,9 @@ class Settings(BaseModel, extra="forbid"):
     """
 
     model: str = EMBEDDED_MODEL
+    revision: str = "main"
+    cache_dir: str | None = None
+    local_files_only: bool = False
     replicas: int = Field(1, ge=1)
     gpus: float = Field(0, ge=0)
     latents_only: bool = False
@@ -75,6 +81,9 @@ class Replica:
             device=usable_device("cuda" if settings.gpus else "cpu"),
             latents_only=settings.latents_only,
             max_batch_size=settings.max_batch_size,
+            revision=settings.revision,
+            cache_dir=settings.cache_dir,
+            local_files_only=settings.local_files_only,
         )
         self._token = token
         self._metrics = Metrics()

@@ -5,7 +5,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from modeling_dina import DinaRewardModel
-from modeling_dina.scoring_dina import encode_prompts
+from modeling_dina.conditioning_dina import encode_prompts
 from training.world.annotators import expected_agreement
 from training.world.preferences import FIRST, GROUP_SIZE, SECOND, Groups
 from training.world.text import MAX_LENGTH

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from modeling_dina import DinaRewardModel, DinaScorer
-from modeling_dina.scoring_dina import encode_prompts
+from modeling_dina.conditioning_dina import encode_prompts
 from training.align.adapters import verl_omni
 from training.align.adapters.diffusion_nft import latent_reward
 from training.align.adapters.flow_grpo import dina_score

@@ -1,0 +1,1 @@
+../latents_dina.py
