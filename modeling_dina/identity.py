@@ -37,7 +37,8 @@ def parts_identity(source: str, revision: str | None, parts: Sequence[str]) -> s
     """
     if os.path.isdir(source):
         return {part: weights_hash(Path(source, part)) for part in parts}
-    return extract_commit_hash(cached_file(source, "model_index.json", revision=revision or "main"), None)
+    config = cached_file(source, f"{parts[0]}/config.json", revision=revision or "main")
+    return extract_commit_hash(config, None)
 
 
 def scoring_settings(
