@@ -11,6 +11,8 @@ from pathlib import Path
 from threading import Thread
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import uvicorn
 from safetensors.torch import load_file, save_file
@@ -158,6 +160,9 @@ def test_nothing_to_measure(run, data, write_json, write_greys):
     assert "data: cannot read" in run("hpdv3", refused=True)
     (data / "test_v1.parquet").write_text("no table")
     assert "data: cannot read" in run("genai-bench", refused=True)
+    columns = ("prompt", "left_image", "right_image", "vote_type")
+    pq.write_table(pa.table({name: pa.array([], pa.string()) for name in columns}), data / "test_v1.parquet")
+    assert "data: expected rows in" in run("genai-bench", refused=True)
     write_json([{"id": "1", "prompt": "a cat", "generations": ["0.png", "1.png"], "ranking": [1, 1]}])
     write_greys(GREYS)
     assert "expected pairs that count" in run("imagereward", refused=True)
