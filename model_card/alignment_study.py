@@ -28,9 +28,10 @@ from model_card.alignment.rows import CONFIGS, ROWS, read_arguments
 from model_card.alignment.summary import summarize
 from model_card.evaluate_preferences import LIBRARIES, write_json
 from model_card.markdown import write_page
-from model_card.rewards import shown, weights_hash
+from model_card.rewards import shown
 from model_card.study_folder import StudyFolder, device_name
 from modeling_dina.cli import EMBEDDED_MODEL
+from modeling_dina.identity import weights_hash
 from training.align.run import run
 from training.checkpoints import TERMINATED
 from training.world.agreement import group_scores, pairwise_accuracy

@@ -46,7 +46,7 @@ def calibrate(
         split_by_cluster,
         write_calibration,
     )
-    from model_card.evaluate_preferences import likelihood, run_settings, score_items, scored
+    from model_card.evaluate_preferences import content_of, likelihood, run_settings, score_items, scored
     from model_card.rewards import DinaReader
     from modeling_dina.journal import Journal
 
@@ -76,7 +76,7 @@ def calibrate(
     place = (out or model).absolute()
     journal = Journal(
         place.with_name(f"{place.name}.calibration.partial"),
-        {"benchmark": benchmark, "preferences": preferences.fingerprint(), **run_settings(reader, seed)},
+        content_of(benchmark, preferences, folder) | run_settings(reader, seed),
     )
     with scoring_progress() as advance:
         samples, failures = score_items(preferences.items, reader, journal, batch_size, advance)

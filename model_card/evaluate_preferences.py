@@ -6,7 +6,7 @@ once each, in batches; an interrupted run goes on where it stopped, and an image
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +29,7 @@ from model_card.preference_statistics import (
     clustered_mean,
     negative_log_likelihood,
 )
-from model_card.rewards import CallableReader, DinaReader, RewardReader, Rewards, shown
+from model_card.rewards import CallableReader, DinaReader, RewardReader, Rewards, WrongCountError, shown
 from modeling_dina.cli import (
     EMBEDDED_MODEL,
     EnsembleOptions,
@@ -39,6 +39,7 @@ from modeling_dina.cli import (
     scoring_progress,
     with_option_groups,
 )
+from modeling_dina.isolation import PROBE_PROMPT, error_text, isolate_failures, probe_image
 from modeling_dina.journal import Journal
 from modeling_dina.scoring_dina import check_prompt
 
@@ -53,6 +54,7 @@ def evaluate(
     out: Path,
     *,
     batch_size: int,
+    folder: Path | None = None,
     seed: int = 0,
     strict: bool = False,
     settings: dict[str, Any] | None = None,
@@ -67,6 +69,7 @@ def evaluate(
         reader: what is evaluated.
         out: JSON file for the results; until it is written, scores are kept in a journal beside it.
         batch_size: images at a time; it changes no result.
+        folder: that the benchmark was read from.
         seed: of the shuffled sides and the bootstrap.
         strict: refuse a set whose size is not the published one.
         settings: further ones to report.
@@ -85,8 +88,7 @@ def evaluate(
         raise ValueError(f"data: expected pairs that count, got {found}; failures: {preferences.failures[:3]}")
 
     settings = run_settings(reader, seed) | (settings or {})
-    content = {"benchmark": name, "preferences": preferences.fingerprint()}
-    journal = Journal(Path(f"{out}.partial"), content | settings)
+    journal = Journal(Path(f"{out}.partial"), content_of(name, preferences, folder) | settings)
     samples, failed = score_items(preferences.items, reader, journal, batch_size, progress)
     failures = [*preferences.failures, *failed]
     ensemble = reader.ensemble(samples)
@@ -111,6 +113,12 @@ def evaluate(
     write_json(out, results)
     journal.remove()
     return results
+
+
+def content_of(name: str, preferences: PreferenceSet, folder: Path | None) -> dict[str, Any]:
+    """What distinguishes the images and labels of two runs: the benchmark's name, its rows and its folder."""
+    place = None if folder is None else str(folder.resolve())
+    return {"benchmark": name, "preferences": preferences.fingerprint(), "folder": place}
 
 
 def run_settings(reader: RewardReader, seed: int) -> dict[str, Any]:
@@ -174,23 +182,21 @@ def _score_batch(items: dict[int, Item], reader: RewardReader) -> tuple[dict[int
         try:
             check_prompt(item.prompt)
             images[index] = item.open()
-        except (ValueError, TypeError, OSError) as error:
-            failures[index] = str(error)
+        except Exception as error:
+            failures[index] = error_text(error)
+
+    def read(indices: Sequence[int]) -> list:
+        readings = reader.read([items[index].prompt for index in indices], [images[index] for index in indices])
+        return np.moveaxis(readings, -1, 0).tolist()
+
+    def probe() -> None:
+        reader.read([PROBE_PROMPT], [probe_image()])
+
     if not images:
         return {}, failures
-    try:
-        readings = reader.read([items[index].prompt for index in images], list(images.values()))
-    except ValueError as error:
-        if len(images) == 1:
-            return {}, failures | {index: str(error) for index in images}
-        # One image's fault, NaN in half precision for instance, is not the others'.
-        scores = {}
-        for index in images:
-            alone, failed = _score_batch({index: items[index]}, reader)
-            scores |= alone
-            failures |= failed
-        return scores, failures
-    return {index: readings[..., place].tolist() for place, index in enumerate(images)}, failures
+    # One image's fault, NaN in half precision for instance, is not the others'.
+    scores, failed = isolate_failures(read, list(images), probe, fatal=(WrongCountError,))
+    return dict(scores), failures | dict(failed)
 
 
 def scored(rewards: Rewards, pairs: Pairs) -> np.ndarray:
@@ -334,6 +340,7 @@ def main(
                 reader,
                 out,
                 batch_size=batch_size,
+                folder=folder,
                 seed=ensemble.seed,
                 strict=strict,
                 settings={"data": data and shown(data), "data_revision": revision, "limit": limit},

@@ -1,21 +1,19 @@
 """Rewards of images at each noise level and of the ensemble, from a DiNa model or from any callable."""
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from huggingface_hub.utils.sha import sha_fileobj
 from PIL import Image
 
 from model_card.benchmarks.preference_set import Pairs
 from model_card.preference_statistics import logistic_log_probabilities, thurstone_log_probabilities
 from modeling_dina import DinaEnsembleOutput, DinaRewardModel, DinaScorer
+from modeling_dina.identity import scoring_settings
 from modeling_dina.noising_dina import shared_noise
 from modeling_dina.thurstone_dina import precision_weights
 
@@ -95,9 +93,9 @@ class DinaReader:
         seed: int = 0,
     ):
         model = scorer.model
-        self.sigmas = [float(sigma) for sigma in (model.config.default_sigmas if sigmas is None else sigmas)]
-        self.num_draws = model.config.default_num_draws if num_draws is None else num_draws
-        self.mode = model.config.ensemble_mode if mode is None else mode
+        settings = scoring_settings(scorer, sigmas=sigmas, num_draws=num_draws, mode=mode)
+        self.settings = {"model": shown(source), **settings}
+        self.sigmas, self.num_draws, self.mode = settings["sigmas"], settings["draws"], settings["mode"]
         self.seed = seed
         levels = model.noise_path.snap(torch.tensor(self.sigmas))
         self.variance = model.variance(levels).double().numpy()
@@ -109,17 +107,6 @@ class DinaReader:
                 max_pixels=scorer.max_pixels,
             )
         self.scorer = scorer
-        self.settings = {
-            "model": shown(source),
-            "revision": model.weights_revision or weights_hash(Path(source)),
-            "sigmas": self.sigmas,
-            "draws": self.num_draws,
-            "mode": self.mode,
-            "text_length": model.config.max_sequence_length,
-            "max_pixels": scorer.max_pixels,
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "device": model.device.type,
-        }
 
     def read(self, prompts, images):
         # The levels are the samples of the mode "mean"; "precision" only weighs them otherwise.
@@ -142,6 +129,10 @@ class DinaReader:
         }
 
 
+class WrongCountError(TypeError):
+    """A scorer did not return one number for each image, for which no image is to blame."""
+
+
 class CallableReader:
     """
     Rewards of a callable on (prompts, images) that returns one number each.
@@ -160,13 +151,13 @@ class CallableReader:
             raise ValueError(f"scorer: expected module:function, got {source}: {error}") from error
         if ":" not in source or not callable(self.function):
             raise ValueError(f"scorer: expected module:function, got {source}")
-        unknown = ("revision", "sigmas", "draws", "mode", "text_length")
+        unknown = ("revision", "conditioning", "sigmas", "draws", "mode", "text_length")
         self.settings = {"model": source, **dict.fromkeys(unknown)}
 
     def read(self, prompts, images):
         values = [float(value) for value in self.function(list(prompts), list(images))]
         if len(values) != len(images):
-            raise TypeError(f"scorer: expected {len(images)} numbers for as many images, got {len(values)}")
+            raise WrongCountError(f"scorer: expected {len(images)} numbers for as many images, got {len(values)}")
         if not np.isfinite(values).all():
             raise ValueError(f"scorer: expected finite numbers, got {values}")
         return np.array(values)[None, None]
@@ -216,15 +207,6 @@ class _LevelsAndEnsemble:
         return DinaEnsembleOutput(
             scores=stacked[-1].mean(dim=0), samples=stacked, sigmas=levels, variance=model.variance(levels)
         )
-
-
-def weights_hash(folder: Path) -> str:
-    """What tells two checkpoints of one folder apart: a hash of its configuration and weights."""
-    digest = hashlib.sha256()
-    for path in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
-        with path.open("rb") as file:
-            digest.update(sha_fileobj(file))
-    return f"sha256:{digest.hexdigest()[:16]}"
 
 
 def shown(source: str) -> str:

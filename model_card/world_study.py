@@ -23,7 +23,7 @@ from diffusers import StableDiffusion3Pipeline
 from model_card.cost_counters import count_flops, measure_seconds
 from model_card.evaluate_preferences import LIBRARIES, write_json
 from model_card.markdown import write_page
-from model_card.rewards import shown, weights_hash
+from model_card.rewards import shown
 from model_card.study.answers import answer
 from model_card.study.figures import draw_figures
 from model_card.study.measurement import (
@@ -41,6 +41,7 @@ from model_card.study.summary import summarize
 from model_card.study.table import study_page
 from model_card.study_folder import StudyFolder, device_name
 from modeling_dina.cli import EMBEDDED_MODEL
+from modeling_dina.identity import weights_hash
 from training.reward.data import load_pairs
 from training.world.latents import load_shards
 from training.world.pairs import write_rendered_pairs

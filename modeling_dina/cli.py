@@ -295,7 +295,8 @@ def rank(
     ensemble: EnsembleOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Rank images of one prompt, or all rows of a manifest within their prompts."""
+    """Rank images of one prompt, or all rows of a manifest within their prompts. A row that cannot be scored has an
+    error in the table; the exit code is 1 if no row could be scored."""
     options = ensemble.arguments()
     if manifest is None and out is None and prompt is not None and images:
         result = model.open_scorer(batch_size=batch_size).rank(prompt=prompt, images=images, **options)
@@ -311,13 +312,18 @@ def rank(
         raise ValueError(f"out: expected a new file, got {out}, which exists")
     read_manifest(manifest)  # a bad one is told of before a large model is loaded
     scorer = model.open_scorer(batch_size=batch_size)
-    settings = {"model": model.model, "revision": model.revision, "dtype": model.dtype, **options}
     with scoring_progress() as advance:
-        table = rank_manifest(scorer, manifest, out, settings=settings, progress=advance, **options)
+        table = rank_manifest(scorer, manifest, out, progress=advance, **options)
     errors = int(table["error"].notna().sum())
     if as_json:
-        return _print_json({"rows": len(table), "errors": errors, "out": str(out)})
-    console.print(f"{len(table)} rows, {errors} with an error: {escape(str(out))}", highlight=False)
+        _print_json({"rows": len(table), "errors": errors, "out": str(out)})
+    else:
+        console.print(f"{len(table)} rows, {errors} with an error: {escape(str(out))}", highlight=False)
+    if errors == len(table):
+        first = f"row {table['row'][0]}: {table['error'][0]}"
+        message = f"[bold red]Error:[/] no row could be scored; {escape(first)}"
+        error_console.print(message, soft_wrap=True, highlight=False)
+        raise typer.Exit(1)
 
 
 @app.command()

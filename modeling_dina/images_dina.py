@@ -6,10 +6,13 @@ import os
 import warnings
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, features
 
-# Raster formats decoded in process. Pillow also reads EPS, by running Ghostscript on it: not for strangers' files.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
+# Raster formats in which pictures are exchanged, decoded in process. Pillow also reads EPS, by running Ghostscript on
+# it: not for strangers' files. Formats without a signature (TGA), of several sizes (ICO), of textures (DDS), and those
+# hardly ever met (JPEG 2000) are left out: each decoder more is one more that a hostile file can choose. A build of
+# Pillow may lack AVIF.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF", *(("AVIF",) if features.check("avif") else ()))
 
 _SRGB = ImageCms.createProfile("sRGB")
 

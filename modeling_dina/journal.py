@@ -37,7 +37,7 @@ class Journal:
             raise ValueError(f"out: expected the journal of an interrupted run, got {path}; move it away") from error
         if _line(found) != header:
             raise ValueError(
-                f"out: {path} is the journal of a run with other settings; expected {settings}, got {found}; "
+                f"out: {path} is the journal of a run with other settings; {_differences(settings, found)}; "
                 f"finish that run, or delete its journal"
             )
         os.truncate(path, len(whole))
@@ -52,6 +52,13 @@ class Journal:
     def remove(self) -> None:
         """Delete the file, once what it was for is written elsewhere."""
         self.path.unlink()
+
+
+def _differences(expected: dict[str, Any], found: Any) -> str:
+    if not isinstance(found, dict):
+        return f"expected {expected}, got {found}"
+    names = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
+    return "; ".join(f"{name}: expected {expected.get(name)}, got {found.get(name)}" for name in names)
 
 
 def _line(record: dict[str, Any]) -> bytes:

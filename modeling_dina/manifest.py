@@ -7,13 +7,15 @@ import csv
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
+from .identity import scoring_settings
 from .images_dina import load_image
+from .isolation import PROBE_PROMPT, error_text, isolate_failures, probe_image
 from .journal import Journal
 from .scoring_dina import DinaScorer, check_prompt
 
@@ -35,16 +37,19 @@ def read_manifest(path: Path) -> list[Row]:
     Raises:
         ValueError: the file is missing, unreadable or empty, or lacks a column. A bad row is no such error.
     """
-    if path.suffix not in TABLE_SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix not in TABLE_SUFFIXES:
         raise ValueError(f"manifest: expected a file ending in {', '.join(TABLE_SUFFIXES)}, got {path}")
     if not path.is_file():
         raise ValueError(
             f"manifest: expected a file, got {path}, which {'is none' if path.exists() else 'is missing'}"
         )
     try:
-        records = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[path.suffix](path)
+        records = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[suffix](path)
     except (csv.Error, ValueError, OSError) as error:
         raise ValueError(f"manifest: cannot read {path}: {error}") from error
+    if not records:
+        raise ValueError(f"manifest: expected rows with the columns 'prompt' and 'image', got no rows in {path}")
     columns = sorted({str(name) for record in records if isinstance(record, dict) for name in record})
     if not {"prompt", "image"} <= set(columns):
         raise ValueError(f"manifest: expected rows with the columns 'prompt' and 'image', got {columns} in {path}")
@@ -55,8 +60,14 @@ def read_manifest(path: Path) -> list[Row]:
 
 
 def _read_csv(path: Path) -> list[dict | str]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        return list(csv.DictReader(file))
+    limit = csv.field_size_limit()
+    try:
+        # A field is no longer than its file. The limit is one of the whole process, so it is put back afterwards.
+        csv.field_size_limit(max(limit, min(path.stat().st_size, 2**31 - 1)))
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            return list(csv.DictReader(file))
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _read_jsonl(path: Path) -> list[dict | str]:
@@ -83,30 +94,38 @@ def rank_manifest(
     manifest: Path,
     out: Path,
     *,
-    settings: dict[str, Any],
     progress: Callable[[int, int], None],
-    **options,
+    seed: int = 0,
+    **ensemble,
 ) -> pd.DataFrame:
     """
     Scores every row of a manifest and writes the table `out`: row, prompt, image, score, spread, rank (1 is the best
-    image of its prompt) and error.
+    image of its prompt) and error. A row without a score has an error.
 
     Args:
+        scorer: its model was loaded from a folder or from the Hub.
         manifest: see `read_manifest`; image paths are relative to its folder.
         out: a new file; its ending chooses the format.
-        settings: what a journal must agree with to be continued, beside the manifest's content: the model and so on.
         progress: called with the number of finished rows and of all rows.
-        options: passed to `DinaScorer.score`.
+        seed: of the noise.
+        ensemble: `sigmas`, `num_draws` and `mode` of `DinaScorer.score`.
 
     Raises:
-        ValueError: the manifest is unreadable, or an earlier run with other settings left a journal.
+        ValueError: the manifest is unreadable, an earlier run with another manifest, model or other settings left a
+            journal, or the model cannot score anything any more; the journal then keeps what was scored.
     """
     rows = read_manifest(manifest)
-    settings = {"manifest": hashlib.sha256(manifest.read_bytes()).hexdigest(), **settings}
+    settings = {
+        "manifest": hashlib.sha256(manifest.read_bytes()).hexdigest(),
+        "folder": str(manifest.parent.resolve()),
+        "seed": seed,
+        **scoring_settings(scorer, **ensemble),
+    }
     journal = Journal(Path(f"{out}.partial"), settings)
     results = {record.pop("row"): record for record in journal.records}
     progress(len(results), len(rows))
     missing = [index for index in range(len(rows)) if index not in results]
+    options = {"seed": seed, **ensemble}
     for start in range(0, len(missing), scorer.batch_size):
         indices = missing[start : start + scorer.batch_size]
         scored = _score_rows(scorer, {index: rows[index] for index in indices}, manifest.parent, options)
@@ -120,6 +139,7 @@ def rank_manifest(
 
 
 def _score_rows(scorer: DinaScorer, rows: dict[int, Row], folder: Path, options: dict) -> dict[int, dict]:
+    """For each row, its score and spread, or its error."""
     results: dict[int, dict] = {}
     images = {}
     for index, row in rows.items():
@@ -129,13 +149,23 @@ def _score_rows(scorer: DinaScorer, rows: dict[int, Row], folder: Path, options:
             check_prompt(row.prompt)
             check_prompt(row.image, "image")
             images[index] = load_image(folder / row.image)
-        except (ValueError, TypeError) as error:
-            results[index] = {"error": str(error)}
+        except Exception as error:
+            results[index] = {"error": error_text(error)}
+
+    def score(indices: Sequence[int]) -> list[dict]:
+        prompts = [rows[index].prompt for index in indices]
+        scores = scorer.score(prompts=prompts, images=[images[index] for index in indices], **options).to_dict()
+        return [
+            {"score": score, "spread": spread}
+            for score, spread in zip(scores["scores"], scores["spread"], strict=True)
+        ]
+
+    def probe() -> None:
+        scorer.score(prompts=[PROBE_PROMPT], images=[probe_image()], **options)
+
     if images:
-        prompts = [rows[index].prompt for index in images]
-        scores = scorer.score(prompts=prompts, images=list(images.values()), **options).to_dict()
-        for index, score, spread in zip(images, scores["scores"], scores["spread"], strict=True):
-            results[index] = {"score": score, "spread": spread}
+        scored, failures = isolate_failures(score, list(images), probe)
+        results |= dict(scored) | {index: {"error": error} for index, error in failures}
     return results
 
 
@@ -162,9 +192,10 @@ def _writable(value: Any) -> str | None:
 
 def _write_table(table: pd.DataFrame, out: Path) -> None:
     partial = Path(f"{out}.writing")
-    if out.suffix == ".csv":
+    suffix = out.suffix.lower()
+    if suffix == ".csv":
         table.to_csv(partial, index=False)
-    elif out.suffix == ".jsonl":
+    elif suffix == ".jsonl":
         table.to_json(partial, orient="records", lines=True, force_ascii=False)
     else:
         table.to_parquet(partial, index=False)

@@ -16,11 +16,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.callbacks import PipelineCallback
 from PIL import Image
 
 from .modeling_dina import DinaRewardModel
 from .scoring_dina import DinaScorer
+
+# Arguments of the pipeline with an entry for each image.
+PER_CANDIDATE = ("generator", "latents", "negative_prompt_embeds", "negative_pooled_prompt_embeds")
+# Arguments of the pipeline that follow from those of `best_of_n`.
+OWN_ARGUMENTS = ("num_images_per_prompt", "output_type", "return_dict", "prompt_embeds", "pooled_prompt_embeds")
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,25 +66,56 @@ def best_of_n(
         num_candidates: N.
         keep: how many of them are decoded.
         batch_size: candidates sampled at a time.
-        call: further arguments of the pipeline, such as `guidance_scale` or `generator`.
+        call: further arguments of the pipeline, such as `guidance_scale`. Those of `PER_CANDIDATE` may be a list or a
+            tensor with one entry for each candidate; then no candidate depends on `batch_size`. A single `generator`
+            goes on from one batch to the next.
 
     Raises:
         ValueError: naming an argument of a wrong value.
     """
     if not 1 <= keep <= num_candidates:
         raise ValueError(f"keep: expected 1 to num_candidates={num_candidates}, got {keep}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    _check_call(call, num_candidates)
     call = {"max_sequence_length": model.config.max_sequence_length, **call}
     parts = [
-        pipeline(prompt, num_images_per_prompt=min(batch_size, num_candidates - start), output_type="latent", **call)
+        _sample(pipeline, prompt, range(start, min(start + batch_size, num_candidates)), call)
         for start in range(0, num_candidates, batch_size)
     ]
-    latents = torch.cat([part.images for part in parts])
+    latents = torch.cat(parts)
     scorer = DinaScorer.from_pipeline(model, pipeline, batch_size=batch_size)
     scores, order = scorer.score(prompts=[prompt] * num_candidates, latents=latents).scores.sort(descending=True)
     kept = latents[order[:keep].to(latents.device)]
     vae = pipeline.vae
     pixels = vae.decode(kept.to(vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor).sample
     return BestOfN(images=pipeline.image_processor.postprocess(pixels), latents=kept, scores=scores)
+
+
+def _check_call(call: dict[str, Any], num_candidates: int) -> None:
+    """Raises a ValueError for an argument that `best_of_n` gives itself, or that does not fit the candidates."""
+    for name in set(OWN_ARGUMENTS) & set(call):
+        raise ValueError(f"{name}: expected it to be left to best_of_n, got {type(call[name]).__name__}")
+    for name, value in call.items():
+        if _is_per_candidate(name, value) and len(value) != num_candidates:
+            raise ValueError(f"{name}: expected one for each of {num_candidates} candidates, got {len(value)}")
+
+
+def _is_per_candidate(name: str, value: Any) -> bool:
+    return name in PER_CANDIDATE and isinstance(value, list | torch.Tensor)
+
+
+def _sample(pipeline, prompt: str, candidates: range, call: dict[str, Any]) -> torch.Tensor:
+    """Latents [B, C, H, W] of some of the candidates."""
+    part = slice(candidates.start, candidates.stop)
+    call = {name: value[part] if _is_per_candidate(name, value) else value for name, value in call.items()}
+    latents = pipeline(prompt, num_images_per_prompt=len(candidates), output_type="latent", **call).images
+    if len(latents) != len(candidates):
+        raise ValueError(
+            f"callback_on_step_end: expected all {len(candidates)} candidates of a batch at its end, got "
+            f"{len(latents)}; prune without best_of_n"
+        )
+    return latents
 
 
 class _RewardCallback(PipelineCallback):
@@ -113,6 +150,10 @@ class PruneCandidates(_RewardCallback):
     Goes on with the best candidates of each prompt alone, judged on their noisy states. (Not together with the
     pipeline's `skip_guidance_layers`, for which it keeps embeddings that a callback cannot reach.)
 
+    A list of generators, or latents, with an entry for each candidate is used up before the first step, so that what
+    is pruned later does not shift them. The scheduler must carry no state from step to step, which would still be that
+    of all candidates: a `FlowMatchEulerDiscreteScheduler`.
+
     Args:
         model: the reward model, in evaluation mode.
         keep: candidates of a prompt to go on with, after each of some steps; steps count from 0.
@@ -129,6 +170,7 @@ class PruneCandidates(_RewardCallback):
     def callback_fn(self, pipeline, step_index, timesteps, callback_kwargs):
         if step_index not in self.keep:
             return callback_kwargs
+        _check_scheduler(pipeline.scheduler)
         latents = callback_kwargs["latents"]
         if len(latents) % self.num_prompts or len(latents) // self.num_prompts < self.keep[step_index]:
             raise ValueError(
@@ -143,6 +185,14 @@ class PruneCandidates(_RewardCallback):
             name: values.unflatten(0, (-1, len(latents)))[:, rows].flatten(0, 1)
             for name, values in callback_kwargs.items()
         }
+
+
+def _check_scheduler(scheduler) -> None:
+    if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        raise ValueError(
+            f"scheduler: expected a FlowMatchEulerDiscreteScheduler, got {type(scheduler).__name__}, which may keep "
+            f"the states of pruned candidates"
+        )
 
 
 class GuideByReward(_RewardCallback):

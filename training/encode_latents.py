@@ -7,11 +7,12 @@ shard by shard. DIR is a Hub data set: shards in DIR/data, what could not be enc
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import pyarrow.parquet as pq
 import torch
 import typer
 from accelerate import Accelerator, InitProcessGroupKwargs
@@ -22,20 +23,27 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
+from modeling_dina.cli import HubOptions, with_option_groups
+from modeling_dina.conditioning_dina import Location
+from modeling_dina.identity import parts_identity
+from modeling_dina.isolation import error_text, isolate_failures
+from modeling_dina.latents_dina import encode_images
 from modeling_dina.scoring_dina import check_prompt
 from training.preference_data.buckets import bucket_size
 from training.preference_data.images import open_image
 from training.preference_data.latents import pack, unpack
-from training.preference_data.schema import LATENT_FEATURES, fingerprint
+from training.preference_data.schema import LATENT_FEATURES, contents_fingerprint, fingerprint
 from training.preference_data.sources import Format, load_pairs
 
 
+@with_option_groups
 def main(
     source: Annotated[str, typer.Argument(help="Annotations, a folder, or a data set on the Hub.")],
     out: Annotated[Path, typer.Option(help="Folder of the latents; an interrupted run goes on.")],
     model: Annotated[
         str | None, typer.Option(help="Diffusers pipeline, local or on the Hub, whose VAE encodes images.")
     ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the Hub.")] = None,
     source_format: Annotated[
         Format, typer.Option("--format", help="A public data set, or the package's own schema (pairs).")
     ] = Format.pairs,
@@ -48,8 +56,11 @@ def main(
     shard_size: Annotated[int, typer.Option(help="Pairs in a shard.", min=1)] = 512,
     batch_size: Annotated[int, typer.Option(help="Pairs encoded at a time.", min=1)] = 2,
     num_workers: Annotated[int, typer.Option(help="Processes that decode images.", min=0)] = 4,
+    *,
+    hub: HubOptions,
 ) -> None:
-    """Encode the images of preference pairs to float16 latents, in shards."""
+    """Encode the images of preference pairs to float16 latents, in shards. A pair that cannot be encoded is reported
+    and left out; the exit code is 1 if no pair could be encoded."""
     if (model is None) != (source_format is Format.reference_cache):
         raise typer.BadParameter("expected for images, and not for a cache of latents", param_hint="--model")
     # One process converts and fills the caches, the others find them filled. That may take hours: they are to wait.
@@ -57,21 +68,37 @@ def main(
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
     with accelerator.main_process_first():
         pairs = load_pairs(source, source_format, image_root)
-    settings = {"pairs": fingerprint(pairs), "model": model, "max_pixels": max_pixels, "shard_size": shard_size}
-    with accelerator.main_process_first():
-        check_settings(out, settings)
+    settings: dict[str, Any] = {
+        "source": os.path.abspath(source) if os.path.exists(source) else source,
+        "format": source_format.value,
+        "image_root": image_root and os.path.abspath(image_root),
+        "pairs": fingerprint(pairs),
+        "contents": contents_fingerprint(pairs),
+        "model": model,
+        "shard_size": shard_size,
+    }
 
     items: TorchDataset
     if model is None:
         items, encode = CachedPairs(pairs), torch.Tensor.half
     else:
-        vae = AutoencoderKL.from_pretrained(model, subfolder="vae").to(accelerator.device).eval()
-        items = ImagePairs(pairs, model, vae, max_pixels)
+        where = {"revision": revision, **hub.hub_arguments()}
+        vae = AutoencoderKL.from_pretrained(model, subfolder="vae", **where).to(accelerator.device).eval()
+        transformer = SD3Transformer2DModel.load_config(model, subfolder="transformer", **where)
+        items = ImagePairs(pairs, transformer, vae, max_pixels)
+        settings |= {
+            "vae": parts_identity(Location(model, revision), ["vae"], **hub.hub_arguments()),
+            "dtype": str(vae.dtype).removeprefix("torch."),
+            "mixed_precision": accelerator.mixed_precision,
+            **items.limits,
+        }
 
         def encode(pixels: torch.Tensor) -> torch.Tensor:
-            with accelerator.autocast():
-                return encode_images(vae, pixels.to(accelerator.device))
+            with torch.no_grad(), accelerator.autocast():
+                return encode_images(vae, pixels.to(accelerator.device)).half().cpu()
 
+    with accelerator.main_process_first():
+        check_settings(out, settings)
     encode_shards(
         items,
         pairs.select_columns(["prompt", "target", "weight", "source"]),
@@ -82,21 +109,9 @@ def main(
         batch_size=batch_size,
         num_workers=num_workers,
     )
-
-
-@torch.no_grad()
-def encode_images(vae: AutoencoderKL, pixels: torch.Tensor) -> torch.Tensor:
-    """
-    Clean latents in model space, as `DinaScorer` makes them: the mode of the posterior, shifted and scaled.
-
-    Args:
-        pixels: [B, 3, H, W] in [-1, 1].
-
-    Returns:
-        [B, C, h, w], float16 on the CPU.
-    """
-    mode = vae.encode(pixels).latent_dist.mode()
-    return ((mode - vae.config.shift_factor) * vae.config.scaling_factor).half().cpu()
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        report(out, len(pairs))
 
 
 class ImagePairs(TorchDataset):
@@ -105,18 +120,22 @@ class ImagePairs(TorchDataset):
 
     Args:
         pairs: rows of `schema.PAIR_FEATURES`.
-        model: diffusers pipeline whose transformer will read the latents.
-        vae: of that pipeline.
+        transformer: configuration of the transformer that will read the latents.
+        vae: of the same pipeline.
         max_pixels: largest area; None takes the one that the transformer was trained at.
+
+    Attributes:
+        limits: what the size of an encoded image depends on, as `bucket_size` takes it.
     """
 
-    def __init__(self, pairs: Dataset, model: str, vae: AutoencoderKL, max_pixels: int | None) -> None:
-        transformer = SD3Transformer2DModel.load_config(model, subfolder="transformer")
+    def __init__(
+        self, pairs: Dataset, transformer: dict[str, Any], vae: AutoencoderKL, max_pixels: int | None
+    ) -> None:
         factor = 2 ** (len(vae.config.block_out_channels) - 1)
         multiple = factor * transformer["patch_size"]
         self._pairs = pairs
         self._processor = VaeImageProcessor(vae_scale_factor=factor)
-        self._limits = {
+        self.limits = {
             "multiple": multiple,
             "max_pixels": max_pixels or (factor * transformer["sample_size"]) ** 2,
             "max_side": multiple * transformer["pos_embed_max_size"],
@@ -127,10 +146,10 @@ class ImagePairs(TorchDataset):
         try:
             check_prompt(row["prompt"])
             images = [open_image(row[name], name) for name in ("image_a", "image_b")]
-        except (ValueError, TypeError) as error:
-            return str(error)
-        width, height = bucket_size([image.size for image in images], **self._limits)
-        return self._processor.preprocess(images, height=height, width=width)
+            width, height = bucket_size([image.size for image in images], **self.limits)
+            return self._processor.preprocess(images, height=height, width=width)
+        except Exception as error:
+            return error_text(error)
 
 
 class CachedPairs(TorchDataset):
@@ -144,14 +163,14 @@ class CachedPairs(TorchDataset):
         try:
             check_prompt(row["prompt"])
             latents = [unpack(row[name]) for name in ("latents_a", "latents_b")]
-        except (ValueError, TypeError) as error:
-            return str(error)
+        except Exception as error:
+            return error_text(error)
         if latents[0].shape != latents[1].shape:
             return f"latents: expected one shape for both, got {list(latents[0].shape)} and {list(latents[1].shape)}"
         return torch.stack(latents)
 
 
-def check_settings(out: Path, settings: dict[str, str | int | None]) -> None:
+def check_settings(out: Path, settings: dict[str, Any]) -> None:
     """
     Remember what a folder is made from, so that no later run mixes other latents into it.
 
@@ -164,8 +183,8 @@ def check_settings(out: Path, settings: dict[str, str | int | None]) -> None:
         write_atomically(path, lambda partial: partial.write_text(json.dumps(settings, indent=2) + "\n"))
     begun = json.loads(path.read_text())
     for name, value in settings.items():
-        if begun[name] != value:
-            raise ValueError(f"{name}: expected {begun[name]}, with which {out} was begun, got {value}")
+        if begun.get(name) != value:
+            raise ValueError(f"{name}: expected {begun.get(name)}, with which {out} was begun, got {value}")
 
 
 def encode_shards(
@@ -206,12 +225,12 @@ def encode_shards(
         with tqdm(total=len(rows), unit="pair", disable=not accelerator.is_main_process) as progress:
             for shard, shard_rows in zip(shards, ranges, strict=True):
                 latents, errors = _encode_rows(loader, shard_rows, encode, batch_size, progress)
-                report = out / "errors" / f"{shard:05d}.jsonl"
+                error_file = out / "errors" / f"{shard:05d}.jsonl"
                 if errors:
                     lines = [json.dumps({"index": row, "error": errors[row]}) + "\n" for row in sorted(errors)]
-                    write_atomically(report, lambda partial, lines=lines: partial.write_text("".join(lines)))
+                    write_atomically(error_file, lambda partial, lines=lines: partial.write_text("".join(lines)))
                 else:
-                    report.unlink(missing_ok=True)  # of an interrupted run, after which the images were mended
+                    error_file.unlink(missing_ok=True)  # of an interrupted run, after which the images were mended
                 # Last: a shard that exists is complete, and so is its report.
                 write_shard(paths[shard], latents, labels)
 
@@ -228,13 +247,17 @@ def _encode_rows(
     errors: dict[int, str] = {}
     waiting: dict[torch.Size, list[tuple[int, torch.Tensor]]] = defaultdict(list)
 
-    def flush(group: list[tuple[int, torch.Tensor]]) -> None:
+    def encode_pairs(group: Sequence[tuple[int, torch.Tensor]]) -> torch.Tensor:
         encoded = encode(torch.cat([item for _, item in group]))
-        for (row, _), pair in zip(group, encoded.unflatten(0, (-1, 2)), strict=True):
-            if pair.isfinite().all():
-                latents[row] = pair
-            else:
-                errors[row] = "latents: expected finite numbers, got NaN or infinity in float16"
+        if not encoded.isfinite().all():
+            raise ValueError("latents: expected finite numbers, got NaN or infinity in float16")
+        return encoded.unflatten(0, (-1, 2))
+
+    def flush(group: list[tuple[int, torch.Tensor]]) -> None:
+        small_grey_pair = torch.zeros_like(group[0][1][..., :64, :64])
+        encoded, failures = isolate_failures(encode_pairs, group, lambda: encode_pairs([(0, small_grey_pair)]))
+        latents.update({row: pair for (row, _), pair in encoded})
+        errors.update({row: error for (row, _), error in failures})
         progress.update(len(group))
         group.clear()
 
@@ -252,6 +275,21 @@ def _encode_rows(
         if group:
             flush(group)
     return latents, errors
+
+
+def report(out: Path, count: int) -> None:
+    """
+    Print how many of `count` pairs a finished folder has latents of.
+
+    Raises:
+        typer.Exit: with code 1 if it has none.
+    """
+    encoded = sum(pq.read_metadata(path).num_rows for path in (out / "data").glob("train-*.parquet"))
+    typer.echo(f"{count} pairs, {count - encoded} of them without latents", err=True)
+    if encoded < count:
+        typer.echo(f"what is wrong with them is in {out / 'errors'}", err=True)
+    if not encoded:
+        raise typer.Exit(1)
 
 
 def write_shard(path: Path, latents: dict[int, torch.Tensor], labels: Dataset) -> None:

@@ -1,19 +1,17 @@
 """Rows of a public data set as its repository holds them, in JSON or Parquet, with the images they name or contain."""
 
-import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 from datasets import Dataset
-from datasets.exceptions import DatasetGenerationError
 from PIL import Image
 
 from model_card.benchmarks.image_files import ImageFiles
 from model_card.benchmarks.preference_set import Item
 from training.preference_data.images import open_image
+from training.preference_data.tables import read_json, read_parquet
 
 
 class Annotations:
@@ -43,7 +41,7 @@ class Annotations:
         if paths[0].suffix == ".parquet":
             self._rows = self._read_parquet(paths, images, limit)
         else:
-            self._rows = _read_json(paths[0])[:limit]
+            self._rows = read_json(paths[0], "data")[:limit]
         if not self._rows:
             raise ValueError(f"data: expected rows in {paths[0]}, got none")
 
@@ -53,10 +51,7 @@ class Annotations:
             yield f"{self._name}, row {index}", Row(self, index, fields)
 
     def _read_parquet(self, paths: list[Path], images: tuple[str, ...], limit: int | None) -> list[dict]:
-        try:
-            table = Dataset.from_parquet([str(path) for path in paths])
-        except (DatasetGenerationError, pa.ArrowException) as error:
-            raise ValueError(f"data: cannot read {', '.join(map(str, paths))}: {error.__cause__ or error}") from error
+        table = read_parquet(paths, "data")
         absent = [name for name in images if name not in table.column_names]
         if absent:
             raise ValueError(f"data: expected the columns {list(images)} in {paths[0]}, got none named {absent}")
@@ -101,19 +96,6 @@ class Row:
     def image(self, prompt: str, column: str) -> Item:
         """The image in a column, for a prompt."""
         return self._annotations.image(self._index, self._fields, prompt, column)
-
-
-def _read_json(path: Path) -> list[Any]:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"data: cannot read {path}: {error}") from error
-    # Some sets wrap their rows in an object: {"pairs": [...]}.
-    if isinstance(content, dict):
-        content = next((value for value in content.values() if isinstance(value, list)), None)
-    if not isinstance(content, list):
-        raise ValueError(f"data: expected a list of rows in {path}, got {type(content).__name__}")
-    return content
 
 
 def _only(value: Any, column: str) -> Any:

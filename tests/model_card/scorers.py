@@ -30,3 +30,13 @@ def not_a_number_for_black(prompts, images):
 
 def too_few(prompts, images):
     return [1.0]
+
+
+def out_of_memory_for_black(prompts, images):
+    if 0 in brightness(prompts, images):
+        raise MemoryError
+    return brightness(prompts, images)
+
+
+def broken(prompts, images):
+    raise RuntimeError("no weights")

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -10,8 +11,11 @@ from pathlib import Path
 from threading import Thread
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import uvicorn
+from safetensors.torch import load_file, save_file
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -19,7 +23,7 @@ from starlette.routing import Route
 from model_card.benchmarks.comparisons import read_hpdv3
 from model_card.benchmarks.preference_set import Item, PreferenceSet
 from model_card.benchmarks.world import group, read_world
-from model_card.evaluate_preferences import score_items
+from model_card.evaluate_preferences import evaluate, score_items
 from model_card.rewards import CallableReader, DinaReader
 from modeling_dina import DinaScorer
 from modeling_dina.cli import EMBEDDED_MODEL
@@ -133,6 +137,20 @@ def test_an_image_that_has_no_score_is_named(run, hpdv3):
     assert "finite numbers" in results["failed"][0]["error"]
 
 
+def test_an_image_whose_scoring_fails_is_named(run, hpdv3):
+    results = run("hpdv3", scorer=f"{SCORERS}:out_of_memory_for_black")
+    assert results["accuracy"] == 1.0
+    assert [(failure["name"], failure["error"]) for failure in results["failed"]] == [("0.png", "MemoryError")] * 2
+
+
+def test_a_scorer_that_always_fails_is_no_fault_of_the_images(run, hpdv3, tmp_path):
+    message = run("hpdv3", scorer=f"{SCORERS}:broken", refused=True)
+    assert "model: expected" in message
+    assert "no weights" in message
+    journal = (tmp_path / "results.json.partial").read_text().splitlines()
+    assert len(journal) == 1  # its settings alone
+
+
 def test_nothing_to_measure(run, data, write_json, write_greys):
     write_json(HPDV3)
     assert "expected pairs that can be scored, got none" in run("hpdv3", refused=True)
@@ -142,6 +160,9 @@ def test_nothing_to_measure(run, data, write_json, write_greys):
     assert "data: cannot read" in run("hpdv3", refused=True)
     (data / "test_v1.parquet").write_text("no table")
     assert "data: cannot read" in run("genai-bench", refused=True)
+    columns = ("prompt", "left_image", "right_image", "vote_type")
+    pq.write_table(pa.table({name: pa.array([], pa.string()) for name in columns}), data / "test_v1.parquet")
+    assert "data: expected rows in" in run("genai-bench", refused=True)
     write_json([{"id": "1", "prompt": "a cat", "generations": ["0.png", "1.png"], "ranking": [1, 1]}])
     write_greys(GREYS)
     assert "expected pairs that count" in run("imagereward", refused=True)
@@ -221,6 +242,36 @@ def test_outlives_a_kill(run, tmp_path, data, write_json, write_greys, monkeypat
     written = out.read_bytes()
     assert go_on() == results  # from the beginning
     assert out.read_bytes() == written
+
+
+def test_the_same_annotations_beside_other_images_are_another_run(data, tmp_path, write_json, write_greys):
+    write_json(HPDV3)
+    write_greys(GREYS)
+    other = shutil.copytree(data, tmp_path / "other")
+    reader = CallableReader(f"{SCORERS}:brightness")
+
+    def interrupt(done, total):
+        if done:
+            raise KeyboardInterrupt
+
+    def run_on(folder, **options):
+        out = tmp_path / "results.json"
+        evaluate("hpdv3", read_hpdv3(folder), reader, out, batch_size=2, folder=folder, **options)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_on(data, progress=interrupt)
+    with pytest.raises(ValueError, match=r"other settings; folder: expected .*other, got .*data"):
+        run_on(other)
+    run_on(data)
+
+
+def test_a_reader_knows_the_text_encoders_of_its_model(embedded, tmp_path):
+    folder = shutil.copytree(EMBEDDED_MODEL, tmp_path / "model")
+    before = DinaReader(embedded, EMBEDDED_MODEL).settings
+    path = folder / "text_encoder" / "model.safetensors"
+    save_file({name: weight + 1 for name, weight in load_file(path).items()}, path, metadata={"format": "pt"})
+    after = DinaReader(DinaScorer.from_pretrained(folder), str(folder)).settings
+    assert {name for name in after if before[name] != after[name]} == {"model", "conditioning"}
 
 
 def test_mended_images_are_scored_when_a_run_goes_on(data, tmp_path, write_json, write_greys):

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from typer.testing import CliRunner
 
 from model_card import write
-from model_card.rewards import weights_hash
+from modeling_dina.identity import weights_hash
 
 ROOT = Path(__file__).parents[2]
 EMBEDDED = Path("modeling_dina/tiny")

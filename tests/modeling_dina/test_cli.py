@@ -147,7 +147,10 @@ def test_help_needs_no_torch():
         (["rank", "--manifest", "a.txt", "--out", "b.csv"], "manifest: expected a file ending in .csv, .jsonl"),
         (["rank", "--manifest", "none.csv", "--out", "b.csv"], "manifest: expected a file, got none.csv"),
         (["rank", "--manifest", "columns.csv", "--out", "b.csv"], "with the columns 'prompt' and 'image', got"),
-        (["rank", "--manifest", "empty.jsonl", "--out", "b.csv"], "with the columns 'prompt' and 'image', got []"),
+        (
+            ["rank", "--manifest", "empty.jsonl", "--out", "b.csv"],
+            "with the columns 'prompt' and 'image', got no rows",
+        ),
         (["rank", "--manifest", "text.parquet", "--out", "b.csv"], "manifest: cannot read text.parquet"),
         (["rank", "--manifest", "latin.csv", "--out", "b.csv"], "manifest: cannot read latin.csv"),
         (["rank", "--manifest", "rows.csv", "--out", "rows.csv"], "out: expected a new file, got rows.csv"),
@@ -303,6 +306,16 @@ def test_bad_rows_are_kept(run, files, tmp_path):
         assert table["score"].notna().tolist() == table["error"].isna().tolist()
         assert "none.png, which does not exist" in table["error"][1]
         assert "expected a JSON object" in table["error"][9]
+
+
+def test_exit_code_of_a_manifest_without_a_score(run, files, tmp_path):
+    """The table is written all the same."""
+    manifest = write_manifest(tmp_path / "rows.csv", [{"prompt": "a", "image": f"none{index}.png"} for index in "01"])
+    result = run("rank", "--manifest", manifest, "--out", tmp_path / "out.csv")
+    assert result.exit_code == 1
+    assert "no row could be scored" in result.stderr
+    assert "none0.png, which does not exist" in " ".join(result.stderr.split())
+    assert read_table(tmp_path / "out.csv")["error"].notna().tolist() == [True, True]
 
 
 def long_manifest(tmp_path, files):

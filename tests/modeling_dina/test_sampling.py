@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers import FlowMatchHeunDiscreteScheduler, StableDiffusion3Pipeline
 from diffusers.callbacks import MultiPipelineCallbacks
 
 from modeling_dina import DinaRewardModel, DinaScorer
@@ -64,6 +64,60 @@ def test_best_of_n_decodes_the_best(model, pipeline):
     again = DinaScorer.from_pipeline(model, pipeline)._encode_images(best.images, (64, 64))
     nearest = torch.cdist(again.flatten(1), candidates.flatten(1)).argmin(dim=1)
     assert nearest.tolist() == expected.indices[:2].tolist()
+
+
+def per_candidate(name, count, pipeline):
+    """One entry for each candidate."""
+    if name == "generator":
+        return {"generator": [torch.Generator().manual_seed(seed) for seed in range(count)]}
+    if name == "latents":
+        return {"latents": torch.randn(count, 16, 8, 8, generator=torch.Generator().manual_seed(5))}
+    embeds, _, pooled, _ = pipeline.encode_prompt("a", None, None, num_images_per_prompt=count, max_sequence_length=14)
+    scale = torch.linspace(0, 1, count)
+    return {
+        "negative_prompt_embeds": embeds * scale[:, None, None],
+        "negative_pooled_prompt_embeds": pooled * scale[:, None],
+        **per_candidate("latents", count, pipeline),
+    }
+
+
+@pytest.mark.parametrize("name", ["generator", "latents", "negative_prompt_embeds"])
+def test_candidates_of_their_own_do_not_depend_on_the_batches(model, pipeline, name):
+    options = call(num_inference_steps=2)
+    del options["output_type"], options["generator"]
+    found = [
+        best_of_n(
+            pipeline, model, PROMPT, 5, keep=5, batch_size=size, **{**options, **per_candidate(name, 5, pipeline)}
+        )
+        for size in (5, 2, 1)
+    ]
+    assert found[0].scores.unique().numel() == 5
+    for other in found[1:]:
+        torch.testing.assert_close(other.scores, found[0].scores, rtol=0, atol=1e-4)
+        torch.testing.assert_close(other.latents, found[0].latents, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["generator", "latents"])
+def test_pruning_goes_on_with_the_candidates_own_entries(model, pipeline, name):
+    own = per_candidate(name, 4, pipeline)
+    whole = pipeline(PROMPT, num_images_per_prompt=4, **call(**own)).images
+    prune = PruneCandidates(model, {2: 2})
+    own = per_candidate(name, 4, pipeline)
+    kept = pipeline(PROMPT, num_images_per_prompt=4, callback_on_step_end=prune, **call(**own)).images
+    distances = torch.cdist(kept.flatten(1), whole.flatten(1))
+    assert distances.min(dim=1).values.max() < 1e-3
+    assert len(set(distances.argmin(dim=1).tolist())) == 2
+
+
+def test_guidance_does_not_depend_on_the_batches(model, pipeline):
+    options = call(num_inference_steps=3)
+    del options["output_type"], options["generator"]
+    options["callback_on_step_end"] = GuideByReward(model, 2.0)
+    found = [
+        best_of_n(pipeline, model, PROMPT, 3, batch_size=size, **options, **per_candidate("generator", 3, pipeline))
+        for size in (3, 2)
+    ]
+    torch.testing.assert_close(found[1].scores, found[0].scores, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
@@ -150,6 +204,26 @@ def test_callbacks_join(model, pipeline):
 def test_bad_input_is_named(model, pipeline):
     with pytest.raises(ValueError, match="keep: expected 1 to num_candidates=2, got 3"):
         best_of_n(pipeline, model, PROMPT, 2, keep=3)
+    with pytest.raises(ValueError, match="batch_size: expected at least 1, got 0"):
+        best_of_n(pipeline, model, PROMPT, 2, batch_size=0)
+    wrong = {
+        "generator": [torch.Generator()] * 3,
+        "latents": torch.zeros(1, 16, 8, 8),
+        "negative_prompt_embeds": torch.zeros(1, 3, 3),
+        "num_images_per_prompt": 2,
+        "output_type": "pil",
+        "prompt_embeds": torch.zeros(2, 3, 3),
+    }
+    for name, value in wrong.items():
+        with pytest.raises(ValueError, match=f"{name}: expected"):
+            best_of_n(pipeline, model, PROMPT, 2, **{name: value})
+    options = {"height": 64, "width": 64, "num_inference_steps": 2, "max_sequence_length": 14}
+    with pytest.raises(ValueError, match="callback_on_step_end: expected all 2 candidates of a batch"):
+        best_of_n(pipeline, model, PROMPT, 2, callback_on_step_end=PruneCandidates(model, {0: 1}), **options)
+    heun = StableDiffusion3Pipeline(**pipeline.components)
+    heun.scheduler = FlowMatchHeunDiscreteScheduler()
+    with pytest.raises(ValueError, match="scheduler: expected a FlowMatchEulerDiscreteScheduler, got FlowMatchHeun"):
+        heun(PROMPT, num_images_per_prompt=2, callback_on_step_end=PruneCandidates(model, {0: 1}), **call())
     with pytest.raises(ValueError, match=r"keep: expected a positive number for each of some steps, got \{3: 0\}"):
         PruneCandidates(model, {3: 0})
     with pytest.raises(ValueError, match="keep: expected at least 4 candidates for each of 1 prompts after step 0"):

@@ -13,13 +13,15 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from typer.testing import CliRunner
 
 from modeling_dina.scoring_dina import DinaScorer
-from training.encode_latents import app, write_atomically
+from training.encode_latents import app, encode_shards, write_atomically
 from training.preference_data.latents import latent_shapes, read_latents, unpack
 from training.preference_data.sampler import ShapeBatchSampler
 from training.preference_data.schema import LATENT_FEATURES, PAIR_FEATURES
@@ -174,6 +176,71 @@ def test_other_settings_do_not_mix_into_a_folder(pairs, model, tmp_path):
     written = shard.stat().st_mtime_ns
     encode(*arguments)
     assert shard.stat().st_mtime_ns == written
+
+
+def test_other_images_do_not_mix_into_a_folder(model, tmp_path):
+    """The same annotations, over two folders of images."""
+    annotations = tmp_path / "all.json"
+    annotations.write_text(json.dumps([{"prompt": "p", "path1": "0.png", "path2": "1.png"}]))
+    for folder, levels in (("a", (10, 20)), ("b", (30, 40))):
+        (tmp_path / folder).mkdir()
+        for index, level in enumerate(levels):
+            Image.new("RGB", (64, 64), (level,) * 3).save(tmp_path / folder / f"{index}.png")
+    arguments = annotations, "--out", tmp_path / "out", "--model", model, "--format", "hpdv3", "--num-workers", 0
+    assert encode(*arguments, "--image-root", tmp_path / "a").exit_code == 0
+    with pytest.raises(ValueError, match=r"image_root: expected .*/a, with which .* was begun, got .*/b"):
+        encode(*arguments, "--image-root", tmp_path / "b")
+    assert encode(*arguments, "--image-root", tmp_path / "b" / ".." / "a").exit_code == 0
+
+
+def test_another_vae_does_not_mix_into_a_folder(pairs, model, tmp_path):
+    arguments = pairs(2), "--out", tmp_path / "out", "--model", model, "--num-workers", 0
+    encode(*arguments)
+    path = model / "vae" / "diffusion_pytorch_model.safetensors"
+    save_file({name: weight + 1 for name, weight in load_file(path).items()}, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"vae: expected .*sha256.* was begun, got .*sha256"):
+        encode(*arguments)
+
+
+def test_a_pair_that_cannot_be_encoded_costs_no_other(tmp_path):
+    pairs = [torch.full((2, 3, 64, 64), float(row)) for row in range(5)]
+    labels = datasets.Dataset.from_dict(
+        {"prompt": ["p"] * 5, "target": [1.0] * 5, "weight": [1.0] * 5, "source": ["test"] * 5}
+    )
+    batches = []
+
+    def encode(pixels):
+        batches.append(len(pixels) // 2)
+        if (pixels == 1).any():
+            raise torch.OutOfMemoryError("out of memory")
+        return torch.where(pixels == 3, torch.nan, pixels)[:, :, ::8, ::8].half()
+
+    options = {"shard_size": 5, "batch_size": 4, "num_workers": 0}
+    encode_shards(pairs, labels, encode, tmp_path, Accelerator(cpu=True), **options)
+    encoded = read_latents(tmp_path)[:]
+    assert encoded["index"] == [0, 2, 4]
+    assert [latents.mean().item() for latents in encoded["latents_a"]] == [0, 2, 4]
+    errors = [json.loads(line) for line in (tmp_path / "errors" / "00000.jsonl").read_text().splitlines()]
+    assert [error["index"] for error in errors] == [1, 3]
+    assert errors[0]["error"] == "out of memory"
+    assert "finite" in errors[1]["error"]
+
+
+def test_a_vae_that_fails_at_everything_stops_the_run(pairs, model, tmp_path):
+    source, out = pairs(2), tmp_path / "out"
+    path = model / "vae" / "diffusion_pytorch_model.safetensors"
+    save_file({name: weight * torch.nan for name, weight in load_file(path).items()}, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"model: expected .* finite"):
+        encode(source, "--out", out, "--model", model, "--num-workers", 0)
+    assert not list(out.glob("data/*"))
+
+
+def test_exit_code_when_no_pair_could_be_encoded(pairs, model, tmp_path):
+    source, out = pairs(2, broken={0, 1}), tmp_path / "out"
+    for _ in range(2):  # the second time, nothing is left to do
+        result = encode(source, "--out", out, "--model", model, "--num-workers", 0)
+        assert result.exit_code == 1
+        assert "2 pairs, 2 of them without latents" in result.stderr
 
 
 def test_model_is_asked_for_with_images_only(tmp_path):

@@ -1,6 +1,5 @@
 """Public preference data sets, as published, to the schema of this package. Image files are named, not copied."""
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import combinations
@@ -8,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
 from training.preference_data.schema import PAIR_FEATURES, as_pairs
+from training.preference_data.tables import read_json, read_parquet
 
 
 def hpdv3(annotations: Path, image_root: Path | None = None, *, min_confidence: float = 0.95) -> Dataset:
@@ -147,8 +148,13 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a JSON or Parquet file, each with a name for errors."""
     if not path.is_file():
         raise ValueError(f"annotations: expected a JSON or Parquet file, got {path}, which is not a file")
-    records = pq.read_table(path).to_pylist() if path.suffix == ".parquet" else json.loads(path.read_text("utf-8"))
+    if path.suffix.lower() == ".parquet":
+        records = read_parquet([path], "annotations").to_list()
+    else:
+        records = read_json(path, "annotations")
     for index, record in enumerate(records):
+        if not isinstance(record, dict):
+            raise ValueError(f"{path.name}, row {index}: expected an object, got {type(record).__name__}")
         yield f"{path.name}, row {index}", record
 
 
@@ -197,10 +203,13 @@ def _from_parquet(folder: Path, columns: list[str]) -> Dataset:
     if not paths:
         raise ValueError(f"folder: expected Parquet files, got {folder} without any")
     for path in paths:
-        missing = set(columns).difference(pq.read_schema(path).names)
+        try:
+            missing = set(columns).difference(pq.read_schema(path).names)
+        except pa.ArrowException as error:
+            raise ValueError(f"folder: cannot read {path}: {error}") from error
         if missing:
             raise ValueError(f"{path.name}: expected the columns {columns}, got none named {sorted(missing)}")
-    return Dataset.from_parquet([str(path) for path in paths], columns=columns)
+    return read_parquet(paths, "folder", columns)
 
 
 def _with_constants(dataset: Dataset, **constants: float | str) -> Dataset:

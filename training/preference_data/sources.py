@@ -6,6 +6,7 @@ from pathlib import Path
 
 from datasets import Dataset, load_dataset, load_from_disk
 
+from modeling_dina.cli import loading
 from training.preference_data import converters
 from training.preference_data.schema import as_pairs
 
@@ -36,9 +37,13 @@ def load_pairs(source: str, source_format: Format = Format.pairs, image_root: Pa
     """
     match source_format:
         case Format.pairs if os.path.isfile(os.path.join(source, "state.json")):
-            pairs = as_pairs(load_from_disk(source))
+            with loading("source", source):
+                dataset = load_from_disk(source)
+            pairs = as_pairs(dataset)
         case Format.pairs:
-            pairs = as_pairs(load_dataset(source, split="train"))
+            with loading("source", source):
+                dataset = load_dataset(source, split="train")
+            pairs = as_pairs(dataset)
         case Format.pick_a_pic:
             pairs = converters.pick_a_pic(Path(source))
         case Format.reference_cache:

@@ -1,11 +1,13 @@
 """Pairs in the one schema: accepted from images of any storage, refused when a label makes no sense."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from datasets import Dataset, Image
 from PIL import Image as PILImage
 
-from training.preference_data.schema import PAIR_FEATURES, as_pairs, fingerprint
+from training.preference_data.schema import PAIR_FEATURES, as_pairs, contents_fingerprint, fingerprint
 
 
 def columns(**changes):
@@ -59,3 +61,29 @@ def test_fingerprint_tells_prompts_targets_and_order_apart():
     ]
     assert len(set(prints)) == 4
     assert fingerprint(columns(weight=[2.0, 2.0])) == prints[0]
+
+
+def test_contents_are_told_apart_by_labels_places_and_lengths(tmp_path, monkeypatch):
+    def contents(**changes):
+        return contents_fingerprint(as_pairs(columns(**changes)))
+
+    def with_bytes(*lengths):
+        cells = [{"bytes": b"x" * length, "path": "a.png"} for length in lengths]
+        return contents(image_a=cells, image_b=cells)
+
+    here = contents()
+    others = [
+        contents(weight=[2.0, 2.0]),
+        contents(source=["x", "x"]),
+        contents(image_b=["d.png", "c.png"]),
+        contents(image_b=["d.png", None]),
+        with_bytes(3, 4),
+        with_bytes(4, 3),
+    ]
+    assert len({here, *others}) == 7
+    assert contents(image_a=[str(Path(name).absolute()) for name in ("a.png", "b.png")]) == here
+    assert contents(target=[0.0, 0.0]) == here
+    embedded = with_bytes(3, 4)
+    monkeypatch.chdir(tmp_path)  # the same relative paths are other images here
+    assert contents() != here
+    assert with_bytes(3, 4) == embedded

@@ -1,0 +1,81 @@
+"""What scores and latents depend on: an interrupted run goes on only with the model that it began with."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.utils.sha import sha_fileobj
+from torch import nn
+from transformers.utils import cached_file
+from transformers.utils.hub import extract_commit_hash
+
+from .conditioning_dina import Location
+from .scoring_dina import DinaScorer
+
+
+def weights_hash(folder: Path) -> str:
+    """What distinguishes two checkpoints of one folder: a hash of its configuration and weights."""
+    digest = hashlib.sha256()
+    for path in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
+        with path.open("rb") as file:
+            digest.update(sha_fileobj(file))
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def parts_identity(location: Location, parts: Sequence[str], **hub) -> str | dict[str, str] | None:
+    """
+    What distinguishes two versions of a diffusers pipeline.
+
+    Args:
+        location: where the pipeline is.
+        parts: subfolders with weights that matter.
+        hub: options of the Hub's loaders, such as `cache_dir` or `token`.
+
+    Returns:
+        The commit of a Hub id; of a folder, the `weights_hash` of each part.
+    """
+    source, revision, subfolder = location
+    if os.path.isdir(source):
+        return {part: weights_hash(Path(source, part)) for part in parts}
+    folder = "/".join(filter(None, (subfolder, parts[0])))
+    config = cached_file(source, "config.json", revision=revision or "main", subfolder=folder, **hub)
+    return extract_commit_hash(config, None)
+
+
+def scoring_settings(
+    scorer: DinaScorer,
+    *,
+    sigmas: Sequence[float] | None = None,
+    num_draws: int | None = None,
+    mode: str | None = None,
+) -> dict[str, Any]:
+    """
+    All that a scorer's results depend on but for prompts, images, seed and libraries, ready for JSON.
+
+    Args:
+        scorer: its model was loaded from a folder or from the Hub, and so was its pipeline.
+        sigmas, num_draws, mode: the ensemble; None takes the model's defaults.
+    """
+    model, config = scorer.model, scorer.model.config
+    hub = {name: value for name, value in model.hub_options.items() if name != "force_download"}
+    saved = type(config).from_pretrained(
+        model.name_or_path, revision=model.weights_revision or "main", subfolder=model.weights_subfolder, **hub
+    )
+    base = {}
+    if saved.adapter_only:
+        base["base"] = parts_identity(Location(saved.base_model, saved.base_revision), ["transformer"], **hub)
+    encoders = [name for name, part in scorer.pipeline.components.items() if isinstance(part, nn.Module)]
+    return {
+        "revision": model.weights_revision or weights_hash(Path(model.name_or_path)),
+        **base,
+        "conditioning": parts_identity(model.conditioning_location(), encoders, **hub),
+        "sigmas": [float(sigma) for sigma in (config.default_sigmas if sigmas is None else sigmas)],
+        "draws": config.default_num_draws if num_draws is None else num_draws,
+        "mode": config.ensemble_mode if mode is None else mode,
+        "text_length": config.max_sequence_length,
+        "max_pixels": scorer.max_pixels,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+    }
