@@ -1,7 +1,7 @@
-"""Build the small world's models: `python -m training.world.build --out DIR`.
+"""Build the small world's models: `python -m training.world.models.build --out DIR`.
 
-Stages follow one another and each leaves its result under DIR, so that an interrupted build goes on where it stopped:
-autoencoder, generator, preference groups, reward model, report. The finished, self-contained folder is DIR/model.
+The stages are autoencoder, generator, preference groups, reward model and report. Each leaves its result under DIR, so
+that an interrupted build resumes with the first unfinished stage. The finished, self-contained folder is DIR/model.
 """
 
 import json
@@ -16,43 +16,50 @@ from transformers import set_seed
 
 from modeling_dina import DinaRewardModel
 from training.train_reward import TERMINATED
-from training.world.autoencoder import build_autoencoder
-from training.world.generator import build_generator
-from training.world.preferences import generated_groups, rendered_groups
-from training.world.report import write_report
-from training.world.reward import train_reward
+from training.world.latents import rendered_groups
+from training.world.models.autoencoder import build_autoencoder
+from training.world.models.generated import generated_groups
+from training.world.models.generator import build_generator
+from training.world.models.report import write_report
+from training.world.models.reward import train_reward
+from training.world.seeds import Seed
+
+# A scaled build has no fewer pictures than fill a batch of the autoencoder and of the generator.
+LEAST_PICTURES, LEAST_GROUPS = 32, 4
 
 
 def build(
-    out: Annotated[Path, typer.Option(help="Folder of the build; an interrupted one goes on.")],
+    out: Annotated[Path, typer.Option(help="Folder of the build; an interrupted build resumes.")],
     scale: Annotated[float, typer.Option(help="Factor on the number of pictures, for a trial.", min=0.0)] = 1.0,
 ) -> None:
     """Train autoencoder, generator and reward model of the small world, and measure them."""
 
-    def amount(pictures: int) -> int:
-        return max(64, round(pictures * scale))
+    def amount(count: int, least: int = LEAST_GROUPS) -> int:
+        return max(least, round(count * scale))
 
     pipeline_dir, reward_dir = out / "pipeline", out / "reward_training" / "model"
     if (pipeline_dir / "vae" / "config.json").exists():
         vae = AutoencoderKL.from_pretrained(pipeline_dir, subfolder="vae")
     else:
         set_seed(0)
-        vae = build_autoencoder(out, images=amount(64_000))
+        vae = build_autoencoder(out, images=amount(64_000, LEAST_PICTURES), sample=amount(1024))
     if (pipeline_dir / "model_index.json").exists():
         pipeline = StableDiffusion3Pipeline.from_pretrained(pipeline_dir)
     else:
         set_seed(1)
-        pipeline = build_generator(out, vae, images=amount(75_000), epochs=5)
+        pipeline = build_generator(out, vae, images=amount(75_000, LEAST_PICTURES), epochs=5)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
 
-    rendered = rendered_groups(out / "rendered", pipeline.vae, groups=amount(24_000), seed=10)
-    generated = generated_groups(out / "generated", pipeline, groups=amount(2_000), seed=11)
+    rendered = rendered_groups(out / "rendered", pipeline.vae, groups=amount(24_000), seed=Seed.RENDERED)
+    generated = generated_groups(out / "generated", pipeline, groups=amount(2_000), seed=Seed.GENERATED)
     tests = {
-        "seen": rendered_groups(out / "test_seen", pipeline.vae, groups=amount(1_000), seed=20),
-        "held_out": rendered_groups(out / "test_held_out", pipeline.vae, groups=amount(1_000), seed=21, held_out=True),
-        "generated": generated_groups(out / "test_generated", pipeline, groups=amount(250), seed=22),
+        "seen": rendered_groups(out / "test_seen", pipeline.vae, groups=amount(1_000), seed=Seed.TEST_SEEN),
+        "held_out": rendered_groups(
+            out / "test_held_out", pipeline.vae, groups=amount(1_000), seed=Seed.TEST_HELD_OUT, held_out=True
+        ),
+        "generated": generated_groups(out / "test_generated", pipeline, groups=amount(250), seed=Seed.TEST_GENERATED),
     }
-    validation = rendered_groups(out / "validation", pipeline.vae, groups=256, seed=23)
+    validation = rendered_groups(out / "validation", pipeline.vae, groups=amount(256), seed=Seed.VALIDATION)
     if (
         not (reward_dir / "config.json").exists()
         and train_reward(out, {"rendered": rendered, "generated": generated}, validation) is None
