@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
+from safetensors.torch import load_file, save_file
 
 from modeling_dina import DinaRewardModel
 from training.align.policy import Policy
@@ -157,6 +158,15 @@ def test_the_pixel_reward_is_saved_whole(pixel, tmp_path, policy, asked, latents
     pixel.network.save_pretrained(tmp_path)
     again = PixelReward(policy.decode, PixelRewardModel.from_pretrained(tmp_path))
     torch.testing.assert_close(again(latents, asked).scores, pixel(latents, asked).scores)
+
+
+def test_a_pixel_reward_with_weights_of_other_names_is_refused(pixel, tmp_path):
+    """They would be left as random as they begin."""
+    pixel.network.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    save_file({name.replace("vision_encoder.", "eyes."): weight for name, weight in load_file(path).items()}, path)
+    with pytest.raises(RuntimeError, match=r"vision_encoder\.conv_in\.weight"):
+        PixelRewardModel.from_pretrained(tmp_path)
 
 
 # ---- prompts ----
