@@ -16,6 +16,7 @@ from transformers import set_seed
 
 from modeling_dina import DinaRewardModel
 from training.train_reward import TERMINATED
+from training.world.groups import Groups
 from training.world.latents import rendered_groups
 from training.world.models.autoencoder import build_autoencoder
 from training.world.models.generated import generated_groups
@@ -33,41 +34,71 @@ def build(
     scale: Annotated[float, typer.Option(help="Factor on the number of pictures, for a trial.", min=0.0)] = 1.0,
 ) -> None:
     """Train autoencoder, generator and reward model of the small world, and measure them."""
+    pipeline, model, tests = build_models(out, scale)
+    pack(pipeline, model, out / "model")
+    write_report(out, pipeline, model, tests)
+
+
+def build_models(out: Path, scale: float) -> tuple[StableDiffusion3Pipeline, DinaRewardModel, dict[str, Groups]]:
+    """
+    Run the stages that are not finished.
+
+    Args:
+        out: folder of the build.
+        scale: factor on the number of pictures.
+
+    Returns:
+        The generator, the reward model in evaluation mode, and the groups to test it on, by the name of their set.
+
+    Raises:
+        typer.Exit: a SIGTERM ended the reward training; there is a checkpoint to resume from.
+    """
 
     def amount(count: int, least: int = LEAST_GROUPS) -> int:
         return max(least, round(count * scale))
 
-    pipeline_dir, reward_dir = out / "pipeline", out / "reward_training" / "model"
-    if (pipeline_dir / "vae" / "config.json").exists():
-        vae = AutoencoderKL.from_pretrained(pipeline_dir, subfolder="vae")
-    else:
-        set_seed(0)
-        vae = build_autoencoder(out, images=amount(64_000, LEAST_PICTURES), sample=amount(1024))
-    if (pipeline_dir / "model_index.json").exists():
-        pipeline = StableDiffusion3Pipeline.from_pretrained(pipeline_dir)
-    else:
-        set_seed(1)
-        pipeline = build_generator(out, vae, images=amount(75_000, LEAST_PICTURES), epochs=5)
-    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-
-    rendered = rendered_groups(out / "rendered", pipeline.vae, groups=amount(24_000), seed=Seed.RENDERED)
+    images = amount(64_000, LEAST_PICTURES), amount(75_000, LEAST_PICTURES)
+    pipeline = build_pipeline(out, images=images, sample=amount(1024))
+    vae = pipeline.vae
+    rendered = rendered_groups(out / "rendered", vae, groups=amount(24_000), seed=Seed.RENDERED)
     generated = generated_groups(out / "generated", pipeline, groups=amount(2_000), seed=Seed.GENERATED)
     tests = {
-        "seen": rendered_groups(out / "test_seen", pipeline.vae, groups=amount(1_000), seed=Seed.TEST_SEEN),
+        "seen": rendered_groups(out / "test_seen", vae, groups=amount(1_000), seed=Seed.TEST_SEEN),
         "held_out": rendered_groups(
-            out / "test_held_out", pipeline.vae, groups=amount(1_000), seed=Seed.TEST_HELD_OUT, held_out=True
+            out / "test_held_out", vae, groups=amount(1_000), seed=Seed.TEST_HELD_OUT, held_out=True
         ),
         "generated": generated_groups(out / "test_generated", pipeline, groups=amount(250), seed=Seed.TEST_GENERATED),
     }
-    validation = rendered_groups(out / "validation", pipeline.vae, groups=amount(256), seed=Seed.VALIDATION)
+    validation = rendered_groups(out / "validation", vae, groups=amount(256), seed=Seed.VALIDATION)
+    reward_dir = out / "reward_training" / "model"
     if (
         not (reward_dir / "config.json").exists()
         and train_reward(out, {"rendered": rendered, "generated": generated}, validation) is None
     ):
         raise typer.Exit(TERMINATED)
-    model = DinaRewardModel.from_pretrained(reward_dir)
-    pack(pipeline, model, out / "model")
-    write_report(out, pipeline, model.to(pipeline.device).eval(), tests)
+    return pipeline, DinaRewardModel.from_pretrained(reward_dir).to(pipeline.device).eval(), tests
+
+
+def build_pipeline(out: Path, *, images: tuple[int, int], sample: int) -> StableDiffusion3Pipeline:
+    """
+    The generator with its autoencoder, trained or read from `out`.
+
+    Args:
+        images: numbers of pictures that the autoencoder and the generator are trained on.
+        sample: number of pictures that scale the autoencoder's latents.
+    """
+    folder = out / "pipeline"
+    if (folder / "vae" / "config.json").exists():
+        vae = AutoencoderKL.from_pretrained(folder, subfolder="vae")
+    else:
+        set_seed(0)
+        vae = build_autoencoder(out, images=images[0], sample=sample)
+    if (folder / "model_index.json").exists():
+        pipeline = StableDiffusion3Pipeline.from_pretrained(folder)
+    else:
+        set_seed(1)
+        pipeline = build_generator(out, vae, images=images[1], epochs=5)
+    return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def pack(pipeline: StableDiffusion3Pipeline, model: DinaRewardModel, directory: Path) -> None:

@@ -1,4 +1,4 @@
-"""The whole build in miniature: every stage runs, the folder it leaves loads, and a second call redoes nothing."""
+"""The whole build in miniature: every stage runs, the folder it leaves loads, and a second call trains nothing."""
 
 import json
 
@@ -6,15 +6,14 @@ import pytest
 from typer import Typer
 from typer.testing import CliRunner
 
-from training.world.models.build import build
+from training.world.models.build import build, build_models
 
 
 @pytest.mark.slow
 def test_build_in_miniature(tmp_path):
     app = Typer(pretty_exceptions_enable=False)
     app.command()(build)
-    flags = ["--out", str(tmp_path), "--scale", "0.0001"]
-    CliRunner().invoke(app, flags, catch_exceptions=False)
+    CliRunner().invoke(app, ["--out", str(tmp_path), "--scale", "0.0001"], catch_exceptions=False)
     model = tmp_path / "model"
     report = json.loads((model / "report.json").read_text())
     assert [point["step"] for point in report.pop("learning_curve")]
@@ -35,5 +34,5 @@ def test_build_in_miniature(tmp_path):
         tmp_path / "reward_training" / "model" / "model.safetensors",
     ]
     times = [path.stat().st_mtime_ns for path in trained]
-    CliRunner().invoke(app, flags, catch_exceptions=False)
+    build_models(tmp_path, 0.0001)
     assert [path.stat().st_mtime_ns for path in trained] == times
