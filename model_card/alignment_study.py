@@ -34,8 +34,9 @@ from modeling_dina.cli import EMBEDDED_MODEL
 from modeling_dina.identity import weights_hash
 from training.align.run import run
 from training.checkpoints import TERMINATED
-from training.world.agreement import group_scores, pairwise_accuracy
-from training.world.pixel_reward import measure, test_groups, train_pixel_reward
+from training.world.groups import pairwise_accuracy
+from training.world.models.pixel_reward import measure, test_groups, train_pixel_reward
+from training.world.models.scores import group_scores
 
 BEST_OF_N = "best_of_n.safetensors"
 SHOWN = 8  # prompts in the figure of pictures
@@ -80,8 +81,7 @@ def train_pixels(pipeline_dir: str, folder: Path, size: Size, judges: Callable[[
     quality: dict = {"pixel": {}, "dina": {}}
     for name, groups in test_groups(folder, pipeline, size.test_groups).items():
         quality["pixel"][name] = measure(pixel, pipeline, groups)
-        utilities = groups[0]["utilities"].numpy()
-        quality["dina"][name] = pairwise_accuracy(group_scores(dina, pipeline, groups), utilities)
+        quality["dina"][name] = pairwise_accuracy(group_scores(dina, pipeline, groups), groups.utilities)
     return quality
 
 

@@ -31,8 +31,8 @@ from model_card.study.measurement import (
     ENSEMBLE_LEVELS,
     LEVELS,
     READINGS,
-    WorldSet,
     best_reachable,
+    group_pairs,
     measure_ensemble,
     measure_row,
 )
@@ -42,13 +42,13 @@ from model_card.study.table import study_page
 from model_card.study_folder import StudyFolder, device_name
 from modeling_dina.cli import EMBEDDED_MODEL
 from modeling_dina.identity import weights_hash
+from training.encode_world import write_rendered_pairs
 from training.reward.data import load_pairs
-from training.world.latents import load_shards
-from training.world.pairs import write_rendered_pairs
-from training.world.reward import CONFIG
+from training.world.latents import rendered_groups, to_pixels
+from training.world.models.reward import CONFIG
+from training.world.seeds import Seed
 
-# Of the study alone: no picture that the embedded default has learnt from, or is measured on, was drawn with them.
-TRAIN_SEED, TEST_SEEDS = 50, {"seen": 51, "held_out": 52}
+TEST_SEEDS = {"seen": Seed.STUDY_SEEN, "held_out": Seed.STUDY_HELD_OUT}
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,10 @@ class Material:
         self.pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
         self.pipeline.vae.requires_grad_(False)
         self.pipeline_dir, self.train = pipeline_dir, data / "train"
-        write_rendered_pairs(self.train, pipeline_dir, groups=size.train_groups, seed=TRAIN_SEED)
+        self.groups = write_rendered_pairs(self.train, pipeline_dir, groups=size.train_groups, seed=Seed.STUDY_TRAIN)
         self.pairs = load_pairs([self.train])
         self.sets = {
-            name: WorldSet.draw(
+            name: rendered_groups(
                 data / name, self.pipeline.vae, groups=size.test_groups, seed=seed, held_out=name == "held_out"
             )
             for name, seed in TEST_SEEDS.items()
@@ -102,8 +102,7 @@ class Material:
     @cached_property
     def decoded_pairs(self) -> Dataset:
         """The pairs for a model of pictures."""
-        tensors, _ = load_shards(sorted((self.train / "groups").glob("*.safetensors")))
-        return show_pictures(self.pairs, tensors["latents"], self.pipeline)
+        return show_pictures(self.pairs, self.groups.latents, self.pipeline)
 
 
 def run_row(name: str, seed: int, material: Material, size: Size, folder: Path) -> dict:
@@ -161,11 +160,12 @@ def comparison(row: str, name: str, material: Material) -> Callable[[], object]:
     model = objective.model.eval().requires_grad_(False).to(material.pipeline.device)
     if name == "decoded":
         model.backbone.picture = Decoder(vae)
-    images = (seen.pictures if reading.of == "pictures" else seen.latents)[0, :2].float().to(model.device)
+    images = (to_pixels(seen.pictures[0]) if reading.of == "pictures" else seen.latents[0])[:2]
+    images = images.float().to(model.device)
     sigmas = LEVELS[: reading.levels] if reading.of == "noisy latents" else [0.0]
 
     def compare():
-        conditioning = [each.repeat_interleave(2, dim=0) for each in encode(seen.prompts[:1])]
+        conditioning = [each.repeat_interleave(2, dim=0) for each in encode(seen.captions[:1])]
         return model.reward(images, *conditioning, sigmas=sigmas, num_draws=reading.draws, mode=reading.mode)
 
     return compare
@@ -207,7 +207,7 @@ def study(out: Path, pipeline_dir: str, size: Size, seeds: int, tell: Callable[[
     measured = {name: [each for (_, other), each in zip(runs, rows, strict=True) if other == name] for name in ROWS}
     tell("cost")
     cost = found.keep("cost", partial(measure_costs, material, size.rounds))
-    best = {name: best_reachable(world.pairs) for name, world in material.sets.items()}
+    best = {name: best_reachable(group_pairs(world)) for name, world in material.sets.items()}
     results = summarize(measured, best, cost)
     results = {
         "settings": settings

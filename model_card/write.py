@@ -146,7 +146,7 @@ def command_of(content: dict[str, Any], file: str) -> str:
     if "aim" in content:
         return "python -m model_card.alignment_study --out runs/alignment_study"
     if "benchmark" not in content:
-        return "python -m training.world.build --out runs/world"
+        return "python -m training.world.models.build --out runs/world"
     settings = content["settings"]
     options = {"benchmark": content["benchmark"], "model": settings["model"], "data": settings["data"]}
     options |= {"sigmas": settings["sigmas"] and ",".join(map(str, settings["sigmas"]))}

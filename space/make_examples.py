@@ -13,9 +13,10 @@ from modeling_dina import DinaScorer
 from modeling_dina.cli import EMBEDDED_MODEL
 from space.demo.wording import NEAR_TIE
 from training.world.annotators import true_preference
-from training.world.data import candidates
 from training.world.defects import spoil
+from training.world.groups import candidates
 from training.world.scenes import Description, Thing, arrange, draw
+from training.world.seeds import Seed
 from training.world.utility import true_utility
 
 FOLDER = Path(__file__).parent / "examples"
@@ -97,8 +98,8 @@ def main() -> None:
     scorer = DinaScorer.from_pretrained(EMBEDDED_MODEL)
     pairs = [_write_pair(scorer, kind) for kind in KINDS]
     groups = [
-        _write_group("attempts", "Eight attempts", Description((RED_CIRCLE, BLUE_SQUARE)), _attempts),
-        _write_group("spoilt", "Eight ways to be spoilt", Description((RED_STAR,)), _spoilt),
+        _write_group("attempts", "Eight attempts", Description((RED_CIRCLE, BLUE_SQUARE)), draw_attempts),
+        _write_group("spoilt", "Eight ways to be spoilt", Description((RED_STAR,)), draw_spoilt),
     ]
     examples = {"pairs": pairs, "groups": groups, "captions": CAPTIONS}
     (FOLDER / "examples.json").write_text(json.dumps(examples, indent=2, ensure_ascii=False) + "\n")
@@ -108,7 +109,7 @@ def _write_pair(scorer: DinaScorer, kind: Kind) -> dict:
     """Of random layouts whose truth suits, the one of which the model says what the kind is about."""
     found = []
     for seed in range(LAYOUTS):
-        rng = np.random.default_rng((2026, seed))
+        rng = np.random.default_rng((Seed.EXAMPLES, seed))
         images = [draw(arrange(description, rng)) for description in kind.shown]
         truth = float(true_preference(*(true_utility(kind.asked, image) for image in images)))
         if kind.truth[0] <= truth <= kind.truth[1]:
@@ -123,17 +124,19 @@ def _write_pair(scorer: DinaScorer, kind: Kind) -> dict:
 
 
 def _write_group(name: str, title: str, asked: Description, make: Callable) -> dict:
-    images = make(asked, np.random.default_rng(2026))
+    images = make(asked, np.random.default_rng(Seed.EXAMPLES))
     best = 1 + int(np.argmax([true_utility(asked, image) for image in images]))
     return _write(name, title, f"The truth: picture {best} has the highest utility.", asked, images)
 
 
-def _attempts(asked: Description, rng: np.random.Generator) -> list[np.ndarray]:
+def draw_attempts(asked: Description, rng: np.random.Generator) -> list[np.ndarray]:
+    """A faithful picture and seven candidates, in random order."""
     images = [draw(arrange(asked, rng)), *candidates(asked, GROUP_SIZE - 1, rng)]
     return [images[index] for index in rng.permutation(GROUP_SIZE)]
 
 
-def _spoilt(asked: Description, rng: np.random.Generator) -> list[np.ndarray]:
+def draw_spoilt(asked: Description, rng: np.random.Generator) -> list[np.ndarray]:
+    """A faithful picture and it with seven defects, in random order."""
     image = draw(arrange(asked, rng))
     images = [image, *(spoil(image, rng) for _ in range(GROUP_SIZE - 1))]
     return [images[index] for index in rng.permutation(GROUP_SIZE)]

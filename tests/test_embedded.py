@@ -13,12 +13,9 @@ from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 
 from modeling_dina import DinaScorer
-from training.world.agreement import pairwise_accuracy
-from training.world.data import candidates
-from training.world.preferences import GROUP_SIZE
-from training.world.scenes import sample_description
-from training.world.text import MAX_LENGTH
-from training.world.utility import read, true_utility
+from training.world.groups import GROUP_SIZE, Groups, pairwise_accuracy
+from training.world.models.text import MAX_LENGTH
+from training.world.utility import read
 
 ROOT = Path(__file__).parents[1]
 EMBEDDED = ROOT / "modeling_dina" / "tiny"
@@ -36,16 +33,11 @@ def scorer():
 def groups(tmp_path_factory):
     """Prompts, image files and utilities of groups that no training or test set of the build has."""
     folder = tmp_path_factory.mktemp("images")
-    prompts, paths, utilities = [], [], []
-    for index in range(GROUPS):
-        rng = np.random.default_rng((1234, index))
-        description = sample_description(rng)
-        for image in candidates(description, GROUP_SIZE, rng):
-            paths.append(folder / f"{len(paths)}.png")
-            Image.fromarray(image).save(paths[-1])
-            prompts.append(description.caption)
-            utilities.append(true_utility(description, image))
-    return prompts, paths, np.array(utilities).reshape(GROUPS, GROUP_SIZE)
+    drawn = Groups.draw(range(GROUPS), 1234)
+    paths = [folder / f"{index}.png" for index in range(GROUPS * GROUP_SIZE)]
+    for path, picture in zip(paths, np.concatenate(drawn.pictures), strict=True):
+        Image.fromarray(picture).save(path)
+    return np.repeat(drawn.captions, GROUP_SIZE).tolist(), paths, drawn.utilities
 
 
 def test_agrees_with_annotators_and_reads_the_prompt(scorer, groups):

@@ -21,13 +21,13 @@ from modeling_dina import DinaRewardModel
 from modeling_dina.conditioning_dina import encode_prompts
 from training.arguments import parse
 from training.checkpoints import TERMINATED, checkpoint_to_resume
+from training.encode_world import write_rendered_pairs
 from training.hub import CheckpointPusher
 from training.reward.data import load_pairs
 from training.reward.dry_run import offline_config, print_dry_run
 from training.reward.noise_levels import DENSITIES, NoiseLevels
 from training.reward.objective import LOSSES, PreferenceObjective
 from training.reward.trainer import RewardTrainer, RewardTrainingArguments
-from training.world.pairs import write_rendered_pairs
 
 # The attention projections of a joint block: four of the image stream, four of the text stream.
 LORA_TARGETS = [

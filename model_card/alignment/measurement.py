@@ -12,8 +12,9 @@ from training.align.policy import Conditioning, Policy
 from training.align.prompts import Prompts
 from training.align.rewards import DinaReward, PixelReward, Reward
 from training.align.trainer import diversity
-from training.align.world import EVALUATION_SEED, UtilityReward
-from training.world.pixel_reward import PixelRewardModel
+from training.align.utility_reward import UtilityReward
+from training.reward.pixel_model import PixelRewardModel
+from training.world.seeds import Seed
 
 BATCH_SIZE = 64
 CANDIDATES = (4, 16)
@@ -25,7 +26,7 @@ class Judges:
 
     Args:
         pipeline_dir: the small world's pipeline and reward model.
-        pixel_dir: of `training.world.pixel_reward`.
+        pixel_dir: of `training.world.models.pixel_reward`.
         arguments: of a run, whose evaluations are to be measured.
 
     Attributes:
@@ -45,7 +46,7 @@ class Judges:
             "pixel": PixelReward(self.policy.decode, PixelRewardModel.from_pretrained(pixel_dir).to(device)),
         }
         each = arguments.eval_samples_per_prompt
-        prompts = Prompts(arguments.eval_prompts, EVALUATION_SEED)
+        prompts = Prompts(arguments.eval_prompts, Seed.ALIGNMENT_EVALUATION)
         self.asked = self.policy.encode(prompts.batch(0, arguments.eval_samples // each, each))
 
     @torch.no_grad()

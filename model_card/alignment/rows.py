@@ -60,7 +60,7 @@ def read_arguments(
 
     Args:
         pipeline_dir: the small world's pipeline and reward model.
-        pixel_dir: of `training.world.pixel_reward`.
+        pixel_dir: of `training.world.models.pixel_reward`.
         prompts: share of the configuration's prompts that an update takes.
         flags: fields that differ from the configuration's and the row's.
     """

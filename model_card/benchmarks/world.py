@@ -1,20 +1,14 @@
 """The small world as a benchmark: fresh pictures whose true utility is known, so that it needs no data."""
 
-from functools import lru_cache, partial
+from functools import partial
 
-import numpy as np
 from PIL import Image
 
 from model_card.benchmarks.preference_set import Item, PreferenceSet
-from training.world.annotators import true_preference
-from training.world.data import candidates
-from training.world.preferences import FIRST, GROUP_SIZE, SECOND
-from training.world.scenes import Description, sample_description
-from training.world.utility import true_utility
+from training.world.groups import FIRST, SECOND, Groups
+from training.world.seeds import Seed
 
 GROUPS = 500
-# Of this benchmark alone: no set that a model was trained, chosen or reported on has it.
-SEED = 40
 
 
 def read_world(limit: int | None = None) -> PreferenceSet:
@@ -27,26 +21,13 @@ def read_world(limit: int | None = None) -> PreferenceSet:
     """
     preferences = PreferenceSet()
     for index in range(GROUPS if limit is None else limit):
-        description, pictures = group(index)
+        held_out = index % 2 == 1
+        groups = Groups.draw([index], Seed.BENCHMARK, held_out)
         items = [
-            Item(description.caption, f"group {index}, picture {place}", partial(_open, index, place))
-            for place in range(GROUP_SIZE)
+            Item(groups.captions[0], f"group {index}, picture {place}", partial(Image.fromarray, picture))
+            for place, picture in enumerate(groups.pictures[0])
         ]
-        utilities = np.array([true_utility(description, picture) for picture in pictures])
-        category = "held-out combinations" if description.held_out else "seen combinations"
-        for first, second in zip(FIRST, SECOND, strict=True):
-            label = float(true_preference(utilities[first], utilities[second]))
+        category = "held-out combinations" if held_out else "seen combinations"
+        for first, second, label in zip(FIRST, SECOND, groups.preferences[0].tolist(), strict=True):
             preferences.add_pair(f"group {index}", items[first], items[second], label, category=category)
     return preferences
-
-
-@lru_cache(maxsize=64)
-def group(index: int) -> tuple[Description, list[np.ndarray]]:
-    """What a group asks for, and its four pictures, RGB uint8 [64, 64, 3]."""
-    rng = np.random.default_rng((SEED, index))
-    description = sample_description(rng, held_out=index % 2 == 1)
-    return description, candidates(description, GROUP_SIZE, rng)
-
-
-def _open(index: int, place: int) -> Image.Image:
-    return Image.fromarray(group(index)[1][place])

@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -21,10 +19,8 @@ from modeling_dina import DinaRewardModel
 from modeling_dina.noising_dina import shared_noise
 from modeling_dina.thurstone_dina import pair_statistics, precision_weights
 from training.reward.evaluation import Encoder
-from training.world.annotators import true_preference
-from training.world.data import candidates, to_tensor
-from training.world.preferences import FIRST, GROUP_SIZE, SECOND, rendered_groups
-from training.world.scenes import sample_description
+from training.world.groups import FIRST, GROUP_SIZE, Groups
+from training.world.latents import to_pixels
 
 # In the order in which an ensemble takes them; the first three are those of the embedded default.
 LEVELS = (0.1, 0.2, 0.4, 0.6, 0.8)
@@ -56,55 +52,18 @@ READINGS = {
 }
 
 
-@dataclass(frozen=True)
-class WorldSet:
-    """
-    Groups of four pictures under one caption, with their true utility.
-
-    Attributes:
-        latents: [G, 4, C, H, W].
-        prompts: G of them.
-        utilities: [G, 4].
-        seed, held_out: that `rendered_groups` drew them with.
-    """
-
-    latents: torch.Tensor
-    prompts: list[str]
-    utilities: np.ndarray
-    seed: int
-    held_out: bool
-
-    @classmethod
-    def draw(cls, directory: Path, vae: AutoencoderKL, *, groups: int, seed: int, held_out: bool) -> "WorldSet":
-        """Draw the groups, or read what is in `directory` of them."""
-        tensors, prompts = rendered_groups(directory, vae, groups=groups, seed=seed, held_out=held_out)
-        return cls(tensors["latents"], prompts, tensors["utilities"].double().numpy(), seed, held_out)
-
-    @cached_property
-    def pictures(self) -> torch.Tensor:
-        """The pictures that were encoded, [G, 4, 3, 64, 64] in [-1, 1], float16."""
-        drawn = []
-        for index in range(len(self.prompts)):
-            rng = np.random.default_rng((self.seed, index))  # as `rendered_groups` draws
-            pictures = candidates(sample_description(rng, self.held_out), GROUP_SIZE, rng)
-            drawn.append(torch.stack([to_tensor(picture) for picture in pictures]).half())
-        return torch.stack(drawn)
-
-    @cached_property
-    def pairs(self) -> Pairs:
-        """All pairs within groups, group by group; the target is the probability that an annotator prefers the
-        first."""
-        groups = np.arange(len(self.prompts))
-        first, second = (GROUP_SIZE * groups[:, None] + np.array(places) for places in (FIRST, SECOND))
-        preference = true_preference(self.utilities[:, FIRST], self.utilities[:, SECOND]).ravel()
-        return Pairs(
-            cluster=groups.repeat(len(FIRST)),
-            a=first.ravel(),
-            b=second.ravel(),
-            label=preference,
-            target=preference,
-            category=np.full(preference.shape, ""),
-        )
+def group_pairs(groups: Groups) -> Pairs:
+    """All pairs within groups, group by group; the target is the probability that an annotator prefers the first."""
+    first, second = groups.pairs
+    preference = groups.preferences.ravel()
+    return Pairs(
+        cluster=np.arange(len(groups)).repeat(len(FIRST)),
+        a=first,
+        b=second,
+        label=preference,
+        target=preference,
+        category=np.full(preference.shape, ""),
+    )
 
 
 @dataclass(frozen=True)
@@ -185,7 +144,7 @@ def read_rewards(
 
 
 def measure_row(
-    row: Row, model: DinaRewardModel, encode: Encoder, sets: dict[str, WorldSet], vae: AutoencoderKL
+    row: Row, model: DinaRewardModel, encode: Encoder, sets: dict[str, Groups], vae: AutoencoderKL
 ) -> dict:
     """
     What is measured of every row.
@@ -205,13 +164,13 @@ def measure_row(
     if isinstance(model.backbone, PixelBackbone):
         model.backbone.picture = Decoder(vae)
 
-    def read(images: torch.Tensor, world: WorldSet, sigmas: Sequence[float], draws: int) -> Read:
-        return read_rewards(model, encode, images, world.prompts, sigmas, draws, thurstone=row.thurstone)
+    def read(images: torch.Tensor, world: Groups, sigmas: Sequence[float], draws: int) -> Read:
+        return read_rewards(model, encode, images, world.captions, sigmas, draws, thurstone=row.thurstone)
 
     seen = sets["seen"]
     sweep = [
         {"sigma": sigma}
-        | means(measure(read(seen.latents, seen, [sigma], 1).rewards("mean", levels=1, draws=1), seen.pairs))
+        | means(measure(read(seen.latents, seen, [sigma], 1).rewards("mean", levels=1, draws=1), group_pairs(seen)))
         for sigma in SWEEP
     ]
     readings: dict[str, dict] = {name: {} for name in row.readings}
@@ -220,24 +179,24 @@ def measure_row(
         if is_picture:
             model.backbone.picture = nn.Identity()
         for set_name, world in sets.items():
-            images = world.pictures if is_picture else world.latents
+            images = to_pixels(np.stack(world.pictures)).half() if is_picture else world.latents
             sigmas, draws = (LEVELS[:ENSEMBLE_LEVELS], ENSEMBLE_DRAWS) if is_noisy else ([0.0], 1)
-            of_set = read(images, world, sigmas, draws)
+            of_set, pairs = read(images, world, sigmas, draws), group_pairs(world)
             for name in row.readings:
                 reading = READINGS[name]
                 if reading.of == of:
                     rewards = of_set.rewards(reading.mode, reading.levels, reading.draws)
-                    probability = np.exp(rewards.log_probabilities(world.pairs)[0])
-                    readings[name][set_name] = measure(rewards, world.pairs) | {
-                        "reliability": bins(probability, world.pairs.target)
+                    probability = np.exp(rewards.log_probabilities(pairs)[0])
+                    readings[name][set_name] = measure(rewards, pairs) | {
+                        "reliability": bins(probability, pairs.target)
                     }
     return {"levels": sweep, "readings": readings}
 
 
-def measure_ensemble(model: DinaRewardModel, encode: Encoder, world: WorldSet) -> dict:
+def measure_ensemble(model: DinaRewardModel, encode: Encoder, world: Groups) -> dict:
     """What is measured of DiNa alone, with `MOST_DRAWS` draws at all of `LEVELS`; see `analyze`."""
-    read = read_rewards(model, encode, world.latents, world.prompts, LEVELS, MOST_DRAWS, thurstone=True)
-    return analyze(read, world.pairs)
+    read = read_rewards(model, encode, world.latents, world.captions, LEVELS, MOST_DRAWS, thurstone=True)
+    return analyze(read, group_pairs(world))
 
 
 def analyze(read: Read, pairs: Pairs) -> dict:

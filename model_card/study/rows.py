@@ -24,10 +24,10 @@ from training.reward.noise_levels import NoiseLevels
 from training.reward.objective import PreferenceObjective
 from training.reward.trainer import RewardTrainer, RewardTrainingArguments
 from training.train_reward import TERMINATED, DataArguments, ModelArguments, build_objective
-from training.world.agreement import encode_captions
-from training.world.data import to_tensor
-from training.world.preferences import FIRST, GROUP_SIZE, SECOND, decode
-from training.world.reward import CONFIG
+from training.world.groups import FIRST, GROUP_SIZE, SECOND
+from training.world.latents import decode, to_pixels
+from training.world.models.reward import CONFIG
+from training.world.models.scores import encode_captions
 
 PATCH_SIZE = 16  # pixels: as many tokens as the diffusion backbone makes of the latent, by 8 times 2
 
@@ -175,7 +175,7 @@ def show_pictures(pairs: Dataset, latents: torch.Tensor, pipeline: StableDiffusi
     def show(batch: dict) -> dict:
         groups, places = np.divmod(batch.pop("row"), len(FIRST))
         for name, members in (("latents_a", FIRST), ("latents_b", SECOND)):
-            batch[name] = [to_tensor(pictures[index]) for index in GROUP_SIZE * groups + np.array(members)[places]]
+            batch[name] = [to_pixels(pictures[index]) for index in GROUP_SIZE * groups + np.array(members)[places]]
         return batch
 
     numbered = pairs.remove_columns(["latents_a", "latents_b"]).add_column("row", list(range(len(pairs))))

@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from model_card.benchmarks.comparisons import read_hpdv3
 from model_card.benchmarks.preference_set import Item, PreferenceSet
-from model_card.benchmarks.world import group, read_world
+from model_card.benchmarks.world import read_world
 from model_card.evaluate_preferences import evaluate, score_items
 from model_card.rewards import CallableReader, DinaReader
 from modeling_dina import DinaScorer
@@ -32,10 +32,9 @@ from modeling_dina.thurstone_dina import pair_statistics, precision_weights
 from tests.model_card import scorers
 from tests.model_card.conftest import SCORERS, grey
 from tests.processes import kill_after_lines
-from training.world.agreement import pairwise_accuracy
 from training.world.annotators import true_preference
-from training.world.preferences import FIRST, SECOND
-from training.world.utility import true_utility
+from training.world.groups import FIRST, SECOND, Groups, pairwise_accuracy
+from training.world.seeds import Seed
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "model_card.evaluate_preferences"]
@@ -337,7 +336,7 @@ def test_world(run, embedded):
         num_draws=2,
     ).scores.numpy()
     utilities = np.array(
-        [[true_utility(text, picture) for picture in pictures] for text, pictures in map(group, range(GROUPS))]
+        [Groups.draw([index], Seed.BENCHMARK, held_out=index % 2 == 1).utilities[0] for index in range(GROUPS)]
     )
     np.testing.assert_allclose(pairs.label, true_preference(utilities[:, FIRST], utilities[:, SECOND]).ravel())
     expected = pairwise_accuracy(scores.reshape(GROUPS, 4), utilities)

@@ -15,14 +15,14 @@ from typer.testing import CliRunner
 from model_card.benchmarks.preference_set import Pairs
 from model_card.rewards import Rewards
 from model_card.study import answers, figures, measurement, rows, summary, table
-from model_card.study.measurement import LEVELS, SWEEP, Read, WorldSet
+from model_card.study.measurement import LEVELS, SWEEP, Read, group_pairs
 from model_card.study.rows import ROWS
 from model_card.world_study import main
 from modeling_dina import DinaRewardModel
 from modeling_dina.backbone_dina import Features
 from modeling_dina.cli import EMBEDDED_MODEL
-from training.world.latents import encode
-from training.world.preferences import FIRST, SECOND, decode
+from training.world.groups import FIRST, SECOND, Groups
+from training.world.latents import decode, encode, rendered_groups
 
 
 def separate_pairs(target):
@@ -90,19 +90,19 @@ def test_measure_by_hand():
 
 
 def test_best_reachable_of_equal_utilities_is_a_coin():
-    world = WorldSet(torch.zeros(2, 4, 1), ["a", "b"], np.array([[0, 0, 0, 0], [0, 0, 0, 100]]), 0, False)
-    best = measurement.best_reachable(world.pairs)
+    world = Groups(["a", "b"], np.array([[0, 0, 0, 0], [0, 0, 0, 100]]))
+    best = measurement.best_reachable(group_pairs(world))
     assert best["accuracy"] == pytest.approx([0.5, 0.75])
     assert best["log_likelihood"] == pytest.approx([-math.log(2), -math.log(2) / 2], abs=1e-6)
 
 
 def test_pairs_are_all_of_a_group():
-    world = WorldSet(torch.zeros(2, 4, 1), ["a", "b"], np.array([[0, 1, 2, 3], [3, 2, 1, 0]]), 0, False)
-    assert [(a, b) for a, b in zip(world.pairs.a, world.pairs.b, strict=True)][6:] == [
+    pairs = group_pairs(Groups(["a", "b"], np.array([[0, 1, 2, 3], [3, 2, 1, 0]])))
+    assert [(a, b) for a, b in zip(pairs.a, pairs.b, strict=True)][6:] == [
         (4, 5), (4, 6), (4, 7), (5, 6), (5, 7), (6, 7),
     ]  # fmt: skip
-    assert (world.pairs.target[:6] < 0.5).all()
-    assert (world.pairs.target[6:] > 0.5).all()
+    assert (pairs.target[:6] < 0.5).all()
+    assert (pairs.target[6:] > 0.5).all()
 
 
 def test_errors_by_disagreement():
@@ -190,7 +190,7 @@ def test_calibration_is_answered_with_slope_and_floor_apart():
 def invented(row, seed, world):
     """What would be measured of rewards that are the utility with noise, more of it at high levels."""
     rng = np.random.default_rng((seed, len(row)))
-    images = world.utilities.size
+    images, pairs = world.utilities.size, group_pairs(world)
 
     def read(sigmas, draws):
         blur = np.array([0.6 + sigma for sigma in sigmas])[:, None, None]
@@ -200,10 +200,8 @@ def invented(row, seed, world):
         return Read(levels, levels.cumsum(axis=0) / np.arange(1, len(sigmas) + 1)[:, None, None], variance)
 
     def measured(rewards):
-        probability = np.exp(rewards.log_probabilities(world.pairs)[0])
-        return measurement.measure(rewards, world.pairs) | {
-            "reliability": measurement.bins(probability, world.pairs.target)
-        }
+        probability = np.exp(rewards.log_probabilities(pairs)[0])
+        return measurement.measure(rewards, pairs) | {"reliability": measurement.bins(probability, pairs.target)}
 
     deep = read(LEVELS, 16)
     sets = {
@@ -211,22 +209,22 @@ def invented(row, seed, world):
         for name in ROWS[row].readings
     }
     sweep = [
-        {"sigma": sigma, **measurement.means(measurement.measure(read([sigma], 1).rewards("mean", 1, 1), world.pairs))}
+        {"sigma": sigma, **measurement.means(measurement.measure(read([sigma], 1).rewards("mean", 1, 1), pairs))}
         for sigma in SWEEP
     ]
     found = {"levels": sweep, "readings": sets}
-    return found | ({"ensemble": measurement.analyze(deep, world.pairs)} if row == "dina" else {})
+    return found | ({"ensemble": measurement.analyze(deep, pairs)} if row == "dina" else {})
 
 
 @pytest.fixture(scope="module")
 def results():
     utilities = np.random.default_rng(0).normal(3, 1.2, (60, 4))
-    world = WorldSet(torch.zeros(60, 4, 1), [""] * 60, utilities, 0, False)
+    world = Groups([""] * 60, utilities)
     measured = {row: [invented(row, seed, world) for seed in range(2)] for row in ROWS}
     cost = {row.cost: {} for row in ROWS.values()}
     for row in ROWS.values():
         cost[row.cost] |= {name: {"flops": 2e6, "seconds": 0.004} for name in row.readings}
-    best = dict.fromkeys(summary.SETS, measurement.best_reachable(world.pairs))
+    best = dict.fromkeys(summary.SETS, measurement.best_reachable(group_pairs(world)))
     found = summary.summarize(measured, best, cost)
     settings = {
         "seeds": 2,
@@ -300,15 +298,17 @@ def embedded():
 
 @pytest.fixture(scope="module")
 def world(embedded, tmp_path_factory):
-    return WorldSet.draw(tmp_path_factory.mktemp("set"), embedded[1].vae, groups=3, seed=51, held_out=True)
+    return rendered_groups(tmp_path_factory.mktemp("set"), embedded[1].vae, groups=3, seed=51, held_out=True)
 
 
 @torch.no_grad()
 def test_rewards_are_those_of_the_model(embedded, world):
     model, pipeline = embedded
     encode_prompts = rows.read_embeddings(model, pipeline)
-    read = measurement.read_rewards(model, encode_prompts, world.latents, world.prompts, [0.1, 0.4], 2, thurstone=True)
-    conditioning = [each.repeat_interleave(4, dim=0) for each in encode_prompts(world.prompts)]
+    read = measurement.read_rewards(
+        model, encode_prompts, world.latents, world.captions, [0.1, 0.4], 2, thurstone=True
+    )
+    conditioning = [each.repeat_interleave(4, dim=0) for each in encode_prompts(world.captions)]
     for mode in ("features", "mean", "precision"):
         expected = model.reward(
             world.latents.flatten(0, 1).float(), *conditioning, sigmas=[0.1, 0.4], num_draws=2, mode=mode
@@ -318,9 +318,8 @@ def test_rewards_are_those_of_the_model(embedded, world):
 
 
 def test_pictures_are_those_that_were_encoded(embedded, world):
-    pixels = ((world.pictures.float() + 1) * 127.5).round().byte().permute(0, 1, 3, 4, 2).numpy()
-    again = encode(embedded[1].vae, list(pixels.reshape(-1, 64, 64, 3)))
-    assert torch.allclose(again.float(), world.latents.flatten(0, 1).float(), atol=2e-2)
+    again = encode(embedded[1].vae, np.concatenate(world.pictures))
+    assert torch.equal(again, world.latents.flatten(0, 1))
 
 
 @torch.no_grad()
@@ -329,7 +328,7 @@ def test_pixel_model_is_about_as_large_and_sees_pictures_or_latents(embedded, wo
     count = sum(weight.numel() for weight in model.backbone.parameters())
     encode_prompts = rows.see_pixels(model, pipeline)
     assert sum(weight.numel() for weight in model.backbone.parameters()) == pytest.approx(count, rel=0.1)
-    inputs = encode_prompts(world.prompts[:1])
+    inputs = encode_prompts(world.captions[:1])
     pictures = torch.from_numpy(decode(pipeline, world.latents[0, :1].float())).permute(0, 3, 1, 2) / 127.5 - 1
     seen = model.reward(pictures, *inputs, sigmas=[0.0], num_draws=1).scores
     model.backbone.picture = rows.Decoder(pipeline.vae)
@@ -345,12 +344,12 @@ def test_pairs_of_pictures_are_those_of_latents(embedded, world):
     from datasets import Dataset
 
     pairs = Dataset.from_dict(
-        {"latents_a": [b""] * 18, "latents_b": [b""] * 18, "prompt": np.repeat(world.prompts, 6)}
+        {"latents_a": [b""] * 18, "latents_b": [b""] * 18, "prompt": np.repeat(world.captions, 6)}
     )
     shown = rows.show_pictures(pairs, world.latents, pipeline)
     pictures = decode(pipeline, world.latents.flatten(0, 1).float())
     row = shown[[9, 17]]
-    assert row["prompt"] == [world.prompts[1], world.prompts[2]]
+    assert row["prompt"] == [world.captions[1], world.captions[2]]
     for position, (group, place) in enumerate(((1, 3), (2, 5))):
         for name, members in (("latents_a", FIRST), ("latents_b", SECOND)):
             expected = pictures[4 * group + members[place]].transpose(2, 0, 1) / 127.5 - 1

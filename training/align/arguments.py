@@ -35,7 +35,7 @@ class AlignArguments:
     watched: list[str] = field(
         default_factory=list, metadata={"help": "Rewards that are only measured.", "choices": REWARDS}
     )
-    pixel_reward: str | None = field(default=None, metadata={"help": "Folder of training.world.pixel_reward."})
+    pixel_reward: str | None = field(default=None, metadata={"help": "Folder of training.world.models.pixel_reward."})
     reward_sigmas: list[float] = field(
         default_factory=list,
         metadata={"help": "Noise levels at which clean latents are judged; the model's if unset."},

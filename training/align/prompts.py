@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.align.world import world_caption
+from training.world.groups import draw_description
 
 
 class Prompts:
@@ -29,7 +29,7 @@ class Prompts:
 
     def __getitem__(self, index: int) -> str:
         if self.lines is None:
-            return world_caption(index, *self.seed)
+            return draw_description(*self.seed, index).caption
         epoch, position = divmod(index, len(self.lines))
         return self.lines[np.random.default_rng((*self.seed, epoch)).permutation(len(self.lines))[position]]
 

@@ -23,10 +23,11 @@ from training.align.prompts import Prompts
 from training.align.refl import ReFL
 from training.align.rewards import DinaReward, Gate, PixelReward, Reward, WeightedReward
 from training.align.trainer import STATE, AlignmentTrainer
-from training.align.world import EVALUATION_SEED, PROMPT_SEED, UtilityReward
+from training.align.utility_reward import UtilityReward
 from training.arguments import parse
 from training.checkpoints import checkpoint_to_resume
-from training.world.pixel_reward import PixelRewardModel
+from training.reward.pixel_model import PixelRewardModel
+from training.world.seeds import Seed
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
     "refl": ReFL,
@@ -101,7 +102,7 @@ def build(arguments: AlignArguments, algorithm_arguments: Any, accelerator: Acce
     if arguments.gradient_checkpointing:
         policy.transformer.enable_gradient_checkpointing()
 
-    prompts = Prompts(arguments.prompts, (PROMPT_SEED, arguments.seed))
+    prompts = Prompts(arguments.prompts, (Seed.ALIGNMENT_PROMPTS, arguments.seed))
     rewards = {name: build_reward(name, arguments, policy, model) for name in (*arguments.rewards, *arguments.watched)}
     gate, samples = None, None
     if arguments.gate != "none" or getattr(algorithm_arguments, "hold_weight", 0):
@@ -118,7 +119,7 @@ def build(arguments: AlignArguments, algorithm_arguments: Any, accelerator: Acce
         batch_size=arguments.sampling_batch_size,
         gather=accelerator.gather,
     )
-    eval_prompts = Prompts(arguments.eval_prompts, EVALUATION_SEED)
+    eval_prompts = Prompts(arguments.eval_prompts, Seed.ALIGNMENT_EVALUATION)
     return AlignmentTrainer(arguments, accelerator, algorithm, rewards, prompts, eval_prompts)
 
 

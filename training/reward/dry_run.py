@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 
 from modeling_dina import DinaConfig, DinaRewardModel
 from modeling_dina.backbone_dina import read_transformer_config
-from training.world.preferences import FIRST
+from training.world.groups import FIRST
 
 # The one Hub id whose transformer is known by heart: it is the default of `DinaConfig`.
 KNOWN_BASE = "stabilityai/stable-diffusion-3.5-medium"

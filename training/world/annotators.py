@@ -5,6 +5,7 @@ from scipy.special import ndtr
 
 # Standard deviation of one annotator's impression of one picture, in units of utility.
 IMPRESSION_NOISE = 0.5
+ANNOTATORS = 9  # votes on each pair
 
 
 def true_preference(utility_a: np.ndarray, utility_b: np.ndarray) -> np.ndarray:

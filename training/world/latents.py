@@ -1,41 +1,68 @@
-"""Latents of pictures, encoded once and kept in shards, so that later stages do not draw and encode again."""
+"""The small world's pictures as latents of a pipeline's autoencoder, and the shards that keep them.
+
+Everything is drawn and encoded once: later stages read the shards.
+"""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from training.world.data import to_tensor
+from training.world.groups import GROUP_SIZE, Groups, RenderedPictures
 
 SHARD_SIZE = 4096
 
 
+def to_pixels(pictures: np.ndarray) -> torch.Tensor:
+    """RGB uint8 [..., H, W, 3] to float32 [..., 3, H, W] in [-1, 1], as diffusers' image processor gives it."""
+    return torch.from_numpy(np.moveaxis(pictures, -1, -3).astype(np.float32, order="C") / 127.5 - 1)
+
+
 @torch.no_grad()
-def encode(vae: AutoencoderKL, images: list[np.ndarray], batch_size: int = 256) -> torch.Tensor:
-    """Pictures (RGB uint8 [64, 64, 3]) to float16 latents [N, 16, 8, 8] in model space: the posterior's mode."""
+def encode(vae: AutoencoderKL, pictures: np.ndarray, batch_size: int = 256) -> torch.Tensor:
+    """Pictures, RGB uint8 [N, 64, 64, 3], to float16 latents [N, 16, 8, 8] in model space: the posterior's mode."""
     batches = []
-    for start in range(0, len(images), batch_size):
-        pixels = torch.stack([to_tensor(image) for image in images[start : start + batch_size]])
+    for start in range(0, len(pictures), batch_size):
+        pixels = to_pixels(pictures[start : start + batch_size])
         mode = vae.encode(pixels.to(vae.device)).latent_dist.mode()
         batches.append(((mode - vae.config.shift_factor) * vae.config.scaling_factor).half().cpu())
     return torch.cat(batches).contiguous()
 
 
-def build_shards(
-    directory: Path, total: int, make: Callable[[range], tuple[dict[str, torch.Tensor], list[str]]]
-) -> list[Path]:
-    """Write items 0 to total - 1 in shards; those that exist already are kept.
+@torch.no_grad()
+def decode(pipeline: DiffusionPipeline, latents: torch.Tensor) -> np.ndarray:
+    """Latents [B, 16, 8, 8] in model space to pictures, RGB uint8 [B, 64, 64, 3]."""
+    vae = pipeline.vae
+    images = [
+        vae.decode(batch / vae.config.scaling_factor + vae.config.shift_factor).sample for batch in latents.split(128)
+    ]
+    pictures = pipeline.image_processor.postprocess(torch.cat(images), output_type="np")
+    return (pictures * 255).round().astype(np.uint8)
+
+
+class Shard(NamedTuple):
+    """Captions of items, and tensors whose first axis is the items."""
+
+    tensors: dict[str, torch.Tensor]
+    captions: list[str]
+
+
+def build_shards(directory: Path, total: int, make: Callable[[range], Shard]) -> list[Path]:
+    """
+    Write items 0 to total - 1 in shards; those that exist already stay.
 
     Args:
-        directory: where the shards go, each written under another name first, so that none is ever half there.
+        directory: of the shards, each written under another name first, so that every shard there is whole.
         total: number of items.
-        make: given the indices of a shard, its tensors (first axis: items) and their captions.
+        make: called with the indices of a shard.
     """
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -50,12 +77,47 @@ def build_shards(
     return paths
 
 
-def load_shards(paths: list[Path]) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """All shards joined: tensors by name, and captions."""
+def load_shards(paths: Sequence[Path]) -> Shard:
+    """All shards joined."""
     parts: list[dict[str, torch.Tensor]] = []
     captions: list[str] = []
     for path in paths:
         with safe_open(path, "pt") as shard:
             parts.append({name: shard.get_tensor(name) for name in shard.keys()})  # noqa: SIM118
             captions += json.loads(shard.metadata()["captions"])
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, captions
+    return Shard({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, captions)
+
+
+def store_groups(directory: Path, count: int, make: Callable[[range], Groups]) -> Groups:
+    """
+    Groups 0 to count - 1 with their latents, from shards under `directory`, which are written where they are missing.
+
+    Args:
+        make: called with the numbers of groups, whose latents it gives too.
+    """
+
+    def make_shard(indices: range) -> Shard:
+        groups = make(indices)
+        utilities = torch.from_numpy(groups.utilities).float()
+        return Shard({"latents": groups.latents, "utilities": utilities}, groups.captions)
+
+    tensors, captions = load_shards(build_shards(directory, count, make_shard))
+    return Groups(captions, tensors["utilities"].numpy(), latents=tensors["latents"])
+
+
+def rendered_groups(directory: Path, vae: AutoencoderKL, *, groups: int, seed: int, held_out: bool = False) -> Groups:
+    """
+    Rendered groups with their latents, stored under `directory`; their pictures are drawn when they are read.
+
+    Args:
+        vae: encodes the pictures.
+        groups: how many.
+        seed, held_out: of the set, as `draw_group` takes them.
+    """
+
+    def make(indices: range) -> Groups:
+        drawn = Groups.draw(indices, seed, held_out)
+        latents = encode(vae, np.concatenate(drawn.pictures)).unflatten(0, (-1, GROUP_SIZE))
+        return replace(drawn, latents=latents)
+
+    return replace(store_groups(directory, groups, make), pictures=RenderedPictures(seed, groups, held_out))

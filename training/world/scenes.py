@@ -6,6 +6,7 @@ Everything is a pure function of its arguments and of the random generator passe
 import colorsys
 import dataclasses
 import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +61,32 @@ class Description:
         if self.relation:
             return f"{named[0]} {self.relation} {named[1]}"
         return ", ".join(named[:-1]) + f" and {named[-1]}" if len(named) > 1 else named[0]
+
+
+def describe(caption: str) -> Description:
+    """The description that has this caption.
+
+    Raises:
+        ValueError: it is no caption of the small world.
+    """
+    for count, word in COUNTS.items():
+        if caption.startswith(f"{word} ") and caption.endswith("s"):
+            return Description((_thing(caption.removeprefix(f"{word} ").removesuffix("s"), caption),) * count)
+    for relation in RELATIONS:
+        if f" {relation} " in caption:
+            return Description(_things(caption.split(f" {relation} "), caption), relation)
+    return Description(_things(re.split(", | and ", caption), caption))
+
+
+def _things(named: list[str], caption: str) -> tuple[Thing, ...]:
+    return tuple(_thing(each.removeprefix("a "), caption) for each in named)
+
+
+def _thing(text: str, caption: str) -> Thing:
+    *size, color, shape = ["", *text.split(" ")][-3:]
+    if color not in COLORS or shape not in SHAPES or size[0] not in ("", *SIZES):
+        raise ValueError(f"prompt: expected a caption of the small world, got {caption!r}")
+    return Thing(color, shape, size[0] or None)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from training.encode_world import write_rendered_pairs
 from training.train_reward import main
-from training.world.pairs import write_rendered_pairs
 
 ROOT = Path(__file__).parents[3]
 EMBEDDED = ROOT / "modeling_dina" / "tiny"

@@ -4,11 +4,12 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.world.data import Pictures, candidates
 from training.world.defects import DEFECTS
+from training.world.groups import candidates, draw_description
+from training.world.models.pictures import Pictures
 from training.world.scenes import (
     HELD_OUT,
     IMAGE_SIZE,
@@ -16,6 +17,7 @@ from training.world.scenes import (
     Description,
     Thing,
     arrange,
+    describe,
     draw,
     edit,
     sample_description,
@@ -42,6 +44,21 @@ SEEDS = st.integers(0, 2**32 - 1)
 )
 def test_caption(description, caption):
     assert description.caption == caption
+
+
+@settings(max_examples=200, deadline=None)
+@given(index=st.integers(0, 2**40), seed=st.integers(0, 100))
+def test_a_caption_says_all_of_its_description(index, seed):
+    caption = draw_description(seed, index).caption
+    assert describe(caption).caption == caption
+
+
+@pytest.mark.parametrize(
+    "caption", ["", "a dog", "two", "a huge red circle", "a red", "a red circle beside a blue star"]
+)
+def test_other_captions_are_refused(caption):
+    with pytest.raises(ValueError, match="prompt: expected"):
+        describe(caption)
 
 
 @given(SEEDS)

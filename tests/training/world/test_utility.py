@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from training.world.agreement import pairwise_accuracy
 from training.world.annotators import (
     IMPRESSION_NOISE,
     expected_agreement,
@@ -11,6 +10,7 @@ from training.world.annotators import (
     vote,
 )
 from training.world.defects import DEFECTS
+from training.world.groups import pairwise_accuracy
 from training.world.scenes import COLORS, SHAPES, Description, Placed, Scene, Thing, draw
 from training.world.utility import coverage, fidelity, read, true_utility
 

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from training.world.scenes import sample_description
-from training.world.text import (
+from training.world.models.text import (
     CLIP_WIDTH,
     MAX_LENGTH,
     T5_WIDTH,
@@ -13,6 +12,7 @@ from training.world.text import (
     build_t5_encoder,
     build_t5_tokenizer,
 )
+from training.world.scenes import sample_description
 
 
 @pytest.mark.parametrize(("build", "extra"), [(build_clip_tokenizer, 2), (build_t5_tokenizer, 1)])

@@ -1,20 +1,21 @@
-"""The whole build in miniature: every stage runs, the folder it leaves loads, and a second call redoes nothing."""
+"""The whole build in miniature: every stage runs, the folder it leaves loads, and a second call trains nothing."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from typer import Typer
+from typer.testing import CliRunner
 
-ROOT = Path(__file__).parents[3]
+from training.world.models.build import build, build_models
 
 
 @pytest.mark.slow
 def test_build_in_miniature(tmp_path):
-    command = [sys.executable, "-m", "training.world.build", "--out", str(tmp_path), "--scale", "0.0001"]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    report = json.loads((tmp_path / "model" / "report.json").read_text())
+    app = Typer(pretty_exceptions_enable=False)
+    app.command()(build)
+    CliRunner().invoke(app, ["--out", str(tmp_path), "--scale", "0.0001"], catch_exceptions=False)
+    model = tmp_path / "model"
+    report = json.loads((model / "report.json").read_text())
     assert [point["step"] for point in report.pop("learning_curve")]
     assert set(report) == {"seen", "held_out", "generated"}
     for measured in report.values():
@@ -22,7 +23,6 @@ def test_build_in_miniature(tmp_path):
             assert 0.5 < values["best"] < 1
             assert 1 - values["best"] <= values["accuracy"] <= values["best"]
 
-    model = tmp_path / "model"
     assert {"README.md", "config.json", "model.safetensors", "model_index.json", "pictures.webp"} <= {
         path.name for path in model.iterdir()
     }
@@ -34,5 +34,5 @@ def test_build_in_miniature(tmp_path):
         tmp_path / "reward_training" / "model" / "model.safetensors",
     ]
     times = [path.stat().st_mtime_ns for path in trained]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    build_models(tmp_path, 0.0001)
     assert [path.stat().st_mtime_ns for path in trained] == times

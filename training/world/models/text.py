@@ -11,6 +11,7 @@ from transformers import (
 )
 
 from training.world.scenes import COLORS, COUNTS, RELATIONS, SHAPES, SIZES, sample_description
+from training.world.seeds import Seed
 
 MAX_LENGTH = 14
 CLIP_WIDTH = 64
@@ -19,7 +20,7 @@ T5_WIDTH = 2 * CLIP_WIDTH  # the pipeline lays the two CLIP embeddings side by s
 
 def build_clip_tokenizer() -> CLIPTokenizer:
     """A byte-pair tokenizer in which every word of the small world is one token, and any other text can be spelt."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(Seed.TOKENIZER_AND_VOTES)
     captions = [sample_description(rng).caption for _ in range(5000)]
     tokenizer = CLIPTokenizer().train_new_from_iterator(captions, vocab_size=600)
     tokenizer.model_max_length = MAX_LENGTH

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -14,10 +15,10 @@ from torch import nn
 from torch.nn.functional import mse_loss
 from torch.utils.data import Dataset
 
-from training.world.data import Pictures
-from training.world.latents import build_shards, encode, load_shards
-from training.world.stage import train_stage
-from training.world.text import (
+from training.world.latents import Shard, build_shards, encode, load_shards
+from training.world.models.pictures import Pictures
+from training.world.models.stage import train_stage
+from training.world.models.text import (
     CLIP_WIDTH,
     MAX_LENGTH,
     T5_WIDTH,
@@ -26,6 +27,7 @@ from training.world.text import (
     build_t5_encoder,
     build_t5_tokenizer,
 )
+from training.world.seeds import Seed
 
 WIDTH = 128
 # Share of training pictures with a defect: the generator learns to draw them too, as one trained on the web does.
@@ -108,11 +110,12 @@ def build_generator(
     directory: Path, vae: AutoencoderKL, *, images: int, epochs: int, batch_size: int = 128
 ) -> StableDiffusion3Pipeline:
     """Train on `images` pictures gone through `epochs` times and save the stock pipeline under `pipeline/`."""
-    pictures = Pictures(seed=3, size=images, spoilt=SPOILT)
+    pictures = Pictures(Seed.GENERATOR, size=images, spoilt=SPOILT)
 
-    def make(indices: range) -> tuple[dict[str, torch.Tensor], list[str]]:
+    def make(indices: range) -> Shard:
         drawn = [pictures.draw(index) for index in indices]
-        return {"latents": encode(vae, [image for _, image in drawn])}, [text.caption for text, _ in drawn]
+        latents = encode(vae, np.stack([image for _, image in drawn]))
+        return Shard({"latents": latents}, [description.caption for description, _ in drawn])
 
     tensors, captions = load_shards(build_shards(directory / "pictures", images, make))
     pipeline = new_pipeline(vae)

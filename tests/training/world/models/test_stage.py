@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from training.world.latents import SHARD_SIZE, build_shards, load_shards
-from training.world.stage import train_stage
+from training.world.latents import SHARD_SIZE, Shard, build_shards, load_shards
+from training.world.models.stage import train_stage
 
 
 class Points(Dataset):
@@ -61,7 +61,7 @@ def test_shards_are_kept_and_only_missing_ones_are_made(tmp_path):
 
     def make(indices):
         made.append(indices)
-        return {"index": torch.tensor(list(indices))}, [f"caption {index}" for index in indices]
+        return Shard({"index": torch.tensor(list(indices))}, [f"caption {index}" for index in indices])
 
     total = SHARD_SIZE + 10
     tensors, captions = load_shards(build_shards(tmp_path, total, make))

@@ -1,6 +1,7 @@
 """Measure a finished build of the small world: a JSON of numbers and two figures, of which its model card is made."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -10,8 +11,10 @@ import matplotlib.pyplot as plt
 from diffusers import StableDiffusion3Pipeline
 
 from modeling_dina import DinaRewardModel
-from training.world.agreement import group_scores, pairwise_accuracy
-from training.world.preferences import Groups, decode, sample_latents
+from training.world.groups import Groups, pairwise_accuracy
+from training.world.latents import decode
+from training.world.models.generated import sample_latents
+from training.world.models.scores import group_scores
 
 LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 CAPTIONS = (
@@ -48,11 +51,9 @@ def write_report(
 
 def measure(model: DinaRewardModel, pipeline: StableDiffusion3Pipeline, groups: Groups) -> dict:
     """Pairwise accuracy of one test set: by ensemble, by single noise level, and under captions of other groups."""
-    tensors, captions = groups
-    utilities = tensors["utilities"].numpy()
 
     def accuracy(groups: Groups, **ensemble) -> dict[str, float]:
-        return pairwise_accuracy(group_scores(model, pipeline, groups, **ensemble), utilities)
+        return pairwise_accuracy(group_scores(model, pipeline, groups, **ensemble), groups.utilities)
 
     ensembles = {
         f"{mode}, {draws} draw{'s' * (draws > 1)}": accuracy(groups, mode=mode, num_draws=draws)
@@ -60,10 +61,10 @@ def measure(model: DinaRewardModel, pipeline: StableDiffusion3Pipeline, groups: 
         for draws in (1, 4)
     }
     return {
-        "groups": len(captions),
+        "groups": len(groups),
         "ensembles": ensembles,
         "levels": {level: accuracy(groups, sigmas=[level], num_draws=1) for level in LEVELS},
-        "wrong_caption": accuracy((tensors, captions[1:] + captions[:1])),
+        "wrong_caption": accuracy(replace(groups, captions=groups.captions[1:] + groups.captions[:1])),
     }
 
 

@@ -5,13 +5,12 @@ from pathlib import Path
 
 from training.arguments import parse
 from training.checkpoints import last_checkpoint
+from training.encode_world import write_pairs
 from training.reward.trainer import RewardTrainingArguments
 from training.train_reward import DataArguments, ModelArguments, train
-from training.world.agreement import pairwise_accuracy
-from training.world.pairs import write_pairs
-from training.world.preferences import Groups
+from training.world.groups import Groups, pairwise_accuracy
 
-CONFIG = Path(__file__).parents[1] / "configs" / "small_world.yaml"
+CONFIG = Path(__file__).parents[2] / "configs" / "small_world.yaml"
 
 
 def train_reward(directory: Path, groups: dict[str, Groups], validation: Groups) -> Path | None:
@@ -54,8 +53,7 @@ def learning_curve(training_dir: Path, validation: Groups, sigmas: list[float]) 
     "best" is what the order of the true utilities would reach in expectation; `sigmas` are the ensemble's levels.
     """
     state = json.loads((last_checkpoint(training_dir) / "trainer_state.json").read_text())
-    utilities = validation[0]["utilities"].numpy()
-    best = pairwise_accuracy(utilities, utilities)["best"]
+    best = pairwise_accuracy(validation.utilities, validation.utilities)["best"]
     measured = [logged for logged in state["log_history"] if "eval_agreement_ensemble" in logged]
     return [
         {"step": logged["step"], "sigmas": sigmas, "accuracy": logged["eval_agreement_ensemble"], "best": best}

@@ -7,8 +7,9 @@ from diffusers import AutoencoderKL
 from torch import nn
 from torch.nn.functional import l1_loss, mse_loss
 
-from training.world.data import Pictures
-from training.world.stage import train_stage
+from training.world.models.pictures import Pictures
+from training.world.models.stage import train_stage
+from training.world.seeds import Seed
 
 # Weight of the Kullback-Leibler term, averaged over latent values. Large for an autoencoder of this kind: it spreads
 # what the latents say, so that a reward model can still read them under diffusion noise.
@@ -16,6 +17,7 @@ KL_WEIGHT = 2e-4
 # The squared error finds the shapes, which cover a tenth of a picture; to absolute errors plain grey is a good answer
 # for long. The absolute error keeps edges sharp once they are there.
 ABSOLUTE_WEIGHT = 0.1
+SPOILT = 0.4  # share of pictures with a defect
 
 
 class AutoencoderObjective(nn.Module):
@@ -32,8 +34,13 @@ class AutoencoderObjective(nn.Module):
         return {"loss": error + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()}
 
 
-def build_autoencoder(directory: Path, *, images: int, batch_size: int = 32) -> AutoencoderKL:
-    """Train the autoencoder on `images` fresh pictures and save it, latents scaled to unit variance, under `vae/`."""
+def build_autoencoder(directory: Path, *, images: int, sample: int, batch_size: int = 32) -> AutoencoderKL:
+    """Train the autoencoder and save it under `pipeline/vae/`.
+
+    Args:
+        images: fresh pictures to train on.
+        sample: pictures whose latents are scaled to mean 0 and variance 1.
+    """
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -48,17 +55,17 @@ def build_autoencoder(directory: Path, *, images: int, batch_size: int = 32) -> 
     )
     train_stage(
         AutoencoderObjective(vae),
-        Pictures(seed=1, size=images, spoilt=0.4),
+        Pictures(Seed.AUTOENCODER, size=images, spoilt=SPOILT),
         directory / "autoencoder",
         batch_size=batch_size,
         save_steps=250,
         learning_rate=1.5e-3,
         bf16=True,
     )
-    sample = Pictures(seed=2, size=1024, spoilt=0.4)
+    pictures = Pictures(Seed.LATENT_SCALE, size=sample, spoilt=SPOILT)
     with torch.no_grad():
         latents = torch.cat(
-            [vae.encode(sample[i]["pixel_values"][None].to(vae.device)).latent_dist.mode() for i in range(1024)]
+            [vae.encode(pictures[i]["pixel_values"][None].to(vae.device)).latent_dist.mode() for i in range(sample)]
         )
     vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
     vae.save_pretrained(directory / "pipeline" / "vae")

@@ -1,0 +1,32 @@
+"""The true utility of the small world as a reward."""
+
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from training.align.rewards import Judgement, Reward
+from training.world.annotators import IMPRESSION_NOISE
+from training.world.latents import decode
+from training.world.scenes import describe
+from training.world.utility import true_utility
+
+
+class UtilityReward(Reward):
+    """The true utility of the small world, measured on the decoded picture; it has no gradient.
+
+    Its variance is that of an annotator's impression.
+
+    Args:
+        pipeline: whose VAE decodes.
+    """
+
+    differentiable = False
+
+    def __init__(self, pipeline: StableDiffusion3Pipeline) -> None:
+        self.pipeline = pipeline
+
+    def judge(self, latents, conditioning, sigma, seed):
+        pictures = decode(self.pipeline, latents)
+        described = map(describe, conditioning.prompts)
+        utilities = [true_utility(text, picture) for text, picture in zip(described, pictures, strict=True)]
+        scores = latents.new_tensor(utilities)
+        return Judgement(scores, torch.zeros_like(scores), torch.full_like(scores, IMPRESSION_NOISE**2))

@@ -1,0 +1,154 @@
+"""Groups of pictures under one caption, whose true utility is known: what every reward is trained and tested on."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from training.world.annotators import ANNOTATORS, expected_agreement, true_preference, vote
+from training.world.defects import spoil
+from training.world.scenes import Description, arrange, draw, edit, sample_description
+from training.world.seeds import Seed
+from training.world.utility import true_utility
+
+GROUP_SIZE = 4
+# The places of both pictures of every pair of a group.
+FIRST, SECOND = (index.tolist() for index in np.triu_indices(GROUP_SIZE, 1))
+
+
+def draw_description(*key: int) -> Description:
+    """A random description: number `key[-1]` of the set that the numbers before it seed."""
+    return sample_description(np.random.default_rng(key))
+
+
+def draw_group(seed: int, index: int, held_out: bool = False) -> tuple[Description, np.ndarray]:
+    """
+    Group number `index` of the set of rendered groups with this seed: its description and pictures.
+
+    Args:
+        held_out: whether the caption asks for a combination of colour and shape that never met in training.
+
+    Returns:
+        The description, and pictures RGB uint8 [4, 64, 64, 3].
+    """
+    rng = np.random.default_rng((seed, index))
+    description = sample_description(rng, held_out)
+    return description, np.stack(candidates(description, GROUP_SIZE, rng))
+
+
+def candidates(description: Description, count: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """
+    Pictures of very different worth under one description, as a generator's attempts would be.
+
+    Most differ from the description in one respect or not at all, some in two, a few show something else; two in five
+    have a defect. In half of all calls the candidates share place, tint and background as far as their things allow.
+
+    Returns:
+        `count` pictures, RGB uint8 [64, 64, 3].
+    """
+    shared = int(rng.integers(2**32)) if rng.random() < 0.5 else None
+    images = []
+    for _ in range(count):
+        shown = description
+        for _ in range(rng.choice(3, p=(0.35, 0.5, 0.15))):
+            shown = edit(shown, rng)
+        if rng.random() < 0.07:
+            shown = sample_description(rng)
+        image = draw(arrange(shown, rng if shared is None else np.random.default_rng(shared)))
+        images.append(spoil(image, rng) if rng.random() < 0.4 else image)
+    return images
+
+
+@dataclass(frozen=True)
+class RenderedPictures(Sequence[np.ndarray]):
+    """Pictures of the first `count` rendered groups of a set, each drawn when it is read; see `draw_group`."""
+
+    seed: int
+    count: int
+    held_out: bool = False
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return draw_group(self.seed, range(self.count)[index], self.held_out)[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """
+    G groups of four pictures under one caption.
+
+    Attributes:
+        captions: G of them.
+        utilities: true utilities [G, 4], float64 as measured, float32 as stored.
+        pictures: RGB uint8 [4, 64, 64, 3] of each group; None where only latents are stored, as of generated groups.
+        latents: [G, 4, C, H, W] in model space; None where no autoencoder has encoded the pictures.
+    """
+
+    captions: list[str]
+    utilities: np.ndarray
+    pictures: Sequence[np.ndarray] | None = None
+    latents: torch.Tensor | None = None
+
+    @classmethod
+    def draw(cls, indices: Iterable[int], seed: int, held_out: bool = False) -> "Groups":
+        """Rendered groups of a set by number; see `draw_group`."""
+        drawn = [draw_group(seed, index, held_out) for index in indices]
+        return cls.measure([description for description, _ in drawn], np.stack([pictures for _, pictures in drawn]))
+
+    @classmethod
+    def measure(
+        cls, descriptions: Sequence[Description], pictures: np.ndarray, latents: torch.Tensor | None = None
+    ) -> "Groups":
+        """Groups of given pictures, RGB uint8 [G, 4, 64, 64, 3], and their utilities under their descriptions."""
+        utilities = [
+            [true_utility(description, picture) for picture in group]
+            for description, group in zip(descriptions, pictures, strict=True)
+        ]
+        return cls([description.caption for description in descriptions], np.array(utilities), pictures, latents)
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    @property
+    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """All pairs within groups, group by group: numbers of both pictures, each [6 G], counted over all groups."""
+        start = GROUP_SIZE * np.arange(len(self))[:, None]
+        return (start + FIRST).ravel(), (start + SECOND).ravel()
+
+    @property
+    def preferences(self) -> np.ndarray:
+        """P(an annotator prefers the first picture) of each pair of each group, float64 [G, 6]."""
+        utilities = self.utilities.astype(np.float64)
+        return true_preference(utilities[:, FIRST], utilities[:, SECOND])
+
+
+def cast_votes(utilities: np.ndarray) -> np.ndarray:
+    """
+    The share of `ANNOTATORS` votes that the first picture of every pair gets, [G, 6].
+
+    Args:
+        utilities: [G, 4] of a whole set; its votes are one draw.
+    """
+    rng = np.random.default_rng(Seed.TOKENIZER_AND_VOTES)
+    return vote(utilities[:, FIRST], utilities[:, SECOND], ANNOTATORS, rng)
+
+
+def pairwise_accuracy(scores: np.ndarray, utilities: np.ndarray) -> dict[str, float]:
+    """
+    How often scores order all pairs within groups as a fresh annotator does, in expectation.
+
+    Args:
+        scores, utilities: [G, 4].
+
+    Returns:
+        "accuracy" with its "standard_error" over groups, the "best" that can be reached, and the "ratio" of the two.
+    """
+    pairs = utilities[:, FIRST], utilities[:, SECOND]
+    agreement = expected_agreement(scores[:, FIRST] > scores[:, SECOND], *pairs)
+    accuracy, best = agreement.mean(), expected_agreement(pairs[0] > pairs[1], *pairs).mean()
+    error = agreement.mean(axis=1).std(ddof=1) / len(scores) ** 0.5
+    measured = {"accuracy": accuracy, "standard_error": error, "best": best, "ratio": accuracy / best}
+    return {name: float(value) for name, value in measured.items()}

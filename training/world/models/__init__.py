@@ -1,0 +1,1 @@
+"""Networks of the small world: autoencoder, text encoders, generator and rewards, how they are built and measured."""

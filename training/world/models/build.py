@@ -1,0 +1,131 @@
+"""Build the small world's models: `python -m training.world.models.build --out DIR`.
+
+The stages are autoencoder, generator, preference groups, reward model and report. Each leaves its result under DIR, so
+that an interrupted build resumes with the first unfinished stage. The finished, self-contained folder is DIR/model.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from diffusers import AutoencoderKL, StableDiffusion3Pipeline
+from transformers import set_seed
+
+from modeling_dina import DinaRewardModel
+from training.train_reward import TERMINATED
+from training.world.groups import Groups
+from training.world.latents import rendered_groups
+from training.world.models.autoencoder import build_autoencoder
+from training.world.models.generated import generated_groups
+from training.world.models.generator import build_generator
+from training.world.models.report import write_report
+from training.world.models.reward import train_reward
+from training.world.seeds import Seed
+
+# A scaled build has no fewer pictures than fill a batch of the autoencoder and of the generator.
+LEAST_PICTURES, LEAST_GROUPS = 32, 4
+
+
+def build(
+    out: Annotated[Path, typer.Option(help="Folder of the build; an interrupted build resumes.")],
+    scale: Annotated[float, typer.Option(help="Factor on the number of pictures, for a trial.", min=0.0)] = 1.0,
+) -> None:
+    """Train autoencoder, generator and reward model of the small world, and measure them."""
+    pipeline, model, tests = build_models(out, scale)
+    pack(pipeline, model, out / "model")
+    write_report(out, pipeline, model, tests)
+
+
+def build_models(out: Path, scale: float) -> tuple[StableDiffusion3Pipeline, DinaRewardModel, dict[str, Groups]]:
+    """
+    Run the stages that are not finished.
+
+    Args:
+        out: folder of the build.
+        scale: factor on the number of pictures.
+
+    Returns:
+        The generator, the reward model in evaluation mode, and the groups to test it on, by the name of their set.
+
+    Raises:
+        typer.Exit: a SIGTERM ended the reward training; there is a checkpoint to resume from.
+    """
+
+    def amount(count: int, least: int = LEAST_GROUPS) -> int:
+        return max(least, round(count * scale))
+
+    images = amount(64_000, LEAST_PICTURES), amount(75_000, LEAST_PICTURES)
+    pipeline = build_pipeline(out, images=images, sample=amount(1024))
+    vae = pipeline.vae
+    rendered = rendered_groups(out / "rendered", vae, groups=amount(24_000), seed=Seed.RENDERED)
+    generated = generated_groups(out / "generated", pipeline, groups=amount(2_000), seed=Seed.GENERATED)
+    tests = {
+        "seen": rendered_groups(out / "test_seen", vae, groups=amount(1_000), seed=Seed.TEST_SEEN),
+        "held_out": rendered_groups(
+            out / "test_held_out", vae, groups=amount(1_000), seed=Seed.TEST_HELD_OUT, held_out=True
+        ),
+        "generated": generated_groups(out / "test_generated", pipeline, groups=amount(250), seed=Seed.TEST_GENERATED),
+    }
+    validation = rendered_groups(out / "validation", vae, groups=amount(256), seed=Seed.VALIDATION)
+    reward_dir = out / "reward_training" / "model"
+    if (
+        not (reward_dir / "config.json").exists()
+        and train_reward(out, {"rendered": rendered, "generated": generated}, validation) is None
+    ):
+        raise typer.Exit(TERMINATED)
+    return pipeline, DinaRewardModel.from_pretrained(reward_dir).to(pipeline.device).eval(), tests
+
+
+def build_pipeline(out: Path, *, images: tuple[int, int], sample: int) -> StableDiffusion3Pipeline:
+    """
+    The generator with its autoencoder, trained or read from `out`.
+
+    Args:
+        images: numbers of pictures that the autoencoder and the generator are trained on.
+        sample: number of pictures that scale the autoencoder's latents.
+    """
+    folder = out / "pipeline"
+    if (folder / "vae" / "config.json").exists():
+        vae = AutoencoderKL.from_pretrained(folder, subfolder="vae")
+    else:
+        set_seed(0)
+        vae = build_autoencoder(out, images=images[0], sample=sample)
+    if (folder / "model_index.json").exists():
+        pipeline = StableDiffusion3Pipeline.from_pretrained(folder)
+    else:
+        set_seed(1)
+        pipeline = build_generator(out, vae, images=images[1], epochs=5)
+    return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pack(pipeline: StableDiffusion3Pipeline, model: DinaRewardModel, directory: Path) -> None:
+    """One folder that is the reward model for transformers and the generator for diffusers.
+
+    The autoencoder and the transformer are stored in half precision, which diffusers reads back into float32. The text
+    encoders are not: transformers would run them in the precision they are stored in.
+    """
+    shutil.rmtree(directory, ignore_errors=True)
+    pipeline.save_pretrained(directory)
+    for name in ("vae", "transformer"):
+        type(pipeline.components[name]).from_pretrained(
+            directory, subfolder=name, torch_dtype=torch.float16
+        ).save_pretrained(directory / name)
+    model.save_pretrained(directory)
+    for path in directory.rglob("*.json"):
+        _forget_origin(path)
+
+
+def _forget_origin(path: Path) -> None:
+    """Take the folder that diffusers last loaded a part from out of its configuration."""
+    config = json.loads(path.read_text())
+    if isinstance(config, dict) and config.pop("_name_or_path", None):
+        path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(build)
+    app()

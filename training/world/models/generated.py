@@ -1,0 +1,63 @@
+"""Groups of pictures that the generator makes, with their true utilities."""
+
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from training.world.groups import GROUP_SIZE, Groups, draw_description
+from training.world.latents import decode, store_groups
+from training.world.models.text import MAX_LENGTH
+
+
+def sample_latents(
+    pipeline: StableDiffusion3Pipeline, captions: list[str], *, guidance_scale: float, seed: int, steps: int = 16
+) -> torch.Tensor:
+    """One latent a caption, [B, 16, 8, 8] in model space."""
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(
+        captions,
+        height=64,
+        width=64,
+        guidance_scale=guidance_scale,
+        num_inference_steps=steps,
+        max_sequence_length=MAX_LENGTH,
+        generator=torch.Generator().manual_seed(seed),
+        output_type="latent",
+    ).images
+
+
+def generated_groups(
+    directory: Path, pipeline: StableDiffusion3Pipeline, *, groups: int, seed: int, batch_size: int = 32
+) -> Groups:
+    """
+    Groups of generated pictures, stored under `directory` as their latents.
+
+    Args:
+        groups: how many.
+        seed: of the captions, and with the number of a batch's first group added, of the noise.
+        batch_size: groups that are sampled at once; the set depends on it.
+    """
+
+    def make(indices: range) -> Groups:
+        descriptions = [draw_description(seed, index) for index in indices]
+        latents = torch.cat(
+            [
+                sample_latents(
+                    pipeline,
+                    [text.caption for text in descriptions[start : start + batch_size] for _ in range(GROUP_SIZE)],
+                    # Half without guidance: attempts that differ more.
+                    guidance_scale=(1.0, 3.0)[start // batch_size % 2],
+                    seed=seed + indices[start],
+                )
+                for start in range(0, len(descriptions), batch_size)
+            ]
+        )
+        pictures = decode(pipeline, latents)
+        return Groups.measure(
+            descriptions,
+            pictures.reshape(-1, GROUP_SIZE, *pictures.shape[1:]),
+            latents.half().unflatten(0, (-1, GROUP_SIZE)).contiguous(),
+        )
+
+    return store_groups(directory, groups, make)

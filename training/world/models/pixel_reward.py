@@ -1,0 +1,170 @@
+"""Train a reward on pixels, to compare the latent one with: `python -m training.world.models.pixel_reward --out DIR`.
+
+It is trained on the votes that the latent reward is trained on.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from diffusers import AutoencoderKL, StableDiffusion3Pipeline
+from torch import nn
+from torch.utils.data import Dataset
+from tqdm import tqdm
+from transformers import set_seed
+
+from modeling_dina.cli import EMBEDDED_MODEL
+from modeling_dina.thurstone_dina import likelihood_loss
+from training.reward.pixel_model import PixelRewardModel
+from training.world.annotators import IMPRESSION_NOISE
+from training.world.groups import FIRST, GROUP_SIZE, SECOND, Groups, cast_votes, pairwise_accuracy
+from training.world.latents import rendered_groups
+from training.world.models.generated import generated_groups
+from training.world.models.scores import encode_captions
+from training.world.models.stage import train_stage
+from training.world.seeds import Seed
+
+
+class FeatureDataset(Dataset):
+    """
+    Groups of pictures as vision features, with the share of votes that each pair's first picture got.
+
+    Args:
+        features: [G, 4, tokens, channels].
+        prompt_embeds: [G, L, D].
+        votes: [G, 6].
+        epochs: how often the groups are gone through.
+    """
+
+    def __init__(self, features: torch.Tensor, prompt_embeds: torch.Tensor, votes: torch.Tensor, epochs: int) -> None:
+        self.features, self.prompt_embeds, self.votes, self.epochs = features, prompt_embeds, votes, epochs
+
+    def __len__(self) -> int:
+        return self.epochs * len(self.features)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        row = index % len(self.features)
+        return {
+            "features": self.features[row].float(),
+            "prompt_embeds": self.prompt_embeds[row].float(),
+            "targets": self.votes[row].float(),
+        }
+
+
+class VotesObjective(nn.Module):
+    """Negative log-likelihood of the votes under the annotators' own Thurstone law."""
+
+    def __init__(self, model: PixelRewardModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, features, prompt_embeds, targets) -> dict[str, torch.Tensor]:
+        scores = score_groups(self.model, features, prompt_embeds)
+        variance = scores.new_tensor(IMPRESSION_NOISE**2)
+        return {"loss": likelihood_loss(scores[:, FIRST], scores[:, SECOND], variance, variance, targets).mean()}
+
+
+def score_groups(model: PixelRewardModel, features: torch.Tensor, prompt_embeds: torch.Tensor) -> torch.Tensor:
+    """Scores [G, 4] of features [G, 4, tokens, channels] under prompt_embeds [G, L, D]."""
+    embeds = prompt_embeds.repeat_interleave(GROUP_SIZE, dim=0)
+    return model.read(features.flatten(0, 1), embeds).unflatten(0, (-1, GROUP_SIZE))
+
+
+@torch.no_grad()
+def encode_pictures(model: PixelRewardModel, vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
+    """Vision features, float16 [G, 4, tokens, channels], of the decoded pictures of latents [G, 4, C, H, W] in model
+    space."""
+    features = []
+    for group in tqdm(latents.split(32), desc="pictures encoded"):
+        values = group.flatten(0, 1).float() / vae.config.scaling_factor + vae.config.shift_factor
+        features.append(model.features(vae.decode(values).sample.clamp(-1, 1)).half())
+    return torch.cat(features).unflatten(0, (-1, GROUP_SIZE))
+
+
+@torch.no_grad()
+def measure(model: PixelRewardModel, pipeline: StableDiffusion3Pipeline, groups: Groups) -> dict[str, float]:
+    """Agreement with a fresh annotator, as `training.world.groups.pairwise_accuracy` returns it."""
+    embeds, _ = encode_captions(pipeline, groups.captions)
+    features = encode_pictures(model, pipeline.vae, groups.latents)
+    batches = zip(features.split(64), embeds.split(64), strict=True)
+    scores = torch.cat([score_groups(model, pictures.float(), text.float()) for pictures, text in batches])
+    return pairwise_accuracy(scores.numpy(), groups.utilities)
+
+
+def test_groups(folder: Path, pipeline: StableDiffusion3Pipeline, count: int) -> dict[str, Groups]:
+    """Groups that no reward was trained on, rendered and generated, stored in `folder`."""
+    return {
+        "rendered": rendered_groups(folder / "test_rendered", pipeline.vae, groups=count, seed=Seed.TEST_SEEN),
+        "generated": generated_groups(folder / "test_generated", pipeline, groups=count, seed=Seed.TEST_GENERATED),
+    }
+
+
+def votes_dataset(
+    model: PixelRewardModel, pipeline: StableDiffusion3Pipeline, sets: Sequence[Groups], epochs: int
+) -> FeatureDataset:
+    """The groups of several sets, one after another, with votes that are one draw."""
+    captions = [caption for groups in sets for caption in groups.captions]
+    utilities = torch.cat([torch.from_numpy(groups.utilities) for groups in sets]).numpy()
+    return FeatureDataset(
+        torch.cat([encode_pictures(model, pipeline.vae, groups.latents) for groups in sets]),
+        encode_captions(pipeline, captions)[0],
+        torch.from_numpy(cast_votes(utilities)),
+        epochs,
+    )
+
+
+def train_pixel_reward(pipeline_dir: str, out: Path, *, rendered: int, generated: int, epochs: int) -> None:
+    """
+    Train a pixel reward on decoded pictures, and save it in `out`.
+
+    Args:
+        pipeline_dir: diffusers pipeline of the small world.
+        out: for model, groups and checkpoint; an interrupted training resumes, and a finished model stays.
+        rendered, generated: groups of four pictures to train on.
+        epochs: how often they are gone through.
+    """
+    if (out / "config.json").is_file():  # the last file to be written
+        return
+    set_seed(3)
+    pipeline = StableDiffusion3Pipeline.from_pretrained(pipeline_dir, dtype=torch.float32)
+    model = PixelRewardModel(dict(pipeline.vae.config), pipeline.transformer.config.joint_attention_dim)
+    weights = pipeline.vae.encoder.state_dict()
+    model.vision_encoder.load_state_dict(
+        {name: weight for name, weight in weights.items() if not name.startswith("conv_out.")}
+    )
+    sets = [
+        rendered_groups(out / "rendered", pipeline.vae, groups=rendered, seed=Seed.RENDERED),
+        generated_groups(out / "generated", pipeline, groups=generated, seed=Seed.GENERATED),
+    ]
+    train_stage(
+        VotesObjective(model),
+        votes_dataset(model, pipeline, sets, epochs),
+        out / "training",
+        batch_size=64,
+        learning_rate=5e-4,
+        dataloader_num_workers=0,
+    )
+    model.eval().save_pretrained(out)
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder of the model; a finished one stays.")],
+    pipeline: Annotated[str, typer.Option(help="Diffusers pipeline of the small world.")] = EMBEDDED_MODEL,
+    rendered: Annotated[int, typer.Option(help="Rendered groups of four pictures to train on.")] = 8192,
+    generated: Annotated[int, typer.Option(help="Generated groups to train on.")] = 2000,
+    epochs: Annotated[int, typer.Option(help="Number of passes over the groups.")] = 4,
+) -> None:
+    """Train the pixel reward, and print how often it agrees with an annotator."""
+    train_pixel_reward(pipeline, out, rendered=rendered, generated=generated, epochs=epochs)
+    model = PixelRewardModel.from_pretrained(out)
+    generator = StableDiffusion3Pipeline.from_pretrained(pipeline, dtype=torch.float32)
+    for name, groups in test_groups(out, generator, count=500).items():
+        typer.echo(f"{name}: {measure(model, generator, groups)}")
+
+
+if __name__ == "__main__":
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(main)
+    app()
