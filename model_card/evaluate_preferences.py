@@ -41,6 +41,7 @@ from modeling_dina.cli import (
     SigmasOption,
     check_output,
     error_console,
+    exit_on_bad_input,
     open_scorer,
     scoring_progress,
 )
@@ -338,7 +339,8 @@ def main(
     dtype: DtypeOption = None,
 ) -> None:
     """Measure how often a reward agrees with people on a preference benchmark."""
-    try:
+    # All of it: whatever its scorer or its data makes impossible is found while images are scored.
+    with exit_on_bad_input():
         check_output("out", out, (".json",))
         folder, revision = find_data(benchmark.value, data)
         with error_console.status("reading the benchmark"):
@@ -367,8 +369,6 @@ def main(
                 progress=advance,
             )
         print_results(results, Console())
-    except (ValueError, TypeError, OSError) as error:
-        raise typer.BadParameter(str(error)) from error
 
 
 if __name__ == "__main__":

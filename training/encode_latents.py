@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
+from modeling_dina.cli import check_folder, check_model, exit_on_bad_input, loading
 from modeling_dina.scoring_dina import check_prompt
 from training.preference_data.buckets import bucket_size
 from training.preference_data.images import open_image
@@ -50,28 +51,20 @@ def main(
     num_workers: Annotated[int, typer.Option(help="Processes that decode images.", min=0)] = 4,
 ) -> None:
     """Encode the images of preference pairs to float16 latents, in shards."""
-    if (model is None) != (source_format is Format.reference_cache):
-        raise typer.BadParameter("expected for images, and not for a cache of latents", param_hint="--model")
-    # One process converts and fills the caches, the others find them filled. That may take hours: they are to wait.
-    patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
-    with accelerator.main_process_first():
-        pairs = load_pairs(source, source_format, image_root)
-    settings = {"pairs": fingerprint(pairs), "model": model, "max_pixels": max_pixels, "shard_size": shard_size}
-    with accelerator.main_process_first():
-        check_settings(out, settings)
-
-    items: TorchDataset
-    if model is None:
-        items, encode = CachedPairs(pairs), torch.Tensor.half
-    else:
-        vae = AutoencoderKL.from_pretrained(model, subfolder="vae").to(accelerator.device).eval()
-        items = ImagePairs(pairs, model, vae, max_pixels)
-
-        def encode(pixels: torch.Tensor) -> torch.Tensor:
-            with accelerator.autocast():
-                return encode_images(vae, pixels.to(accelerator.device))
-
+    with exit_on_bad_input():
+        if (model is None) != (source_format is Format.reference_cache):
+            raise ValueError(f"model: expected for images, and not for a cache of latents, got {model}")
+        check_folder("out", out)
+        # One process converts and fills the caches, the others find them filled. That may take hours: they are to
+        # wait.
+        patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
+        accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
+        with accelerator.main_process_first(), loading("source", source):
+            pairs = load_pairs(source, source_format, image_root)
+        items, encode = open_items(pairs, model, max_pixels, accelerator)
+        settings = {"pairs": fingerprint(pairs), "model": model, "max_pixels": max_pixels, "shard_size": shard_size}
+        with accelerator.main_process_first():
+            check_settings(out, settings)
     encode_shards(
         items,
         pairs.select_columns(["prompt", "target", "weight", "source"]),
@@ -82,6 +75,24 @@ def main(
         batch_size=batch_size,
         num_workers=num_workers,
     )
+
+
+def open_items(
+    pairs: Dataset, model: str | None, max_pixels: int | None, accelerator: Accelerator
+) -> tuple[TorchDataset, Callable[[torch.Tensor], torch.Tensor]]:
+    """`items` and `encode` of `encode_shards`: of a cache of latents without a model, otherwise of images."""
+    if model is None:
+        return CachedPairs(pairs), torch.Tensor.half
+    check_model(model)
+    with loading("model", model):
+        vae = AutoencoderKL.from_pretrained(model, subfolder="vae").to(accelerator.device).eval()
+        items = ImagePairs(pairs, model, vae, max_pixels)
+
+    def encode(pixels: torch.Tensor) -> torch.Tensor:
+        with accelerator.autocast():
+            return encode_images(vae, pixels.to(accelerator.device))
+
+    return items, encode
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from transformers import set_seed
 
 from modeling_dina import DinaRewardModel
+from modeling_dina.cli import check_folder, exit_on_bad_input
 from training.train_reward import TERMINATED
 from training.world.autoencoder import build_autoencoder
 from training.world.generator import build_generator
@@ -32,6 +33,8 @@ def build(
     def amount(pictures: int) -> int:
         return max(64, round(pictures * scale))
 
+    with exit_on_bad_input():
+        check_folder("out", out)
     pipeline_dir, reward_dir = out / "pipeline", out / "reward_training" / "model"
     if (pipeline_dir / "vae" / "config.json").exists():
         vae = AutoencoderKL.from_pretrained(pipeline_dir, subfolder="vae")
