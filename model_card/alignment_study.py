@@ -30,7 +30,7 @@ from model_card.evaluate_preferences import LIBRARIES, write_json
 from model_card.markdown import write_page
 from model_card.rewards import shown
 from model_card.study_folder import StudyFolder, device_name
-from modeling_dina.cli import EMBEDDED_MODEL
+from modeling_dina.cli import EMBEDDED_MODEL, exit_on_bad_input
 from modeling_dina.identity import weights_hash
 from training.align.run import run
 from training.checkpoints import TERMINATED
@@ -140,7 +140,7 @@ def evaluation(size: Size) -> dict[str, int]:
 
 
 def study_settings(pipeline_dir: str, size: Size) -> dict:
-    """What a study cannot go on with other values of."""
+    """What a study cannot go on with other values of; ValueError if there is no such pipeline."""
     folder = Path(pipeline_dir)
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"pipeline: expected a folder with a pipeline's model_index.json, got {pipeline_dir}")
@@ -153,22 +153,19 @@ def study_settings(pipeline_dir: str, size: Size) -> dict:
     }
 
 
-def study(out: Path, pipeline_dir: str, size: Size, seeds: int, tell: Callable[[str], None]) -> dict:
+def study(found: StudyFolder, pipeline_dir: str, size: Size, seeds: int, tell: Callable[[str], None]) -> dict:
     """
-    Run and measure every row that `out` has no result of yet, and write what all of them say.
+    Run and measure every row that the folder has no result of yet, and write what all of them say.
 
     Args:
-        out: folder of the study.
+        found: folder of the study, of `study_settings`.
         pipeline_dir: folder of the small world's pipeline and reward model.
         size: see `Size`.
         seeds: runs of each row.
         tell: called with what is about to be done.
-
-    Raises:
-        ValueError: `out` is a file, or of a study with other settings; or there is no such pipeline.
     """
-    settings = study_settings(pipeline_dir, size)
-    found, pixel_dir = StudyFolder(out, settings), out / "pixel_reward"
+    out, settings = found.path, found.settings
+    pixel_dir = out / "pixel_reward"
     arguments, _ = read_arguments(ROWS["refl"], pipeline_dir, pixel_dir, **evaluation(size), output_dir=out)
 
     def judge() -> Judges:
@@ -255,10 +252,10 @@ def main(
     seeds: Annotated[int, typer.Option(help="Runs of each row; more can be added later.", min=1)] = 3,
 ) -> None:
     """Run and measure every row of the study."""
-    try:
-        study(out, pipeline, Size().scaled(scale), seeds, tell=typer.echo)
-    except (ValueError, OSError) as error:
-        raise typer.BadParameter(str(error)) from error
+    size = Size().scaled(scale)
+    with exit_on_bad_input():
+        folder = StudyFolder(out, study_settings(pipeline, size))
+    study(folder, pipeline, size, seeds, tell=typer.echo)
     typer.echo((out / "alignment.md").read_text())
 
 

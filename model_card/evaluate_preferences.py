@@ -36,6 +36,7 @@ from modeling_dina.cli import (
     ModelOptions,
     check_output,
     error_console,
+    exit_on_bad_input,
     scoring_progress,
     with_option_groups,
 )
@@ -327,7 +328,8 @@ def main(
     strict: Annotated[bool, typer.Option("--strict", help="Refuse data of another than the published size.")] = False,
 ) -> None:
     """Measure how often a reward agrees with people on a preference benchmark."""
-    try:
+    # All of it: whatever its scorer or its data makes impossible is found while images are scored.
+    with exit_on_bad_input():
         check_output("out", out, (".json",))
         folder, revision = find_data(benchmark.value, data)
         with error_console.status("reading the benchmark"):
@@ -347,8 +349,6 @@ def main(
                 progress=advance,
             )
         print_results(results, Console())
-    except (ValueError, TypeError, OSError) as error:
-        raise typer.BadParameter(str(error)) from error
 
 
 if __name__ == "__main__":

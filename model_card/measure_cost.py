@@ -39,7 +39,7 @@ from model_card.other_rewards import (
     build_decoder,
 )
 from modeling_dina import DinaConfig, DinaRewardModel
-from modeling_dina.cli import EMBEDDED_MODEL, check_output
+from modeling_dina.cli import EMBEDDED_MODEL, check_output, exit_on_bad_input
 from training.align.policy import ATTENTION
 from training.reward.dry_run import CLIP_TOKENS, saved_bytes
 
@@ -396,18 +396,16 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Also write the numbers here, as JSON.")] = None,
 ) -> None:
     """Measure what a reward costs."""
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise typer.BadParameter(f"dtype: expected float32, bfloat16 or float16, got {dtype!r}")
-    if device is Device.cuda and not torch.cuda.is_available():
-        raise typer.BadParameter("device: expected one that torch can use here, got 'cuda'")
     side = resolution or (64 if preset is Preset.small else 1024)
-    if side % 16 or side < 16:
-        raise typer.BadParameter(f"resolution: expected a multiple of 16 pixels, got {side}")
-    if out:
-        try:
+    with exit_on_bad_input():
+        if dtype not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"dtype: expected float32, bfloat16 or float16, got {dtype!r}")
+        if device is Device.cuda and not torch.cuda.is_available():
+            raise ValueError("device: expected one that torch can use here, got 'cuda'")
+        if side % 16 or side < 16:
+            raise ValueError(f"resolution: expected a multiple of 16 pixels, got {side}")
+        if out:
             check_output("out", out, (".json",))
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from error
     result = measure(preset, device, side, batch_size, getattr(torch, dtype), others, rounds)
     print_result(result, Console())
     if out:

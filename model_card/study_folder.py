@@ -20,6 +20,9 @@ class StudyFolder:
         path: the folder.
         settings: of the study.
 
+    Attributes:
+        path, settings: the same, the latter as JSON has them.
+
     Raises:
         ValueError: it is a file, or of a study with other settings.
     """
@@ -28,7 +31,7 @@ class StudyFolder:
         if path.is_file():
             raise ValueError(f"out: expected a folder, new or of the same study, got the file {path}")
         self.path = path
-        settings = json.loads(json.dumps(settings))
+        self.settings = settings = json.loads(json.dumps(settings))
         found = self.keep("settings", lambda: settings)
         if found != settings:
             different = sorted(name for name in settings if found.get(name) != settings[name])

@@ -40,7 +40,7 @@ from model_card.study.rows import ROWS, Decoder, build_row, read_arguments, show
 from model_card.study.summary import summarize
 from model_card.study.table import study_page
 from model_card.study_folder import StudyFolder, device_name
-from modeling_dina.cli import EMBEDDED_MODEL
+from modeling_dina.cli import EMBEDDED_MODEL, exit_on_bad_input
 from modeling_dina.identity import weights_hash
 from training.encode_world import write_rendered_pairs
 from training.reward.data import load_pairs
@@ -171,29 +171,31 @@ def comparison(row: str, name: str, material: Material) -> Callable[[], object]:
     return compare
 
 
-def study(out: Path, pipeline_dir: str, size: Size, seeds: int, tell: Callable[[str], None]) -> dict:
-    """
-    Train and measure every row that `out` has no result of yet, and write what all of them say.
-
-    Args:
-        out: folder of the study.
-        pipeline_dir: diffusers pipeline of the small world.
-        size: see `Size`.
-        seeds: trainings of each row.
-        tell: called with what is about to be done.
-
-    Raises:
-        ValueError: `out` is of a study with other settings.
-        OSError: there is no such pipeline.
-    """
+def study_settings(pipeline_dir: str, size: Size) -> dict:
+    """What a study cannot go on with other values of; ValueError if there is no such pipeline."""
     folder = Path(pipeline_dir)
-    settings = {
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(f"pipeline: expected a folder with a pipeline's model_index.json, got {pipeline_dir}")
+    return {
         "pipeline": {part: weights_hash(folder / part) for part in ("transformer", "vae", "text_encoder")},
         "size": asdict(size),
         "ensemble": {"levels": LEVELS[:ENSEMBLE_LEVELS], "draws": ENSEMBLE_DRAWS},
         "training": CONFIG.read_text(),
     }
-    found = StudyFolder(out, settings)
+
+
+def study(found: StudyFolder, pipeline_dir: str, size: Size, seeds: int, tell: Callable[[str], None]) -> dict:
+    """
+    Train and measure every row that the folder has no result of yet, and write what all of them say.
+
+    Args:
+        found: folder of the study, of `study_settings`.
+        pipeline_dir: diffusers pipeline of the small world.
+        size: see `Size`.
+        seeds: trainings of each row.
+        tell: called with what is about to be done.
+    """
+    out, settings = found.path, found.settings
     material = Material(out / "data", pipeline_dir, size)
     # Seed by seed: an interrupted study has at least compared all rows once.
     runs = list(product(range(seeds), ROWS))
@@ -236,10 +238,10 @@ def main(
     seeds: Annotated[int, typer.Option(help="Trainings of each row; more can be added later.", min=1)] = 3,
 ) -> None:
     """Train and measure every row of the study."""
-    try:
-        results = study(out, pipeline, Size().scaled(scale), seeds, tell=typer.echo)
-    except (ValueError, OSError) as error:
-        raise typer.BadParameter(str(error)) from error
+    size = Size().scaled(scale)
+    with exit_on_bad_input():
+        folder = StudyFolder(out, study_settings(pipeline, size))
+    results = study(folder, pipeline, size, seeds, tell=typer.echo)
     for question, words in results["answers"].items():
         typer.echo(f"\n{question}\n{words}")
 

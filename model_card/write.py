@@ -17,7 +17,7 @@ from model_card.alignment.page import rows_table
 from model_card.rewards import shown
 from model_card.study.table import claims_table
 from modeling_dina import DinaConfig, DinaRewardModel
-from modeling_dina.cli import check_output
+from modeling_dina.cli import check_output, exit_on_bad_input, loading
 from modeling_dina.identity import weights_hash
 from training import card
 from training.world.annotators import IMPRESSION_NOISE
@@ -82,7 +82,10 @@ def read_results(paths: Sequence[Path], model: Path, config: DinaConfig) -> Resu
             content = json.loads(path.read_text("utf-8"))
         except ValueError as error:
             raise ValueError(f"results: expected JSON, got {path}: {error}") from error
-        fault = _fault(content, model, config)
+        try:
+            fault = _fault(content, model, config)
+        except KeyError as error:
+            fault = f"the field {error}"
         if fault and named:
             raise ValueError(f"results: expected {fault}, got {path}")
         if fault:
@@ -267,15 +270,15 @@ def main(
     ] = None,
 ) -> None:
     """Write a model's card from its measurements."""
-    try:
+    with exit_on_bad_input():
         check_output("out", out, (".md",))
         if not (model / "config.json").is_file():
             raise ValueError(f"model: expected a folder with config.json, got {model}")
-        config = DinaConfig.from_pretrained(model)
+        with loading("model", model):
+            config = DinaConfig.from_pretrained(model)
         found = read_results(results, model, config)
-        card.save_card(render(model, found, config, repo_id, dataset or ()), out)
-    except (ValueError, OSError, KeyError) as error:
-        raise typer.BadParameter(str(error)) from error
+        rendered = render(model, found, config, repo_id, dataset or ())
+    card.save_card(rendered, out)
 
 
 if __name__ == "__main__":

@@ -51,23 +51,36 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx):
         try:
-            return super().invoke(ctx)
-        except BrokenPipeError:
-            raise
+            with exit_on_bad_input():
+                return super().invoke(ctx)
         except ModuleNotFoundError as error:
             entered = entry_points(group=COMMAND_GROUP)
             if ctx.invoked_subcommand not in entered.names:
                 raise
             extras = ", ".join(entered[ctx.invoked_subcommand].extras)
             _fail(f"{ctx.invoked_subcommand}: expected dina-lrm[{extras}] to be installed, got: {error}", error)
-        except (ValueError, TypeError, OSError) as error:
-            _fail(str(error), error)
+
+
+@contextmanager
+def exit_on_bad_input() -> Iterator[None]:
+    """
+    Ends the program on bad input, with one line on stderr and exit code 2.
+
+    Every entry point of the project puts it around what reads and checks its input. What trains for hours stays
+    outside: a fault there is no bad input, and keeps its traceback.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except (ValueError, TypeError, OSError) as error:
+        _fail(str(error), error)
 
 
 def _fail(message: str, cause: Exception) -> NoReturn:
     message = " ".join(message.split())
     error_console.print(f"[bold red]Error:[/] {escape(message)}", soft_wrap=True, highlight=False)
-    raise typer.Exit(2) from cause
+    raise SystemExit(2) from cause
 
 
 app = typer.Typer(
@@ -139,10 +152,8 @@ class SourceOptions(HubOptions):
 
     def check(self) -> None:
         """Refuse a path that leads nowhere, which would be taken for a Hub id; point out the embedded model."""
-        model = self.model
-        if not os.path.isdir(model) and (os.path.exists(model) or model.startswith(("/", ".", "~"))):
-            raise ValueError(f"model: expected a folder or a Hub id, got {model}")
-        if model == EMBEDDED_MODEL:
+        check_model(self.model)
+        if self.model == EMBEDDED_MODEL:
             error_console.print(EMBEDDED_NOTE, style="dim", highlight=False)
 
 
@@ -433,6 +444,12 @@ def usable_device(device: str | None) -> str:
     return device
 
 
+def check_model(model: str, name: str = "model") -> None:
+    """A path that leads nowhere would be taken for a Hub id, and refused as a malformed one."""
+    if not os.path.isdir(model) and (os.path.exists(model) or model.startswith(("/", ".", "~"))):
+        raise ValueError(f"{name}: expected a folder or a Hub id, got {model}")
+
+
 @contextmanager
 def loading(name: str, source: Any) -> Iterator[None]:
     """Names what was being read in the error. A stranger's folder fails in whatever way it likes: any exception is
@@ -454,6 +471,13 @@ def check_output(name: str, path: Path, suffixes: tuple[str, ...]) -> None:
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise ValueError(f"{name}: expected a file that can be written, got {path}: {error}") from error
+
+
+def check_folder(name: str, path: Path) -> None:
+    """ValueError where a file is in the way of a folder."""
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise ValueError(f"{name}: expected a folder, there or to be made, got {path}, where {place} is a file")
 
 
 @contextmanager

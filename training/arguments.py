@@ -2,50 +2,148 @@
 
 import argparse
 import json
+import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
 
+# What argparse says, in the words of all other errors.
+_REWORDED = (
+    (r"^argument --([\w-]+)[^:]*", r"\1"),
+    (r"invalid (\w+) value: (.*)", r"expected \1, got \2"),
+    (r"invalid choice: (.*) \(choose from (.*)\)", r"expected one of \2, got \1"),
+    (r"^the following arguments are required: (.*)", r"\1: expected a value, got none"),
+    (r"/--[\w-]+", ""),  # the second spelling, with dashes
+    (r"(^|, )--", r"\1"),
+)
 
-def parse(*dataclass_types: type, argv: Sequence[str] | None = None) -> tuple:
+
+class _Parser(HfArgumentParser):
+    """Raises what argparse would print before it ends the program."""
+
+    def error(self, message: str) -> NoReturn:
+        for pattern, words in _REWORDED:
+            message = re.sub(pattern, words, message)
+        raise ValueError(message)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-4 as text; this reads it as the number that it is in JSON and in Python."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def load_config(path: Path, *dataclass_types: type, **overrides: Any) -> tuple:
     """
     One instance of each of `dataclass_types`.
 
     Args:
-        argv: `--config FILE` and any field as a flag; None reads the command line. The file maps fields to values and
-            is read as if its lines were flags that come before all others.
+        path: YAML file that maps fields to values.
+        overrides: values of fields that differ from the file's; None stands for the field's default.
 
     Raises:
-        ValueError: a field is unknown, or the file is no mapping.
+        ValueError: a field is unknown or has a wrong value, or the file is no mapping.
+    """
+    return _instances(_Parser(dataclass_types, allow_abbrev=False), _as_flags({**read_config(path), **overrides}))
+
+
+def parse(*dataclass_types: type, argv: Sequence[str] | None = None) -> tuple:
+    """
+    `load_config` from the command line.
+
+    Args:
+        argv: `--config FILE` and any field as a flag; None reads the command line.
+
+    Raises:
+        ValueError: as `load_config`.
     """
     # Written out, the usage of a few hundred flags would push an error off the screen.
-    parser = HfArgumentParser(dataclass_types, usage="%(prog)s [--config FILE] [--FIELD VALUE ...]")
+    usage = "%(prog)s [--config FILE] [--FIELD VALUE ...]"
+    parser = _Parser(dataclass_types, usage=usage, allow_abbrev=False)
     parser.add_argument("--config", type=Path, help="YAML file of defaults for all other flags.")
-    config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    config_parser.add_argument("--config", type=Path)
-    chosen, flags = config_parser.parse_known_args(sys.argv[1:] if argv is None else list(argv))
-    from_file = [] if chosen.config is None else _as_flags(chosen.config)
-    return parser.parse_args_into_dataclasses([*from_file, *flags], look_for_args_file=False)[: len(dataclass_types)]
+    chosen, flags = _config_parser().parse_known_args(_given(argv))
+    from_file = {} if chosen.config is None else read_config(chosen.config)
+    return _instances(parser, [*_as_flags(from_file), *flags])
 
 
-def _as_flags(path: Path) -> list[str]:
+def peek(name: str, argv: Sequence[str] | None = None) -> Any:
+    """What the flags, or else the file, say of one field, before the others can be parsed; None if neither does."""
+    parser = _config_parser()
+    parser.add_argument(f"--{name}")
+    chosen, _ = parser.parse_known_args(_given(argv))
+    value = getattr(chosen, name)
+    return read_config(chosen.config).get(name) if value is None and chosen.config is not None else value
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; ValueError if there is none."""
     if not path.is_file():
         raise ValueError(f"config: expected a YAML file, got {path}, which is not a file")
+    return read_mapping("config", path.read_text(), str(path))
+
+
+def read_mapping(name: str, text: str, shown: str) -> dict[str, Any]:
+    """
+    A mapping in YAML or JSON.
+
+    Args:
+        name: of the argument, for errors.
+        text: the mapping.
+        shown: what errors call it.
+
+    Raises:
+        ValueError: `text` is neither, or no mapping.
+    """
     try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"config: expected YAML, got {path}: {error}") from error
+        values = json.loads(text)
+    except ValueError:  # YAML allows no tabs, which JSON does: one does not include the other.
+        try:
+            values = yaml.load(text, _Loader)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{name}: expected a mapping in YAML or JSON, got {shown}: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"config: expected a mapping of fields to values, got {path} with a {type(values).__name__}")
+        raise ValueError(f"{name}: expected a mapping of fields to values, got {shown}, a {type(values).__name__}")
+    return values
+
+
+def _given(argv: Sequence[str] | None) -> list[str]:
+    return sys.argv[1:] if argv is None else list(argv)
+
+
+def _config_parser() -> argparse.ArgumentParser:
+    parser = _Parser([], add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path)
+    return parser
+
+
+def _instances(parser: _Parser, flags: list[str]) -> tuple:
+    *instances, unknown = parser.parse_args_into_dataclasses(
+        flags, look_for_args_file=False, return_remaining_strings=True
+    )
+    if unknown:
+        names = [flag[2:].partition("=")[0] for flag in unknown if flag.startswith("--")] or unknown
+        types = ", ".join(each.__name__ for each in parser.dataclass_types)
+        raise ValueError(f"{', '.join(names)}: expected a field of {types}, got an unknown name")
+    return tuple(instances[: len(parser.dataclass_types)])
+
+
+def _as_flags(values: Mapping[str, Any]) -> list[str]:
     flags = []
     for name, value in values.items():
-        if value is not None:
-            flags += [f"--{name}", *map(_as_text, value if isinstance(value, list) else [value])]
+        if isinstance(value, list | tuple):
+            flags += [f"--{name}", *map(_as_text, value)]
+        elif value is not None:
+            flags.append(f"--{name}={_as_text(value)}")  # in one word: a value may begin with a dash
     return flags
 
 
-def _as_text(value) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def _as_text(value: Any) -> str:
+    return os.fspath(value) if isinstance(value, str | os.PathLike) else json.dumps(value, default=str)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from modeling_dina.cli import check_folder
+
 TERMINATED = 128 + 15  # what a shell reports of a process that SIGTERM ended
 _NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -59,31 +61,34 @@ def last_checkpoint(output_dir: Path) -> Path | None:
     return next(reversed(checkpoints(output_dir)), None)
 
 
-def checkpoint_to_resume(output_dir: Path, asked: str | None, state: str) -> Path | None:
+def checkpoint_to_resume(output_dir: Path, wanted: str | bool | None, state: str) -> Path | None:
     """
     The checkpoint that `resume_from_checkpoint` names, or None to begin.
 
     Args:
         output_dir: of the run.
-        asked: None, "last", or a checkpoint.
+        wanted: a checkpoint; "last" or, as transformers has it, True for the newest one of `output_dir`, if there is
+            one; None or False to begin. The last two may be texts, as flags are.
         state: a file that every checkpoint of such a run has.
 
     Raises:
-        ValueError: `asked` is no checkpoint, or a run would begin anew where another has left some.
+        ValueError: `wanted` is no checkpoint, a run would begin anew where another has left some, or `output_dir`
+            cannot be a folder.
     """
-    last = last_checkpoint(output_dir)
-    if asked == "last":
+    check_folder("output_dir", output_dir)
+    last, word = last_checkpoint(output_dir), str(wanted).lower()
+    if word in ("last", "true"):
         return last
-    if asked is None:
+    if word in ("none", "false"):
         if last is not None:
             raise ValueError(
                 f"output_dir: expected a folder without checkpoints, got {last}; go on from it with "
                 "--resume_from_checkpoint last, or name another folder"
             )
         return None
-    if not (Path(asked) / state).is_file():
-        raise ValueError(f"resume_from_checkpoint: expected 'last' or a checkpoint of a run, got {asked}")
-    return Path(asked)
+    if not (Path(wanted) / state).is_file():
+        raise ValueError(f"resume_from_checkpoint: expected 'last' or a checkpoint of a run, got {wanted}")
+    return Path(wanted)
 
 
 def rotate_checkpoints(output_dir: Path, keep: int | None) -> None:

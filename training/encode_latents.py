@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
-from modeling_dina.cli import HubOptions, with_option_groups
+from modeling_dina.cli import HubOptions, check_folder, check_model, exit_on_bad_input, loading, with_option_groups
 from modeling_dina.conditioning_dina import Location
 from modeling_dina.identity import parts_identity
 from modeling_dina.isolation import error_text, isolate_failures
@@ -61,44 +61,30 @@ def main(
 ) -> None:
     """Encode the images of preference pairs to float16 latents, in shards. A pair that cannot be encoded is reported
     and left out; the exit code is 1 if no pair could be encoded."""
-    if (model is None) != (source_format is Format.reference_cache):
-        raise typer.BadParameter("expected for images, and not for a cache of latents", param_hint="--model")
-    # One process converts and fills the caches, the others find them filled. That may take hours: they are to wait.
-    patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
-    with accelerator.main_process_first():
-        pairs = load_pairs(source, source_format, image_root)
-    settings: dict[str, Any] = {
-        "source": os.path.abspath(source) if os.path.exists(source) else source,
-        "format": source_format.value,
-        "image_root": image_root and os.path.abspath(image_root),
-        "pairs": fingerprint(pairs),
-        "contents": contents_fingerprint(pairs),
-        "model": model,
-        "shard_size": shard_size,
-    }
-
-    items: TorchDataset
-    if model is None:
-        items, encode = CachedPairs(pairs), torch.Tensor.half
-    else:
+    with exit_on_bad_input():
+        if (model is None) != (source_format is Format.reference_cache):
+            raise ValueError(f"model: expected for images, and not for a cache of latents, got {model}")
+        check_folder("out", out)
+        # One process converts and fills the caches, the others find them filled. That may take hours: they are to
+        # wait.
+        patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
+        accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
+        with accelerator.main_process_first(), loading("source", source):
+            pairs = load_pairs(source, source_format, image_root)
         where = {"revision": revision, **hub.hub_arguments()}
-        vae = AutoencoderKL.from_pretrained(model, subfolder="vae", **where).to(accelerator.device).eval()
-        transformer = SD3Transformer2DModel.load_config(model, subfolder="transformer", **where)
-        items = ImagePairs(pairs, transformer, vae, max_pixels)
-        settings |= {
-            "vae": parts_identity(Location(model, revision), ["vae"], **hub.hub_arguments()),
-            "dtype": str(vae.dtype).removeprefix("torch."),
-            "mixed_precision": accelerator.mixed_precision,
-            **items.limits,
+        items, encode, encoding = open_items(pairs, model, max_pixels, accelerator, where)
+        settings: dict[str, Any] = {
+            "source": os.path.abspath(source) if os.path.exists(source) else source,
+            "format": source_format.value,
+            "image_root": image_root and os.path.abspath(image_root),
+            "pairs": fingerprint(pairs),
+            "contents": contents_fingerprint(pairs),
+            "model": model,
+            "shard_size": shard_size,
+            **encoding,
         }
-
-        def encode(pixels: torch.Tensor) -> torch.Tensor:
-            with torch.no_grad(), accelerator.autocast():
-                return encode_images(vae, pixels.to(accelerator.device)).half().cpu()
-
-    with accelerator.main_process_first():
-        check_settings(out, settings)
+        with accelerator.main_process_first():
+            check_settings(out, settings)
     encode_shards(
         items,
         pairs.select_columns(["prompt", "target", "weight", "source"]),
@@ -112,6 +98,39 @@ def main(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         report(out, len(pairs))
+
+
+def open_items(
+    pairs: Dataset, model: str | None, max_pixels: int | None, accelerator: Accelerator, where: dict[str, Any]
+) -> tuple[TorchDataset, Callable[[torch.Tensor], torch.Tensor], dict[str, Any]]:
+    """
+    `items` and `encode` of `encode_shards`, and what the latents depend on beside the images.
+
+    Args:
+        model: diffusers pipeline whose VAE encodes images; None for a cache of latents.
+        where: `revision` and further options of the loaders.
+    """
+    if model is None:
+        return CachedPairs(pairs), torch.Tensor.half, {}
+    check_model(model)
+    with loading("model", model):
+        vae = AutoencoderKL.from_pretrained(model, subfolder="vae", **where).to(accelerator.device).eval()
+        transformer = SD3Transformer2DModel.load_config(model, subfolder="transformer", **where)
+        items = ImagePairs(pairs, transformer, vae, max_pixels)
+        hub = {name: value for name, value in where.items() if name != "revision"}
+        identity = parts_identity(Location(model, where["revision"]), ["vae"], **hub)
+
+    def encode(pixels: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad(), accelerator.autocast():
+            return encode_images(vae, pixels.to(accelerator.device)).half().cpu()
+
+    settings = {
+        "vae": identity,
+        "dtype": str(vae.dtype).removeprefix("torch."),
+        "mixed_precision": accelerator.mixed_precision,
+        **items.limits,
+    }
+    return items, encode, settings
 
 
 class ImagePairs(TorchDataset):

@@ -13,6 +13,7 @@ import platform
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save
 
+from modeling_dina.cli import check_output, exit_on_bad_input
 from training.commands import TOKEN_VARIABLE
 from training.fuzz_bodies import break_body, damage_body, good_tensors
 from training.serving.protocol import VERSION, VERSION_HEADER
@@ -360,6 +362,26 @@ def stages(url: str | None, requests: int, fuzzed: int) -> dict[str, Callable[[]
     }
 
 
+def check_url(url: str) -> None:
+    """ValueError where no server answers."""
+    try:
+        parts = urlsplit(url)
+        socket.create_connection((parts.hostname or "", parts.port or 80), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"url: expected that of a server that runs, got {url}: {error}") from error
+
+
+def read_before(out: Path) -> dict:
+    """What an interrupted run has written, empty if there is none; ValueError if it is something else."""
+    try:
+        before = json.loads(out.read_text()) if out.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"out: expected a new file or results of this test, got {out}: {error}") from error
+    if not isinstance(before, dict):
+        raise ValueError(f"out: expected a new file or results of this test, got {out}")
+    return before
+
+
 def print_result(result: dict) -> None:
     """The throughput as a table, and the rest in a line each."""
     table = Table("clients", "server", "requests/s", "p50 ms", "p95 ms", "p99 ms")
@@ -390,10 +412,14 @@ def main(
         "machine": {"cpus": os.cpu_count(), "architecture": platform.machine(), "python": platform.python_version()},
         "versions": {name: version(name) for name in libraries},
     }
-    if out is not None and out.exists():
-        before = json.loads(out.read_text())
-        if before | result == before:  # of the same settings, machine and versions
-            result = before
+    with exit_on_bad_input():
+        if url is not None:
+            check_url(url)
+        if out is not None:
+            check_output("out", out, (".json",))
+            before = read_before(out)
+            if before | result == before:  # of the same settings, machine and versions
+                result = before
     for name, stage in stages(url, requests, fuzzed).items():
         if name in result:
             continue

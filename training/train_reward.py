@@ -4,22 +4,23 @@ The file gives defaults, flags have the last word: fields of `ModelArguments`, `
 `RewardTrainingArguments`. An interrupted run goes on with `--resume_from_checkpoint last`.
 """
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from diffusers import StableDiffusion3Pipeline
+from huggingface_hub.errors import StrictDataclassError
 from transformers import set_seed
 
-from modeling_dina import DinaRewardModel
+from modeling_dina import DinaConfig, DinaRewardModel
+from modeling_dina.cli import check_model, exit_on_bad_input, loading
 from modeling_dina.conditioning_dina import encode_prompts
-from training.arguments import parse
+from training.arguments import parse, read_mapping
 from training.checkpoints import TERMINATED, checkpoint_to_resume
 from training.encode_world import write_rendered_pairs
 from training.hub import CheckpointPusher
@@ -66,10 +67,13 @@ class ModelArguments:
     sigma_parameters: list[float] = field(default_factory=list, metadata={"help": "See training.reward.noise_levels."})
 
     def __post_init__(self):
-        try:
-            self.reward_fields = dict(json.loads(self.reward_config))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"reward_config: expected a mapping in JSON, got {self.reward_config!r}") from error
+        self.reward_fields = read_mapping("reward_config", self.reward_config, repr(self.reward_config))
+        if unknown := set(self.reward_fields) - {each.name for each in fields(DinaConfig)}:
+            raise ValueError(f"reward_config: expected fields of DinaConfig, got {', '.join(sorted(unknown))}")
+        with names_reward_config():
+            default = DinaConfig()
+            for name, value in self.reward_fields.items():
+                setattr(default, name, value)  # checks the type of one field; all together depend on the base model
         self.noise_levels = NoiseLevels(self.sigma_density, self.sigma_parameters)
 
     @property
@@ -95,16 +99,30 @@ class DataArguments:
     validation_data: list[str] = field(default_factory=list, metadata={"help": "The same; measured every eval_steps."})
 
 
+@contextmanager
+def names_reward_config() -> Iterator[None]:
+    """Names `reward_config` in what `DinaConfig` finds wrong with a field."""
+    try:
+        yield
+    except StrictDataclassError as error:
+        raise ValueError(f"reward_config: {error.__cause__ or error}") from error
+
+
 def build_objective(arguments: ModelArguments) -> PreferenceObjective:
     """
     The pretrained backbone with a fresh head, in the precision it is trained in.
 
     Raises:
-        TypeError, ValueError, OSError: `base_model` or `reward_config` do not make a reward model.
+        ValueError: `base_model` or `reward_config` do not make a reward model.
     """
-    model = DinaRewardModel.from_backbone(
-        arguments.base_model, revision=arguments.base_revision, **arguments.config_fields()
-    )
+    check_model(arguments.base_model, "base_model")
+    try:
+        with names_reward_config():
+            model = DinaRewardModel.from_backbone(
+                arguments.base_model, revision=arguments.base_revision, **arguments.config_fields()
+            )
+    except OSError as error:
+        raise ValueError(f"base_model: cannot load {arguments.base_model}: {error}") from error
     return make_trainable(model, arguments)
 
 
@@ -117,8 +135,9 @@ def make_trainable(model: DinaRewardModel, arguments: ModelArguments) -> Prefere
     return PreferenceObjective(model, arguments.loss, margin=arguments.margin, learn_variance=arguments.learn_variance)
 
 
-def load_data(sources: Sequence[str], base_model: str, args: RewardTrainingArguments) -> Dataset:
-    """The pairs of `train_data` or `validation_data`; those of the small world are drawn into the output folder."""
+def load_data(name: str, sources: Sequence[str], base_model: str, args: RewardTrainingArguments) -> Dataset:
+    """The pairs of the argument `name`; those of the small world are drawn into the output folder. ValueError if there
+    are none."""
     folders = []
     for source in sources:
         kind, *numbers = source.split(":")
@@ -126,75 +145,88 @@ def load_data(sources: Sequence[str], base_model: str, args: RewardTrainingArgum
             folders.append(Path(source))
             continue
         if len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
-            raise ValueError(f"train_data, validation_data: expected world:GROUPS:SEED, got {source!r}")
+            raise ValueError(f"{name}: expected world:GROUPS:SEED, got {source!r}")
         folders.append(Path(args.output_dir) / "pairs" / "-".join(numbers))
         with args.main_process_first(desc="drawing pairs"):
             write_rendered_pairs(folders[-1], base_model, groups=int(numbers[0]), seed=int(numbers[1]))
-    with args.main_process_first(desc="reading pairs"):
+    with args.main_process_first(desc="reading pairs"), loading(name, ", ".join(sources)):
         return load_pairs(folders)
 
 
 def train(
     model_arguments: ModelArguments, data_arguments: DataArguments, args: RewardTrainingArguments
 ) -> Path | None:
-    """
-    Train to the end, or to a SIGTERM.
+    """`complete` what `prepare` makes of the arguments."""
+    return complete(prepare(model_arguments, data_arguments, args))
 
-    Returns:
-        The folder of the finished model; None after a SIGTERM.
+
+def prepare(
+    model_arguments: ModelArguments, data_arguments: DataArguments, args: RewardTrainingArguments
+) -> RewardTrainer:
+    """
+    A trainer with its weights and pairs, as its last checkpoint has it if the run goes on.
+
+    Raises:
+        ValueError: naming the argument that is at fault.
     """
     checkpoint = checkpoint_to_resume(Path(args.output_dir), args.resume_from_checkpoint, "trainer_state.json")
     set_seed(args.seed)  # of the fresh head, in every process
     objective = build_objective(model_arguments)
-    pairs = load_data(data_arguments.train_data, model_arguments.base_model, args)
+    pairs = load_data("train_data", data_arguments.train_data, model_arguments.base_model, args)
     if data_arguments.validation_data:
-        validation_pairs = load_data(data_arguments.validation_data, model_arguments.base_model, args)
+        validation_pairs = load_data(
+            "validation_data", data_arguments.validation_data, model_arguments.base_model, args
+        )
     else:
         validation_pairs, args.eval_strategy = None, "no"
-    pipeline = StableDiffusion3Pipeline.from_pretrained(
-        model_arguments.base_model,
-        revision=model_arguments.base_revision,
-        transformer=None,
-        dtype=objective.model.dtype,
-    ).to(args.device)
-    with pushing(args) as pusher:
-        trainer = RewardTrainer(
-            objective,
-            args,
-            # Not a scorer's, which remembers prompts: rounding would depend on which ones came before.
-            encode_prompts=lambda prompts: encode_prompts(
-                pipeline, prompts, objective.model.config.max_sequence_length
-            ),
-            noise_levels=model_arguments.noise_levels,
-            pairs=pairs,
-            validation_pairs=validation_pairs,
-            pusher=pusher,
-            card_settings=card_settings(model_arguments, data_arguments, args),
+    with loading("base_model", model_arguments.base_model):
+        pipeline = StableDiffusion3Pipeline.from_pretrained(
+            model_arguments.base_model,
+            revision=model_arguments.base_revision,
+            transformer=None,
+            dtype=objective.model.dtype,
+        ).to(args.device)
+    # The Trainer's own way of pushing leaves the model's code behind, and stops training when the Hub is away.
+    pushes, args.push_to_hub = args.push_to_hub and args.process_index == 0, False
+    trainer = RewardTrainer(
+        objective,
+        args,
+        # Not a scorer's, which remembers prompts: rounding would depend on which ones came before.
+        encode_prompts=lambda prompts: encode_prompts(pipeline, prompts, objective.model.config.max_sequence_length),
+        noise_levels=model_arguments.noise_levels,
+        pairs=pairs,
+        validation_pairs=validation_pairs,
+        card_settings=card_settings(model_arguments, data_arguments, args),
+    )
+    if checkpoint is not None:
+        trainer.resume(checkpoint)
+    if pushes:
+        trainer.pusher = CheckpointPusher(
+            args.hub_model_id, args.output_dir, private=args.hub_private_repo is not False
         )
-        trainer.train(None if checkpoint is None else str(checkpoint))
+    return trainer
+
+
+def complete(trainer: RewardTrainer) -> Path | None:
+    """
+    Train to the end, or to a SIGTERM. A run that ends early waits for what goes to the Hub only as long as a scheduler
+    gives it to end.
+
+    Returns:
+        The folder of the finished model; None after a SIGTERM.
+    """
+    pusher = trainer.pusher
+    try:
+        trainer.train()
         if trainer.was_terminated:
             return None
-        folder = Path(args.output_dir) / "model"
+        folder = Path(trainer.args.output_dir) / "model"
         trainer.finish(folder)
         if pusher is not None:
-            print(pusher.finish(args.hub_tag), file=sys.stderr)
-    return folder
-
-
-@contextmanager
-def pushing(args: RewardTrainingArguments) -> Iterator[CheckpointPusher | None]:
-    """What takes checkpoints to the Hub, in the main process and where it is asked for. A run that ends early waits
-    for it only as long as a scheduler gives it to end."""
-    # The Trainer's own way of pushing leaves the model's code behind, and stops training when the Hub is away.
-    asked, args.push_to_hub = args.push_to_hub, False
-    if not asked or args.process_index != 0:
-        yield None
-        return
-    pusher = CheckpointPusher(args.hub_model_id, args.output_dir, private=args.hub_private_repo is not False)
-    try:
-        yield pusher
+            print(pusher.finish(trainer.args.hub_tag), file=sys.stderr)
+        return folder
     finally:
-        if not pusher.is_finished:
+        if pusher is not None and not pusher.is_finished:
             print(pusher.finish(timeout=LAST_SECONDS), file=sys.stderr)
 
 
@@ -221,18 +253,28 @@ def card_settings(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments of one run and make it, or tell what it would cost."""
-    model_arguments, data_arguments, args = parse(ModelArguments, DataArguments, RewardTrainingArguments, argv=argv)
-    if args.dry_run:
-        print_dry_run(
-            f"DiNa-LRM on {model_arguments.base_model}",
-            offline_config(model_arguments.base_model, model_arguments.config_fields()),
-            lambda model: make_trainable(model, model_arguments),
-            data_arguments.train_data,
-            args,
-            ema=bool(args.ema_decay),
-        )
-    elif train(model_arguments, data_arguments, args) is None:
+    with exit_on_bad_input():
+        arguments = parse(ModelArguments, DataArguments, RewardTrainingArguments, argv=argv)
+        if arguments[-1].dry_run:
+            return tell_cost(*arguments)
+        trainer = prepare(*arguments)
+    if complete(trainer) is None:
         sys.exit(TERMINATED)
+    return None
+
+
+def tell_cost(model_arguments: ModelArguments, data_arguments: DataArguments, args: RewardTrainingArguments) -> None:
+    """Print what a run would cost, without weights or network."""
+    with names_reward_config():
+        config = offline_config(model_arguments.base_model, model_arguments.config_fields())
+    print_dry_run(
+        f"DiNa-LRM on {model_arguments.base_model}",
+        config,
+        lambda model: make_trainable(model, model_arguments),
+        data_arguments.train_data,
+        args,
+        ema=bool(args.ema_decay),
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """What an update costs: in the small world measured, at the size of Stable Diffusion 3.5 Medium counted."""
 
 import tempfile
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from model_card.alignment.rows import CONFIGS, ROWS, read_arguments
 from model_card.cost_counters import count_flops, measure_peak_bytes, measure_seconds
 from model_card.measure_cost import DINA, HPSV3, Preset, count_all
 from training.align.dry_run import Cost
-from training.align.run import build, parse_run
+from training.align.run import build, load_run
 
 RESOLUTION = 1024
 FULL_SIZE = {
@@ -74,8 +73,5 @@ def count_full_size() -> dict[str, dict[str, dict[str, float]]]:
 @cache
 def full_size_run(config: str) -> Cost:
     """The cost of one of Stable Diffusion 3.5 Medium's configurations, for one prompt."""
-    arguments, algorithm_arguments = parse_run(["--config", str(CONFIGS / f"sd35_medium_{config}.yaml")])
-    arguments = replace(
-        arguments, resolution=RESOLUTION, prompts_per_update=1, batch_size=1, gradient_checkpointing=False
-    )
-    return Cost(arguments, algorithm_arguments)
+    fields = {"resolution": RESOLUTION, "prompts_per_update": 1, "batch_size": 1, "gradient_checkpointing": False}
+    return Cost(*load_run(CONFIGS / f"sd35_medium_{config}.yaml", **fields))

@@ -6,7 +6,7 @@ from typing import Any
 
 import training
 from training.align.arguments import AlignArguments
-from training.align.run import parse_run
+from training.align.run import load_run
 
 CONFIGS = Path(training.__file__).parent / "configs" / "align"
 
@@ -64,17 +64,9 @@ def read_arguments(
         prompts: share of the configuration's prompts that an update takes.
         flags: fields that differ from the configuration's and the row's.
     """
-    values = {
-        "config": CONFIGS / f"small_world_{row.config}.yaml",
-        "policy": pipeline_dir,
-        "reward_model": pipeline_dir,
-        "pixel_reward": pixel_dir,
-        "report_to": "none",
-        **row.flags,
-        **flags,
-    }
-    argv = [str(part) for name, value in values.items() for part in (f"--{name}", value)]
-    arguments, algorithm_arguments = parse_run(argv)
+    places = {"policy": pipeline_dir, "reward_model": pipeline_dir, "pixel_reward": pixel_dir, "report_to": "none"}
+    config = CONFIGS / f"small_world_{row.config}.yaml"
+    arguments, algorithm_arguments = load_run(config, **{**places, **row.flags, **flags})
     # Nothing is watched: all that is measured is measured afterwards, of all rows alike.
     prompts_per_update = max(1, round(prompts * arguments.prompts_per_update))
     return replace(arguments, watched=[], prompts_per_update=prompts_per_update), algorithm_arguments

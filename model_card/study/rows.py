@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, ViTConfig, ViTModel, set
 from modeling_dina import DinaConfig, DinaRewardModel
 from modeling_dina.backbone_dina import Features, build_backbone
 from modeling_dina.thurstone_dina import noise_variance
-from training.arguments import parse
+from training.arguments import load_config
 from training.checkpoints import last_checkpoint
 from training.reward.evaluation import Encoder
 from training.reward.noise_levels import NoiseLevels
@@ -231,23 +231,22 @@ ROWS = {
 }
 
 
-def read_arguments(base_model: str, row: Row, **flags) -> tuple[ModelArguments, RewardTrainingArguments]:
+def read_arguments(base_model: str, row: Row, **fields) -> tuple[ModelArguments, RewardTrainingArguments]:
     """
     The small world's settings, changed as the row says.
 
     Args:
         base_model: folder of the pipeline.
-        flags: fields of `RewardTrainingArguments` that differ from the small world's.
+        fields: those of `RewardTrainingArguments` that differ from the small world's.
     """
-    values = {"config": CONFIG, "base_model": base_model, "report_to": "none", **flags}
-    argv = [str(part) for name, value in values.items() for part in (f"--{name}", value)]
-    arguments, _, args = parse(ModelArguments, DataArguments, RewardTrainingArguments, argv=argv)
+    values = {"base_model": base_model, "report_to": "none", **fields}
+    arguments, _, args = load_config(CONFIG, ModelArguments, DataArguments, RewardTrainingArguments, **values)
     if row.variance != "calibrated":
-        fields = arguments.reward_fields
-        law = [fields.get(name, getattr(DinaConfig, name)) for name in ("variance_slope", "variance_floor")]
+        reward = arguments.reward_fields
+        law = [reward.get(name, getattr(DinaConfig, name)) for name in ("variance_slope", "variance_floor")]
         floor = law[1] if row.variance == "floor" else mean_variance(arguments.noise_levels, *law)
-        fields = fields | {"variance_slope": 0.0, "variance_floor": floor}
-        arguments = replace(arguments, reward_config=dumps(fields))
+        reward = reward | {"variance_slope": 0.0, "variance_floor": floor}
+        arguments = replace(arguments, reward_config=dumps(reward))
     return replace(arguments, **row.arguments), args
 
 
@@ -285,7 +284,9 @@ def train_row(
     objective, encode = build_row(row, arguments, pipeline)
     trainer = RewardTrainer(objective, args, encode_prompts=encode, noise_levels=arguments.noise_levels, pairs=pairs)
     checkpoint = last_checkpoint(Path(args.output_dir))
-    trainer.train(None if checkpoint is None else str(checkpoint))
+    if checkpoint is not None:
+        trainer.resume(checkpoint)
+    trainer.train()
     if trainer.was_terminated:
         raise SystemExit(TERMINATED)
     return objective.model.eval(), encode

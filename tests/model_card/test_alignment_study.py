@@ -1,6 +1,7 @@
 """The alignment study: its summary by hand, and a run of it in miniature."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from model_card.alignment_study import Size, main
 from modeling_dina.cli import EMBEDDED_MODEL
 from training.align.trainer import diversity
 
+ROOT = Path(__file__).parents[2]
 COST = {"seconds": 2.0, "peak_bytes": 1e6, "flops": 1e9}
 
 
@@ -102,6 +104,43 @@ def test_size():
     assert least.eval_samples % 2 == 0
     assert least.updates >= 2
     assert least.evaluations == 1
+
+
+# Lines of README's table by the study's rows.
+IN_README = {
+    "prfl": "**DiNa, ReFL on noisy states (PRFL)**",
+    "prfl_gate": "the same, gated by disagreement",
+    "refl": "DiNa, ReFL on clean predictions",
+    "draft": "DiNa, DRaFT-2",
+    "grpo_sde": "DiNa, Flow-GRPO, SDE steps",
+    "grpo_cps": "DiNa, Flow-GRPO, CPS steps",
+    "nft": "DiNa, DiffusionNFT",
+    "dpo": "DiNa, Diffusion-DPO",
+    "refl_pixel": "pixel reward behind the decoder, ReFL",
+    "grpo_pixel": "pixel reward, Flow-GRPO, CPS steps",
+}
+
+
+def test_the_table_in_readme_is_of_the_committed_results():
+    results = json.loads((ROOT / "model_card/results/alignment_study/results.json").read_text())
+    section = (ROOT / "README.md").read_text().partition("### Aligned to the reward")[2]
+    header, _, *lines = [line for line in section.split("\n- ")[0].splitlines() if line.startswith("|")]
+    assert "as a multiple of PRFL's | memory beyond the weights, likewise" in header
+    unit = next(row["cost"] for row in results["rows"] if row["row"] == "prfl")
+    expected = {
+        IN_README[row["row"]]: [
+            page.signed(row["last"]["utility"]["rise"]),
+            str(row["last"]["update"]),
+            *(f"{row['cost'][name] / unit[name]:.2f}" for name in ("seconds", "peak_bytes")),
+        ]
+        for row in results["rows"]
+    }
+    expected[IN_README["prfl"]][2:] = "1", "1"
+    best = [page.signed(each["utility"]["rise"]) for each in results["best_of_n"] if each["reward"] == "dina"]
+    expected["no update: best of 4 / best of 16 by DiNa"] = [" / ".join(best), "", "", ""]
+    assert {cells[0]: cells[1:] for cells in ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)} == (
+        expected
+    )
 
 
 app = Typer(pretty_exceptions_enable=False)

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -170,8 +171,9 @@ def test_other_settings_do_not_mix_into_a_folder(pairs, model, tmp_path):
     source, out = pairs(2), tmp_path / "out"
     arguments = source, "--out", out, "--model", model, "--num-workers", 0
     encode(*arguments)
-    with pytest.raises(ValueError, match=r"shard_size: expected 512, with which .* was begun, got 1"):
-        encode(*arguments, "--shard-size", 1)
+    refused = encode(*arguments, "--shard-size", 1)
+    assert refused.exit_code == 2
+    assert re.search(r"shard_size: expected 512, with which .* was begun, got 1", refused.stderr)
     shard = next((out / "data").iterdir())
     written = shard.stat().st_mtime_ns
     encode(*arguments)

@@ -7,18 +7,22 @@ interrupted run goes on with `--resume_from_checkpoint last`.
 import sys
 from collections.abc import Sequence
 
+from modeling_dina.cli import exit_on_bad_input
 from training.align.dry_run import print_dry_run
-from training.align.run import parse_run, run
+from training.align.run import complete, parse_run, prepare
 from training.checkpoints import TERMINATED
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments of one run and make it, or tell what it would cost."""
-    arguments, algorithm_arguments = parse_run(argv)
-    if arguments.dry_run:
-        print_dry_run(arguments, algorithm_arguments)
-    elif run(arguments, algorithm_arguments).was_terminated:
+    with exit_on_bad_input():
+        arguments, algorithm_arguments = parse_run(argv)
+        if arguments.dry_run:
+            return print_dry_run(arguments, algorithm_arguments)
+        trainer = prepare(arguments, algorithm_arguments)
+    if complete(trainer).was_terminated:
         sys.exit(TERMINATED)
+    return None
 
 
 if __name__ == "__main__":

@@ -78,8 +78,10 @@ class AlignArguments:
     save_total_limit: int = 2
     max_nonfinite: int = field(default=64, metadata={"help": "Rewards and gradients that are no numbers; then: stop."})
     report_to: Literal["trackio", "tensorboard", "wandb", "none"] = "trackio"
-    resume_from_checkpoint: str | None = field(default=None, metadata={"help": "'last', or a checkpoint of the run."})
-    dry_run: bool = field(default=False, metadata={"help": "Tell what a run would cost, without weights or network."})
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "A checkpoint, or 'last' (or true): the newest of output_dir if there is one."}
+    )
+    dry_run: bool = field(default=False, metadata={"help": "Print what the run would cost, and end."})
 
     def __post_init__(self):
         for name in (

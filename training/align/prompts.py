@@ -13,19 +13,20 @@ class Prompts:
     Args:
         source: a text file with a prompt a line, gone through again and again in new orders, or "world".
         seed: of the order, or of the captions: a number or several.
+        name: of the argument that `source` is, for errors.
 
     Raises:
         ValueError: there is no such file, or no prompt in it.
     """
 
-    def __init__(self, source: str, seed: int | tuple[int, ...]) -> None:
+    def __init__(self, source: str, seed: int | tuple[int, ...], name: str = "prompts") -> None:
         self.seed, self.lines = np.atleast_1d(seed).tolist(), None
         if source != "world":
             if not Path(source).is_file():
-                raise ValueError(f"prompts: expected 'world' or a text file, got {source}, which is not a file")
+                raise ValueError(f"{name}: expected 'world' or a text file, got {source}, which is not a file")
             self.lines = [line.strip() for line in Path(source).read_text().splitlines() if line.strip()]
             if not self.lines:
-                raise ValueError(f"prompts: expected a prompt a line, got {source}, which has none")
+                raise ValueError(f"{name}: expected a prompt a line, got {source}, which has none")
 
     def __getitem__(self, index: int) -> str:
         if self.lines is None:

@@ -1,17 +1,16 @@
 """One alignment run, from its arguments to its results."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers import StableDiffusion3Pipeline
 
 from modeling_dina import DinaRewardModel
+from modeling_dina.cli import check_model, loading
 from training.align.algorithm import Algorithm, Samples
 from training.align.arguments import AlignArguments
 from training.align.compatibility import check_compatible
@@ -24,7 +23,7 @@ from training.align.refl import ReFL
 from training.align.rewards import DinaReward, Gate, PixelReward, Reward, WeightedReward
 from training.align.trainer import STATE, AlignmentTrainer
 from training.align.utility_reward import UtilityReward
-from training.arguments import parse
+from training.arguments import load_config, parse, peek, read_config
 from training.checkpoints import checkpoint_to_resume
 from training.reward.pixel_model import PixelRewardModel
 from training.world.seeds import Seed
@@ -46,20 +45,33 @@ def parse_run(argv: Sequence[str] | None = None) -> tuple[AlignArguments, Any]:
     Raises:
         ValueError: a field is unknown or has a wrong value, or no algorithm is named.
     """
-    known = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    known.add_argument("--config", type=Path)
-    known.add_argument("--algorithm")
-    chosen, _ = known.parse_known_args(argv)
-    name = chosen.algorithm
-    if name is None and chosen.config is not None and chosen.config.is_file():
-        name = (yaml.safe_load(chosen.config.read_text()) or {}).get("algorithm")
-    if name not in ALGORITHMS:
-        raise ValueError(f"algorithm: expected one of {sorted(ALGORITHMS)}, got {name!r}")
-    return parse(AlignArguments, ALGORITHMS[name].Arguments, argv=argv)
+    return parse(AlignArguments, _arguments_of(peek("algorithm", argv)), argv=argv)
+
+
+def load_run(path: Path, **overrides: Any) -> tuple[AlignArguments, Any]:
+    """The arguments of a run and those of its algorithm, as `training.arguments.load_config` reads them."""
+    algorithm = overrides.get("algorithm") or read_config(path).get("algorithm")
+    return load_config(path, AlignArguments, _arguments_of(algorithm), **overrides)
+
+
+def _arguments_of(algorithm: Any) -> type:
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f"algorithm: expected one of {sorted(ALGORITHMS)}, got {algorithm!r}")
+    return ALGORITHMS[algorithm].Arguments
 
 
 def run(arguments: AlignArguments, algorithm_arguments: Any) -> AlignmentTrainer:
-    """Align, to the end or to a SIGTERM; returns the trainer as it then is."""
+    """`complete` what `prepare` makes of the arguments."""
+    return complete(prepare(arguments, algorithm_arguments))
+
+
+def prepare(arguments: AlignArguments, algorithm_arguments: Any) -> AlignmentTrainer:
+    """
+    What `build` makes, as the last checkpoint has it if the run goes on, with its trackers at work.
+
+    Raises:
+        ValueError: as `build`, or the run cannot go on or begin in `output_dir`.
+    """
     output_dir = Path(arguments.output_dir)
     checkpoint = checkpoint_to_resume(output_dir, arguments.resume_from_checkpoint, STATE)
     accelerator = Accelerator(
@@ -72,8 +84,13 @@ def run(arguments: AlignArguments, algorithm_arguments: Any) -> AlignmentTrainer
         trainer.resume(checkpoint)
     options = {"name": output_dir.name, "resume": "allow", "embed": False}
     accelerator.init_trackers(PROJECT, init_kwargs={"trackio": options, "wandb": {"name": output_dir.name}})
+    return trainer
+
+
+def complete(trainer: AlignmentTrainer) -> AlignmentTrainer:
+    """Align, to the end or to a SIGTERM; returns the trainer as it then is."""
     trainer.train()
-    accelerator.end_training()
+    trainer.accelerator.end_training()
     return trainer
 
 
@@ -85,12 +102,16 @@ def build(arguments: AlignArguments, algorithm_arguments: Any, accelerator: Acce
     """
     set_seed(arguments.seed)  # of the fresh LoRA, in every process
     dtype = getattr(torch, arguments.dtype)
-    pipeline = StableDiffusion3Pipeline.from_pretrained(
-        arguments.policy, revision=arguments.policy_revision, dtype=dtype
-    ).to(accelerator.device)
-    model = DinaRewardModel.from_pretrained(
-        arguments.reward_model, revision=arguments.reward_revision, dtype=dtype
-    ).to(accelerator.device)
+    check_model(arguments.policy, "policy")
+    with loading("policy", arguments.policy):
+        pipeline = StableDiffusion3Pipeline.from_pretrained(
+            arguments.policy, revision=arguments.policy_revision, dtype=dtype
+        ).to(accelerator.device)
+    check_model(arguments.reward_model, "reward_model")
+    with loading("reward_model", arguments.reward_model):
+        model = DinaRewardModel.from_pretrained(
+            arguments.reward_model, revision=arguments.reward_revision, dtype=dtype
+        ).to(accelerator.device)
     check_compatible(pipeline, arguments.policy, model, arguments.reward_model)
     policy = Policy(
         pipeline,
@@ -119,7 +140,7 @@ def build(arguments: AlignArguments, algorithm_arguments: Any, accelerator: Acce
         batch_size=arguments.sampling_batch_size,
         gather=accelerator.gather,
     )
-    eval_prompts = Prompts(arguments.eval_prompts, Seed.ALIGNMENT_EVALUATION)
+    eval_prompts = Prompts(arguments.eval_prompts, Seed.ALIGNMENT_EVALUATION, "eval_prompts")
     return AlignmentTrainer(arguments, accelerator, algorithm, rewards, prompts, eval_prompts)
 
 
@@ -128,7 +149,9 @@ def build_reward(name: str, arguments: AlignArguments, policy: Policy, model: Di
     if name == "utility":
         return UtilityReward(policy.pipeline)
     if name == "pixel":
-        return PixelReward(policy.decode, PixelRewardModel.from_pretrained(arguments.pixel_reward).to(policy.device))
+        with loading("pixel_reward", arguments.pixel_reward):
+            network = PixelRewardModel.from_pretrained(arguments.pixel_reward)
+        return PixelReward(policy.decode, network.to(policy.device))
     return DinaReward(model, arguments.reward_sigmas or None, arguments.reward_draws)
 
 

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 from datasets import Dataset, Features, Value
 
+from modeling_dina.cli import exit_on_bad_input, loading
 from training.preference_data.images import open_image
 from training.preference_data.sources import Format, load_pairs
 
@@ -118,8 +119,12 @@ def main(
     num_proc: Annotated[int, typer.Option(help="Processes that read images.", min=1)] = 4,
 ) -> None:
     """Print, as JSON, the training rows that occur twice and those that share a prompt or an image with the test."""
-    train_hashes = hash_pairs(load_pairs(train, train_format, image_root), num_proc=num_proc)
-    test_hashes = hash_pairs(load_pairs(test, test_format, test_image_root), num_proc=num_proc)
+    with exit_on_bad_input():
+        with loading("train", train):
+            train_pairs = load_pairs(train, train_format, image_root)
+        with loading("test", test):
+            test_pairs = load_pairs(test, test_format, test_image_root)
+    train_hashes, test_hashes = (hash_pairs(pairs, num_proc=num_proc) for pairs in (train_pairs, test_pairs))
     found = {"duplicates": find_duplicates(train_hashes), **asdict(find_overlap(train_hashes, test_hashes))}
     typer.echo(json.dumps({"rows": len(train_hashes), **found}))
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from diffusers.training_utils import EMAModel
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.nn.utils import get_total_norm
@@ -42,7 +43,7 @@ class RewardTrainingArguments(TrainingArguments):
 
     output_dir: str = field(default="runs/reward", metadata={"help": "Checkpoints, and the model at the end."})
     resume_from_checkpoint: str | None = field(
-        default=None, metadata={"help": "A checkpoint, or 'last': the newest of output_dir if there is one."}
+        default=None, metadata={"help": "A checkpoint, or 'last' (or true): the newest of output_dir if there is one."}
     )
     report_to: list[str] = field(
         default_factory=lambda: ["trackio"], metadata={"help": "trackio, tensorboard, wandb … or none."}
@@ -249,13 +250,26 @@ class RewardTrainer(Trainer):
 
     # ---- checkpoints ----
 
-    def train(self, resume_from_checkpoint: str | None = None, **kwargs):
-        """As the inherited method; a checkpoint of other pairs, batches or processes is refused."""
-        if resume_from_checkpoint is not None:
-            self._resumed_from = Path(resume_from_checkpoint)
-            state = json.loads((self._resumed_from / SAMPLER).read_text())
-            self._train_loader.pair_sampler.load_state_dict(state)
-        return super().train(resume_from_checkpoint, **kwargs)
+    def resume(self, checkpoint: Path) -> None:
+        """
+        Let `train` go on from a checkpoint.
+
+        Raises:
+            ValueError: it is one of other pairs, batches, processes or weights.
+        """
+        self._train_loader.pair_sampler.load_state_dict(json.loads((checkpoint / SAMPLER).read_text()))
+        with safe_open(checkpoint / TRAINABLE, "pt") as saved:
+            different = set(saved.keys()) ^ self.trainable.keys()
+        if different:
+            raise ValueError(
+                f"resume_from_checkpoint: expected a checkpoint of the weights in training, got {checkpoint}, which "
+                f"differs in {sorted(different)[:5]} …"
+            )
+        self._resumed_from = checkpoint
+
+    def train(self, **kwargs):
+        """As the inherited method, from the beginning or from where `resume` named."""
+        return super().train(None if self._resumed_from is None else str(self._resumed_from), **kwargs)
 
     def start_average(self) -> None:
         """The EMA of the weights in training, which by now are where they will stay; from the checkpoint, if any."""
@@ -335,13 +349,7 @@ class RewardTrainer(Trainer):
             self.pusher.push(folder, self.state.global_step)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        saved, weights = load_file(Path(resume_from_checkpoint) / TRAINABLE), self.trainable
-        if saved.keys() != weights.keys():
-            raise ValueError(
-                f"resume_from_checkpoint: expected a checkpoint of the weights in training, got "
-                f"{resume_from_checkpoint}, which differs in {sorted(saved.keys() ^ weights.keys())[:5]} …"
-            )
-        put(weights, saved)
+        put(self.trainable, load_file(Path(resume_from_checkpoint) / TRAINABLE))
 
 
 class _Updates(TrainerCallback):

@@ -219,14 +219,21 @@ def test_the_backbone_may_stay(train, output_dir, backbone):
         )
 
 
-def test_refusals(train, output_dir, pairs_folder):
+def test_an_unreadable_pair_is_no_bad_configuration(train, pairs_folder, tmp_path):
+    """What goes wrong while training goes on keeps its traceback."""
+    with pytest.raises(ValueError, match=r"latents: expected \.npy bytes"):
+        train("--train_data", spoil(pairs_folder, tmp_path / "spoilt", "latents_a", lambda _: b"junk"))
+
+
+def test_refusals(train, output_dir, pairs_folder, capsys):
     train("--max_steps", 2)
     for flags, message in [
         ((), "output_dir: expected a folder without checkpoints"),
         (("--resume_from_checkpoint", "elsewhere"), "resume_from_checkpoint: expected"),
         (("--resume_from_checkpoint", "last", "--per_device_train_batch_size", 8), "state: expected max_area"),
-        (("--train_data", "world:many"), "train_data, validation_data: expected world:GROUPS:SEED"),
-        (("--train_data", output_dir), "folder: expected shards of latents"),
+        (("--train_data", "world:many"), "train_data: expected world:GROUPS:SEED"),
+        (("--validation_data", output_dir), "validation_data: .* folder: expected shards of latents"),
+        (("--resume_from_checkpoint", "last", "--backbone", "frozen"), "expected a checkpoint of the weights in"),
         (("--ema_decay", 1), "ema_decay: expected"),
         (("--eval_sigmas", 2), "eval_sigmas, eval_draws: expected"),
         (("--push_to_hub",), "hub_model_id: expected"),
@@ -235,5 +242,7 @@ def test_refusals(train, output_dir, pairs_folder):
         (("--base_model", str(pairs_folder)), "config.json"),
     ]:
         resume = () if "resume_from_checkpoint" in str(flags) or flags == () else ("--output_dir", f"{output_dir}-new")
-        with pytest.raises((ValueError, OSError), match=message):
+        with pytest.raises(SystemExit) as ended:
             train(*flags, *resume)
+        assert ended.value.code == 2
+        assert re.search(f"Error: .*{message}", capsys.readouterr().err)

@@ -15,6 +15,7 @@ from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from transformers import set_seed
 
 from modeling_dina import DinaRewardModel
+from modeling_dina.cli import check_folder, exit_on_bad_input
 from training.train_reward import TERMINATED
 from training.world.groups import Groups
 from training.world.latents import rendered_groups
@@ -34,6 +35,8 @@ def build(
     scale: Annotated[float, typer.Option(help="Factor on the number of pictures, for a trial.", min=0.0)] = 1.0,
 ) -> None:
     """Train autoencoder, generator and reward model of the small world, and measure them."""
+    with exit_on_bad_input():
+        check_folder("out", out)
     pipeline, model, tests = build_models(out, scale)
     pack(pipeline, model, out / "model")
     write_report(out, pipeline, model, tests)

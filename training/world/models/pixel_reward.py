@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import set_seed
 
-from modeling_dina.cli import EMBEDDED_MODEL
+from modeling_dina.cli import EMBEDDED_MODEL, check_folder, check_model, exit_on_bad_input, loading
 from modeling_dina.thurstone_dina import likelihood_loss
 from training.reward.pixel_model import PixelRewardModel
 from training.world.annotators import IMPRESSION_NOISE
@@ -157,9 +157,13 @@ def main(
     epochs: Annotated[int, typer.Option(help="Number of passes over the groups.")] = 4,
 ) -> None:
     """Train the pixel reward, and print how often it agrees with an annotator."""
+    with exit_on_bad_input():
+        check_folder("out", out)
+        check_model(pipeline, "pipeline")
+        with loading("pipeline", pipeline):
+            generator = StableDiffusion3Pipeline.from_pretrained(pipeline, dtype=torch.float32)
     train_pixel_reward(pipeline, out, rendered=rendered, generated=generated, epochs=epochs)
     model = PixelRewardModel.from_pretrained(out)
-    generator = StableDiffusion3Pipeline.from_pretrained(pipeline, dtype=torch.float32)
     for name, groups in test_groups(out, generator, count=500).items():
         typer.echo(f"{name}: {measure(model, generator, groups)}")
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from training.arguments import parse
+from training.arguments import load_config
 from training.checkpoints import last_checkpoint
 from training.encode_world import write_pairs
 from training.reward.trainer import RewardTrainingArguments
@@ -29,16 +29,17 @@ def train_reward(directory: Path, groups: dict[str, Groups], validation: Groups)
     pairs = directory / "pairs"
     for name, members in {**groups, "validation": validation}.items():
         write_pairs(members, pairs / name)
-    flags = {
-        "config": [CONFIG],
-        "base_model": [directory / "pipeline"],
-        "train_data": [pairs / name for name in groups],
-        "validation_data": [pairs / "validation"],
-        "output_dir": [directory / "reward_training"],
-        "report_to": ["none"],
-    }
-    argv = [str(part) for name, values in flags.items() for part in (f"--{name}", *values)]
-    arguments = parse(ModelArguments, DataArguments, RewardTrainingArguments, argv=argv)
+    arguments = load_config(
+        CONFIG,
+        ModelArguments,
+        DataArguments,
+        RewardTrainingArguments,
+        base_model=directory / "pipeline",
+        train_data=[pairs / name for name in groups],
+        validation_data=[pairs / "validation"],
+        output_dir=directory / "reward_training",
+        report_to="none",
+    )
     folder = train(*arguments)
     if folder is not None:
         curve = learning_curve(directory / "reward_training", validation, sigmas=arguments[2].eval_sigmas)
