@@ -17,8 +17,8 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 from safetensors.torch import save
 
-from training.fuzz_bodies import good_tensors
-from training.load_test import HEADERS, Client
+from tests.load.fuzz_bodies import good_tensors
+from tests.load.load_test import HEADERS, Client
 from training.serving.bodies import BodyLimits
 from training.serving.protocol import parse_score_request
 
