@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test embed card style quality
+.PHONY: setup demo space test embed card style quality
 
 setup: .venv/.done
 
@@ -12,8 +12,12 @@ setup: .venv/.done
 	touch $@
 
 demo: setup
-	$(BIN)/dina compare space/examples/a.png space/examples/b.png \
-		--prompt "$$(cat space/examples/prompt.txt)" --draws 8 --plot comparison.png
+	$(BIN)/dina compare space/examples/clear_1.png space/examples/clear_2.png \
+		--prompt "a red circle and a blue square" --draws 8 --plot comparison.png
+
+# Serve the page of the Space on http://127.0.0.1:7860.
+space: setup
+	$(BIN)/python space/app.py
 
 test: setup
 	$(BIN)/python -m pytest -m "slow or not slow"

@@ -122,11 +122,6 @@ def spread_over_draws(samples: torch.Tensor) -> torch.Tensor:
     return _deviation(samples, dim=1).square().mean(dim=0).sqrt()
 
 
-def spread_over_levels(samples: torch.Tensor) -> torch.Tensor:
-    """Standard deviation over the levels of the mean over draws: [K, N, ...] to [...]; NaN for a single level."""
-    return _deviation(samples.mean(dim=1), dim=0)
-
-
 def _deviation(values: torch.Tensor, dim: int) -> torch.Tensor:
     if values.shape[dim] == 1:
         return torch.full_like(values.select(dim, 0), torch.nan)
@@ -143,7 +138,6 @@ __all__ = [
     "pair_statistics",
     "precision_weights",
     "spread_over_draws",
-    "spread_over_levels",
     "standardized_difference",
     "win_probability",
 ]

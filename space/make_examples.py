@@ -1,5 +1,8 @@
-"""Makes `examples/`: pairs and groups of the small world's own pictures, chosen by what the embedded model makes of
-them. Run it again when that model changes: `python -m space.make_examples`."""
+"""Makes `examples/`: pairs and groups of pictures of the small world, chosen by the results of the embedded model.
+
+Run it again when that model changes, from the root of a clone: `python -m space.make_examples`. The Space itself does
+not use it.
+"""
 
 import json
 from collections.abc import Callable
@@ -11,7 +14,7 @@ from PIL import Image
 
 from modeling_dina import DinaScorer
 from modeling_dina.cli import EMBEDDED_MODEL
-from space.demo.wording import NEAR_TIE
+from space.views import NEAR_TIE
 from training.world.annotators import true_preference
 from training.world.defects import spoil
 from training.world.groups import candidates
@@ -35,22 +38,22 @@ YELLOW_CIRCLE, CYAN_SQUARE, RED_STAR = Thing("yellow", "circle"), Thing("cyan", 
 
 
 class Kind(NamedTuple):
-    """A pair to look for.
+    """A kind of example pair.
 
     Attributes:
-        name: how its files begin.
-        title: of its button.
-        asked: what the caption asks.
-        shown: what each picture shows.
-        truth: between which an annotator's P(a is preferred) must lie.
-        model: the same for the model; the pair nearest to the middle is taken.
-        remark: what else is to be said.
+        name: prefix of its files.
+        title: text of its button.
+        caption: the scene that the prompt describes.
+        scenes: the scene that each picture shows.
+        truth: bounds of an annotator's P(a is preferred).
+        model: bounds of the model's P(a is preferred); the pair nearest to the middle is chosen.
+        remark: a further sentence of the note.
     """
 
     name: str
     title: str
-    asked: Description
-    shown: tuple[Description, Description]
+    caption: Description
+    scenes: tuple[Description, Description]
     truth: tuple[float, float]
     model: tuple[float, float]
     remark: str = ""
@@ -88,7 +91,7 @@ KINDS = (
         (Description((YELLOW_CIRCLE, CYAN_SQUARE), "left of"), Description((YELLOW_CIRCLE, CYAN_SQUARE), "right of")),
         truth=(0.9, 1),
         model=(0, 0.4),
-        remark="It does not read “left of” yet.",
+        remark="The model does not understand “left of” yet.",
     ),
 )
 
@@ -99,54 +102,55 @@ def main() -> None:
     pairs = [_write_pair(scorer, kind) for kind in KINDS]
     groups = [
         _write_group("attempts", "Eight attempts", Description((RED_CIRCLE, BLUE_SQUARE)), draw_attempts),
-        _write_group("spoilt", "Eight ways to be spoilt", Description((RED_STAR,)), draw_spoilt),
+        _write_group("spoilt", "A picture and seven defects", Description((RED_STAR,)), draw_spoilt),
     ]
     examples = {"pairs": pairs, "groups": groups, "captions": CAPTIONS}
     (FOLDER / "examples.json").write_text(json.dumps(examples, indent=2, ensure_ascii=False) + "\n")
 
 
 def _write_pair(scorer: DinaScorer, kind: Kind) -> dict:
-    """Of random layouts whose truth suits, the one of which the model says what the kind is about."""
-    found = []
+    """Writes the layout that fits the kind best: its truth is within bounds, and the model's probability is nearest to
+    the middle of its bounds."""
+    fitting = []
     for seed in range(LAYOUTS):
         rng = np.random.default_rng((Seed.EXAMPLES, seed))
-        images = [draw(arrange(description, rng)) for description in kind.shown]
-        truth = float(true_preference(*(true_utility(kind.asked, image) for image in images)))
+        images = [draw(arrange(description, rng)) for description in kind.scenes]
+        truth = float(true_preference(*(true_utility(kind.caption, image) for image in images)))
         if kind.truth[0] <= truth <= kind.truth[1]:
             pictures = [Image.fromarray(image) for image in images]
-            model = scorer.compare(prompt=kind.asked.caption, images=pictures).win_probability
-            found.append((abs(model - sum(kind.model) / 2), seed, model, truth, images))
-    _, _, model, truth, images = min(found)
+            model = scorer.compare(prompt=kind.caption.caption, images=pictures).win_probability
+            fitting.append((abs(model - sum(kind.model) / 2), seed, model, truth, images))
+    _, _, model, truth, images = min(fitting)
     if not kind.model[0] <= model <= kind.model[1]:
         raise RuntimeError(f"{kind.name}: expected P(a) in {kind.model}, got {model} at best")
-    note = f"The truth: an annotator of the small world prefers A with probability {truth:.2f}. {kind.remark}".strip()
-    return _write(kind.name, kind.title, note, kind.asked, images)
+    note = f"Ground truth: a simulated annotator prefers A with probability {truth:.2f}. {kind.remark}".strip()
+    return _write(kind.name, kind.title, note, kind.caption, images)
 
 
-def _write_group(name: str, title: str, asked: Description, make: Callable) -> dict:
-    images = make(asked, np.random.default_rng(Seed.EXAMPLES))
-    best = 1 + int(np.argmax([true_utility(asked, image) for image in images]))
-    return _write(name, title, f"The truth: picture {best} has the highest utility.", asked, images)
+def _write_group(name: str, title: str, caption: Description, make: Callable) -> dict:
+    images = make(caption, np.random.default_rng(Seed.EXAMPLES))
+    best = 1 + int(np.argmax([true_utility(caption, image) for image in images]))
+    return _write(name, title, f"Ground truth: picture {best} has the highest utility.", caption, images)
 
 
-def draw_attempts(asked: Description, rng: np.random.Generator) -> list[np.ndarray]:
+def draw_attempts(caption: Description, rng: np.random.Generator) -> list[np.ndarray]:
     """A faithful picture and seven candidates, in random order."""
-    images = [draw(arrange(asked, rng)), *candidates(asked, GROUP_SIZE - 1, rng)]
+    images = [draw(arrange(caption, rng)), *candidates(caption, GROUP_SIZE - 1, rng)]
     return [images[index] for index in rng.permutation(GROUP_SIZE)]
 
 
-def draw_spoilt(asked: Description, rng: np.random.Generator) -> list[np.ndarray]:
-    """A faithful picture and it with seven defects, in random order."""
-    image = draw(arrange(asked, rng))
+def draw_spoilt(caption: Description, rng: np.random.Generator) -> list[np.ndarray]:
+    """A faithful picture, and the same with seven defects, in random order."""
+    image = draw(arrange(caption, rng))
     images = [image, *(spoil(image, rng) for _ in range(GROUP_SIZE - 1))]
     return [images[index] for index in rng.permutation(GROUP_SIZE)]
 
 
-def _write(name: str, title: str, note: str, asked: Description, images: list[np.ndarray]) -> dict:
+def _write(name: str, title: str, note: str, caption: Description, images: list[np.ndarray]) -> dict:
     files = [f"{name}_{index}.png" for index in range(1, len(images) + 1)]
     for file, image in zip(files, images, strict=True):
         Image.fromarray(image).save(FOLDER / file, optimize=True)
-    return {"title": title, "note": note, "prompt": asked.caption, "images": files}
+    return {"title": title, "note": note, "prompt": caption.caption, "images": files}
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from training.world.utility import read
 
 ROOT = Path(__file__).parents[1]
 EMBEDDED = ROOT / "modeling_dina" / "tiny"
-EXAMPLES = [ROOT / "space" / "examples" / name for name in ("a.png", "b.png")]
-PROMPT = (ROOT / "space" / "examples" / "prompt.txt").read_text().strip()
+EXAMPLES = [ROOT / "space" / "examples" / name for name in ("clear_1.png", "clear_2.png")]
+PROMPT = "a red circle and a blue square"
 GROUPS = 60
 
 

@@ -17,8 +17,8 @@ from modeling_dina.pushing import PushError, published_files, push_folder
 
 ROOT = Path(__file__).parents[2]
 EMBEDDED = ROOT / "modeling_dina" / "tiny"
-IMAGE = ROOT / "space" / "examples" / "a.png"
-PROMPT = (ROOT / "space" / "examples" / "prompt.txt").read_text().strip()
+IMAGE = ROOT / "space" / "examples" / "clear_1.png"
+PROMPT = "a red circle and a blue square"
 DINA = Path(sys.executable).with_name("dina")
 MODEL = {
     "config.json": b'{"model_type": "dina"}',

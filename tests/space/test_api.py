@@ -9,11 +9,19 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
-from space.demo.endpoints import ComparisonAnswer, RankingAnswer
-from space.demo.limits import MAX_FILE_BYTES, MAX_REQUEST_BYTES
+from judge import MAX_FILE_BYTES, MAX_REQUEST_BYTES
+from modeling_dina.configuration_dina import ENSEMBLE_MODES
 from tests.space.places import EXAMPLES
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def app():
+    """The module, which takes seconds to import."""
+    import app
+
+    return app
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +36,11 @@ def question(pair):
     return {"prompt": prompt, "image_a": handle_file(image_a), "image_b": handle_file(image_b)}
 
 
-def test_compare_gives_the_models_numbers(client, question, pair, judge):
+def test_compare_gives_the_models_numbers(app, client, question, pair, judge):
     prompt, paths = pair
     answer = client.predict(**question, sigmas=[0.1, 0.4], num_draws=3, mode="mean", seed=5, api_name="/compare")
     expected = judge.scorer.compare(prompt=prompt, images=paths, sigmas=[0.1, 0.4], num_draws=3, mode="mean", seed=5)
-    assert set(answer) == set(typing.get_type_hints(ComparisonAnswer))
+    assert set(answer) == set(typing.get_type_hints(app.ComparisonAnswer))
     assert answer["preferred"] == "a"
     assert not answer["near_tie"]
     for name in ("win_probability", "entropy", "disagreement", "likelihood_entropy", "difference_error"):
@@ -54,35 +62,35 @@ def test_one_draw_has_no_spread(client, question):
     assert answer["difference_error"] is None
 
 
-def test_rank_gives_the_models_numbers(client, judge, examples):
+def test_rank_gives_the_models_numbers(app, client, judge, examples):
     group = examples["groups"][0]
     paths = [EXAMPLES / name for name in group["images"]]
     answer = client.predict(prompt=group["prompt"], images=[handle_file(path) for path in paths], api_name="/rank")
     expected = judge.scorer.rank(prompt=group["prompt"], images=paths)
-    assert set(answer) == set(typing.get_type_hints(RankingAnswer))
+    assert set(answer) == set(typing.get_type_hints(app.RankingAnswer))
     assert answer["order"] == expected.order
     assert answer["scores"] == pytest.approx(expected.scores.tolist(), abs=1e-4)
     assert answer["win_probability"][0] == pytest.approx(expected.win_probability[0].tolist(), abs=1e-4)
 
 
-def test_types_are_documented_and_nothing_else_is_public(client):
+def test_types_are_documented_and_nothing_else_is_public(app, client):
     endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     assert set(endpoints) == {"/compare", "/rank"}
-    told = {
+    documented = {
         parameter["parameter_name"]: parameter["python_type"]["type"]
         for parameter in endpoints["/compare"]["parameters"]
     }
-    assert told == {
+    assert documented == {
         "prompt": "str",
         "image_a": "filepath",
         "image_b": "filepath",
         "sigmas": "None | list[float]",
         "num_draws": "None | int",
-        "mode": "None | Literal['features', 'mean', 'precision']",
+        "mode": f"None | Literal{list(ENSEMBLE_MODES)}",
         "seed": "int",
     }
     returned = endpoints["/compare"]["returns"][0]["python_type"]["type"]
-    assert all(name in returned for name in typing.get_type_hints(ComparisonAnswer))
+    assert all(name in returned for name in typing.get_type_hints(app.ComparisonAnswer))
 
 
 @pytest.mark.parametrize(

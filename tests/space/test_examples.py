@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from space.demo.wording import is_near_tie
 from space.make_examples import KINDS
 from tests.space.places import EXAMPLES
+from views import is_near_tie
 
 
 @pytest.mark.parametrize("index", range(len(KINDS)))

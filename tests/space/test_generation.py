@@ -5,8 +5,7 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from space.demo.generation import Generator
-from space.demo.judging import Judge
+from judge import Generator
 from tests.space.places import ROOT
 
 PROMPT = "two purple stars"
@@ -76,4 +75,4 @@ def test_the_generator_shares_what_the_scorer_holds(generator, judge):
     assert generator.pipeline.vae is judge.scorer.pipeline.vae
     assert generator.pipeline.text_encoder is judge.scorer.pipeline.text_encoder
     assert generator.pipeline.scheduler is not judge.scorer.pipeline.scheduler
-    assert isinstance(generator.judge, Judge)
+    assert generator.judge is judge

@@ -1,13 +1,13 @@
-"""The folder as the Hub takes it, and the command that serves it."""
+"""The folder as the Hub takes it."""
 
-import sys
-from pathlib import Path
+import runpy
 
 import httpx
 import pytest
 from huggingface_hub import RepoCard
+from PIL import Image
 
-from space.demo import limits, serving
+import judge as limits
 from tests.space.places import ROOT
 
 SPACE = ROOT / "space"
@@ -27,13 +27,13 @@ def test_the_card_says_what_the_hub_runs(card):
     assert len(data["short_description"]) <= 60
 
 
-def test_the_card_tells_the_limits_that_hold(card):
+def test_the_card_has_the_limits_of_the_code(card):
     assert f"{limits.MAX_PROMPT_CHARACTERS} characters" in card.content
     assert f"{limits.MAX_FILE_BYTES // 2**20} MB and 4096 x 4096 pixels" in card.content
     assert limits.MAX_IMAGE_PIXELS == 4096**2
     assert f"| pictures to rank | {limits.MAX_RANKED}, and at least {limits.MIN_RANKED} |" in card.content
     assert f"| {limits.MAX_LEVELS}, {limits.MAX_DRAWS} |" in card.content
-    assert f"| questions that wait | {serving.MAX_WAITING} |" in card.content
+    assert f"| requests in the queue | {limits.MAX_WAITING} |" in card.content
 
 
 @pytest.mark.slow
@@ -45,7 +45,8 @@ def test_the_folder_runs_alone(space_url):
 
 
 @pytest.mark.slow
-def test_dina_demo_serves_it(start_space, free_port):
-    command = [str(Path(sys.executable).with_name("dina")), "demo", "--port", free_port]
-    url = start_space(command, ROOT, free_port)
-    assert "DiNa-LRM" in httpx.get(url).text
+def test_a_model_that_does_not_exist_ends_in_one_line(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # which the Space changes
+    monkeypatch.setenv("DINA_MODEL", "/nowhere")
+    with pytest.raises(SystemExit, match=r"^Error: model: expected a folder or a Hub id, got /nowhere$"):
+        runpy.run_path(str(SPACE / "app.py"), run_name="__main__")

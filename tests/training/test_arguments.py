@@ -13,13 +13,13 @@ import model_card.evaluate_preferences
 import model_card.measure_cost
 import model_card.world_study
 import model_card.write
+import tests.load.load_test
 import training.align.__main__
 import training.encode_latents
-import training.load_test
 import training.preference_data.overlap
 import training.train_reward
-import training.world.build
-import training.world.pixel_reward
+import training.world.models.build
+import training.world.models.pixel_reward
 from modeling_dina.cli import EMBEDDED_MODEL
 from training.align.arguments import AlignArguments
 from training.align.run import load_run, parse_run
@@ -34,8 +34,8 @@ PRFL = "training/configs/align/small_world_prfl.yaml"
 MODULES = {
     module.__name__: module
     for module in (
-        *(training.align.__main__, training.encode_latents, training.load_test, training.preference_data.overlap),
-        *(training.train_reward, training.world.build, training.world.pixel_reward),
+        *(training.align.__main__, training.encode_latents, tests.load.load_test, training.preference_data.overlap),
+        *(training.train_reward, training.world.models.build, training.world.models.pixel_reward),
         *(model_card.alignment_study, model_card.evaluate_preferences, model_card.measure_cost),
         *(model_card.world_study, model_card.write),
     )
@@ -240,12 +240,16 @@ def test_bad_alignment(capsys, tmp_path, flags, message):
         ("training.encode_latents", "nowhere --out {}", "model: expected"),
         ("training.encode_latents", "nowhere --out README.md/a --model x", "out: expected a folder"),
         ("training.preference_data.overlap", "nowhere.json b --format hpdv3", "train: cannot load nowhere.json"),
-        ("training.world.build", "--out README.md", "out: expected a folder"),
-        ("training.world.pixel_reward", "--out README.md", "out: expected a folder"),
-        ("training.world.pixel_reward", "--out {} --pipeline /nowhere", "pipeline: expected a folder or a Hub id"),
-        ("training.world.pixel_reward", "--out {} --pipeline nowhere", "pipeline: cannot load nowhere"),
-        ("training.load_test", "--url http://127.0.0.1:1", "url: expected that of a server that runs"),
-        ("training.load_test", "--out README.md", "out: expected a file ending in .json"),
+        ("training.world.models.build", "--out README.md", "out: expected a folder"),
+        ("training.world.models.pixel_reward", "--out README.md", "out: expected a folder"),
+        (
+            "training.world.models.pixel_reward",
+            "--out {} --pipeline /nowhere",
+            "pipeline: expected a folder or a Hub id",
+        ),
+        ("training.world.models.pixel_reward", "--out {} --pipeline nowhere", "pipeline: cannot load nowhere"),
+        ("tests.load.load_test", "--url http://127.0.0.1:1", "url: expected that of a server that runs"),
+        ("tests.load.load_test", "--out README.md", "out: expected a file ending in .json"),
         ("model_card.alignment_study", "--out README.md", "out: expected a folder"),
         ("model_card.alignment_study", "--out {} --pipeline nowhere", "pipeline: expected a folder"),
         ("model_card.world_study", "--out README.md", "out: expected a folder"),

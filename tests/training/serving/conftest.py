@@ -10,7 +10,7 @@ import pytest
 import uvicorn
 
 import modeling_dina
-from training.load_test import Client
+from tests.load.load_test import Client
 from training.serving.application import build_application
 from training.serving.batching import Batcher
 from training.serving.bodies import BodyLimits

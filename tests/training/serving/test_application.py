@@ -17,14 +17,14 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 from safetensors.torch import save
 
-from training.fuzz_bodies import good_tensors
-from training.load_test import HEADERS, Client
+from tests.load.fuzz_bodies import good_tensors
+from tests.load.load_test import HEADERS, Client
 from training.serving.bodies import BodyLimits
 from training.serving.protocol import parse_score_request
 
 EXAMPLES = Path(__file__).parents[3] / "space" / "examples"
-PROMPT = "a large red circle left of a small blue square"
-IMAGES = [(EXAMPLES / name).read_bytes() for name in ("a.png", "b.png")]
+PROMPT = "a red circle and a blue square"
+IMAGES = [(EXAMPLES / name).read_bytes() for name in ("clear_1.png", "clear_2.png")]
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ def test_token_is_asked_for(serve, authorization):
 
 
 def test_comparison_of_images_as_json_and_as_a_form(server, engine):
-    expected = engine.scorer.rank(prompt=PROMPT, images=[EXAMPLES / "a.png", EXAMPLES / "b.png"]).to_dict()
+    expected = engine.scorer.rank(prompt=PROMPT, images=[EXAMPLES / "clear_1.png", EXAMPLES / "clear_2.png"]).to_dict()
     images = [base64.b64encode(image).decode() for image in IMAGES]
     as_json = httpx.post(f"{server.url}/v1/compare", json={"prompt": PROMPT, "images": images})
     form = {"data": {"prompt": PROMPT}, "files": [("images", image) for image in IMAGES]}

@@ -6,7 +6,7 @@ import threading
 import pytest
 from safetensors.torch import save
 
-from training.fuzz_bodies import good_tensors
+from tests.load.fuzz_bodies import good_tensors
 from training.serving.batching import Batcher, QueueClosedError, QueueFullError
 from training.serving.metrics import Metrics
 from training.serving.protocol import parse_score_request

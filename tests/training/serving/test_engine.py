@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from training.fuzz_bodies import good_tensors
+from tests.load.fuzz_bodies import good_tensors
 from training.serving.comparison import CompareRequest
 from training.serving.engine import ModelFaultError, RewardEngine
 from training.serving.protocol import parse_score_request

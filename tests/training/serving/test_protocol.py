@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from training.fuzz_bodies import BREAKS, damage_body, good_tensors
+from tests.load.fuzz_bodies import BREAKS, damage_body, good_tensors
 from training.serving.protocol import MAX_HEADER_BYTES, parse_score_request, score_answer
 
 

@@ -8,8 +8,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from safetensors.torch import save
 
-from training.fuzz_bodies import good_tensors
-from training.load_test import HEADERS, Client
+from tests.load.fuzz_bodies import good_tensors
+from tests.load.load_test import HEADERS, Client
 from training.serving.protocol import parse_score_request
 
 ray = pytest.importorskip("ray", reason="needs dina-lrm[ray]")

@@ -1,4 +1,4 @@
-"""`dina serve` as a process: what it starts with, what it survives, and how it ends. The load test in short."""
+"""`dina serve` as a process: how it starts, what it survives, and how it ends. A short run of the load test."""
 
 import base64
 import io
@@ -11,9 +11,9 @@ from safetensors.torch import save
 from typer.testing import CliRunner
 
 from modeling_dina.cli import app
-from training import load_test
-from training.fuzz_bodies import good_tensors
-from training.load_test import HEADERS, Client, run_server
+from tests.load import load_test
+from tests.load.fuzz_bodies import good_tensors
+from tests.load.load_test import HEADERS, Client, run_server
 
 pytestmark = pytest.mark.slow
 

@@ -1,4 +1,4 @@
-"""Figures as SVG that takes the page's colours, so that they suit light and dark, and its font."""
+"""Figures as SVG in the font and colours of the page, light or dark."""
 
 import io
 import itertools
@@ -10,16 +10,15 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
+from judge import SamplingState
 from modeling_dina.plotting import COLORS, FAINT, INK, draw_rewards
 from modeling_dina.scoring_dina import Comparison
+from views import percent
 
-from .generation import SamplingState
-from .wording import percent
-
-# Letters stay letters: drawn in the page's font, selectable, and small to send.
+# Text stays text: it takes the page's font, can be selected, and is small.
 matplotlib.rcParams["svg.fonttype"] = "none"
 
-# The colours of `modeling_dina.plotting` and matplotlib's own, by what the style sheet makes of them.
+# Colours of `modeling_dina.plotting` and matplotlib, and the style sheet's colours that replace them.
 PAGE_COLORS = {
     COLORS[0]: "var(--dina-a)",
     COLORS[1]: "var(--dina-b)",
@@ -28,12 +27,12 @@ PAGE_COLORS = {
     FAINT: "var(--dina-faint)",
 }
 SIZE = (5.0, 3.2)
-# Between labels at the ends of curves, as a share of the axis.
+# Least distance between the labels of curves, as a fraction of the axis.
 LABEL_GAP = 0.055
 
 
 def reward_figure(levels: Comparison) -> str:
-    """Both images' rewards against the noise level, with error bars; `levels` from `Judge.levels`."""
+    """Rewards of both images against the noise level, with error bars; `levels` comes from `Judge.levels`."""
     figure = Figure(figsize=SIZE, layout="constrained")
     draw_rewards(figure.add_subplot(), levels)
     means = levels.samples.mean(dim=1)
@@ -44,7 +43,7 @@ def reward_figure(levels: Comparison) -> str:
 
 
 def settling_figure(comparisons: Sequence[Comparison], most_draws: int) -> str:
-    """How scores and win probability settle: one comparison for each number of draws so far."""
+    """Scores and win probability against the number of draws, with one comparison for each number so far."""
     figure = Figure(figsize=(5.0, 4.8), layout="constrained")
     scores, probability = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     draws = [comparison.samples.shape[1] for comparison in comparisons]
@@ -80,14 +79,14 @@ def settling_figure(comparisons: Sequence[Comparison], most_draws: int) -> str:
 
 
 def _standard_error(comparison: Comparison, column: int) -> float:
-    """Of one image's score over the draws, the levels counted alike; 0 for a single draw, which has none to show."""
+    """Standard error over draws of one image's mean over levels; 0, which draws no error bar, for a single draw."""
     draws = comparison.samples[..., column].mean(dim=0)
     return (draws.std() / math.sqrt(len(draws))).item() if len(draws) > 1 else 0.0
 
 
 def sampling_figure(states: Sequence[SamplingState], best: int | None = None) -> str:
-    """Rewards of the noisy states while pictures appear, from noise on the left to clean on the right. The picture
-    `best`, or the one that leads, is marked."""
+    """Rewards of the noisy states during sampling, from noise on the left to clean on the right. Marks the picture
+    `best`, by default the one with the highest reward."""
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.add_subplot()
     last = states[-1]
@@ -124,18 +123,18 @@ def sampling_figure(states: Sequence[SamplingState], best: int | None = None) ->
 
 
 def _apart(heights: Sequence[float], gap: float) -> list[float]:
-    """Places for labels beside `heights`, in the same order, at least `gap` from each other."""
+    """Heights of labels near `heights`, in the same order and at least `gap` apart."""
     places = list(heights)
     rising = sorted(range(len(heights)), key=heights.__getitem__)
     for lower, upper in itertools.pairwise(rising):
         places[upper] = max(places[upper], places[lower] + gap)
-    # As far below what they stand for as above.
+    # The labels are as far below their curves as above, on average.
     shift = (sum(heights) - sum(places)) / len(places)
     return [place + shift for place in places]
 
 
 def to_svg(figure: Figure, description: str) -> str:
-    """The figure as an SVG element of a page, in its colours, with a description for those who do not see it."""
+    """The figure as an SVG element in the page's colours, with a description for screen readers."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True)
     svg = buffer.getvalue()

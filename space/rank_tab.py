@@ -1,17 +1,14 @@
-"""Rank: pictures of one prompt, best first."""
+"""The tab Rank: pictures for one prompt, best first."""
 
 import gradio as gr
 
-from . import markup
-from .accelerator import on_accelerator
-from .judging import Judge
-from .limits import MAX_RANKED, MIN_RANKED
-from .uploads import opened_images
-from .widgets import ask, clear_when_changed, example_buttons, noise_settings, prompt_box
+import views
+from inputs import clear_when_changed, example_buttons, noise_settings, opened_images, prompt_box, run_on
+from judge import MAX_RANKED, MIN_RANKED, Judge, on_accelerator
 
 
 def rank_tab(judge: Judge, examples: list[dict]) -> None:
-    """Lays out the tab, inside a `gr.Tab`."""
+    """Fills the current `gr.Tab`."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
             above = gr.Column()
@@ -31,7 +28,7 @@ def rank_tab(judge: Judge, examples: list[dict]) -> None:
             settings = noise_settings(judge)
             button = gr.Button("Rank", variant="primary", elem_id="rank-button")
         with gr.Column(scale=6, min_width=320):
-            ranking = gr.HTML(markup.waiting("The ranking appears here."), elem_id="rank-result")
+            ranking = gr.HTML(views.waiting("The ranking appears here."), elem_id="rank-result")
             note = gr.Markdown(examples[0]["note"], elem_classes="dina-example-note")
             matrix = gr.HTML(elem_id="rank-matrix")
     with above:
@@ -44,8 +41,8 @@ def rank_tab(judge: Judge, examples: list[dict]) -> None:
         images = opened_images([item.get("image") or item.get("video") for item in uploads or []])
         names = [f"Picture {place}" for place in range(1, len(images) + 1)]
         result = rank(prompt, images, *settings)
-        yield markup.ranking(result, images, names), markup.matrix(result)
+        yield views.ranking(result, images, names), views.matrix(result)
 
-    ask(answer, [button.click, prompt.submit], [prompt, gallery, *settings], [ranking, matrix], filled)
+    run_on(answer, [button.click, prompt.submit], [prompt, gallery, *settings], [ranking, matrix], filled)
     clear_when_changed(note, [prompt])
     gallery.upload(None, None, note, js="() => ''", api_visibility="private")

@@ -1,25 +1,24 @@
-"""Test-time scaling: how scores and the win probability settle as noise draws are added."""
+"""The tab Draws: test-time scaling, scores and win probability against the number of noise draws."""
 
 import gradio as gr
 
-from . import figures, markup, wording
-from .accelerator import on_accelerator
-from .judging import SETTLING_DRAWS, Judge
-from .uploads import opened_image
-from .widgets import ask, clear_when_changed, example_buttons, noise_settings, pair_inputs
+import figures
+import views
+from inputs import clear_when_changed, example_buttons, noise_settings, opened_image, pair_inputs, run_on
+from judge import SETTLING_DRAWS, Judge, on_accelerator
 
 
 def draws_tab(judge: Judge, examples: list[dict]) -> None:
-    """Lays out the tab, inside a `gr.Tab`."""
+    """Fills the current `gr.Tab`."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
             above = gr.Column()
             prompt, image_a, image_b = pair_inputs(examples[0])
-            most_draws = gr.Radio(SETTLING_DRAWS[3:], value=SETTLING_DRAWS[-2], label="Draws in the end")
+            most_draws = gr.Radio(SETTLING_DRAWS[3:], value=SETTLING_DRAWS[-2], label="Number of draws")
             settings = noise_settings(judge, with_draws=False)
             button = gr.Button("Add draws", variant="primary", elem_id="draws-button")
         with gr.Column(scale=6, min_width=320):
-            progress = gr.HTML(markup.waiting("Scores settle here, draw by draw."), elem_id="draws-progress")
+            progress = gr.HTML(views.waiting("Scores appear here, draw by draw."), elem_id="draws-progress")
             figure = gr.HTML(elem_id="draws-figure")
             note = gr.Markdown(examples[0]["note"], elem_classes="dina-example-note")
     with above:
@@ -33,11 +32,10 @@ def draws_tab(judge: Judge, examples: list[dict]) -> None:
         comparisons = []
         for comparison in settle(prompt, images, most_draws, sigmas, mode, seed):
             comparisons.append(comparison)
-            status = markup.progress(comparison.samples.shape[1], most_draws, "Draws")
-            title, text = wording.headline(comparison.win_probability), wording.difference(comparison)
-            settled = markup.titled(title, text=text)
-            yield status + settled, figures.settling_figure(comparisons, most_draws)
+            status = views.progress(comparison.samples.shape[1], most_draws, "Draws")
+            result = views.titled(views.headline(comparison.win_probability), text=views.difference(comparison))
+            yield status + result, figures.settling_figure(comparisons, most_draws)
 
     inputs = [prompt, image_a, image_b, most_draws, *settings]
-    ask(answer, [button.click, prompt.submit], inputs, [progress, figure], filled)
+    run_on(answer, [button.click, prompt.submit], inputs, [progress, figure], filled)
     clear_when_changed(note, [prompt, image_a, image_b])

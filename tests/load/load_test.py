@@ -1,8 +1,8 @@
-"""The reward server under load: `python -m training.load_test` starts servers of its own, `--url` tries one that runs.
+"""Load test of the reward server: `python -m tests.load.load_test` starts servers, `--url` tests a running one.
 
-Throughput and latency with batching and without take turns within one run, so that their ratio holds on a machine
-that others use too. Then: bodies that are broken or damaged, clients that hang, and SIGTERM under load, after which no
-request may be left without an answer.
+It measures throughput and latency with and without batching. The servers take turns within one run, so that the ratio
+also holds on a busy machine. It also sends broken and damaged bodies, opens connections that hang, and sends SIGTERM
+under load, after which every request must have been answered.
 """
 
 import http.client
@@ -36,14 +36,14 @@ from rich.table import Table
 from safetensors.torch import save
 
 from modeling_dina.cli import check_output, exit_on_bad_input
+from tests.load.fuzz_bodies import break_body, damage_body, good_tensors
 from training.commands import TOKEN_VARIABLE
-from training.fuzz_bodies import break_body, damage_body, good_tensors
 from training.serving.protocol import VERSION, VERSION_HEADER
 
 HEADERS = {"content-type": "application/octet-stream", VERSION_HEADER: VERSION}
 CLIENTS = (1, 8, 64)
 ROUNDS = 4
-# Batching with a budget for waiting, of what gathers while the model is at work, and none.
+# Batching with a waiting time, batching without one (requests gather while the model computes), and no batching.
 SETTINGS = {
     "batched, 5 ms": ["--max-wait-ms", "5"],
     "batched, 0 ms": ["--max-wait-ms", "0"],
@@ -56,8 +56,8 @@ console = Console(stderr=True)
 
 
 class Client:
-    """One connection that is kept, and opened again where it was lost. It carries the token that the environment
-    gives to servers."""
+    """A keep-alive connection that reconnects after an error. It sends the token of the environment, as servers
+    expect it."""
 
     def __init__(self, url: str):
         parts = urlsplit(url)
@@ -66,17 +66,17 @@ class Client:
         self._authorization = {"authorization": f"Bearer {token}"} if token else {}
 
     def post(self, body: bytes, path: str = "/v1/score", headers: dict[str, str] = HEADERS) -> tuple[int, dict]:
-        """Status and JSON. Raises OSError or HTTPException if there is no answer."""
+        """Returns status and JSON. Raises OSError or HTTPException if the server does not answer."""
         self.send(body, path, headers)
         return self.receive()
 
     def send(self, body: bytes, path: str = "/v1/score", headers: dict[str, str] = HEADERS) -> None:
-        """The first half of `post`."""
+        """Sends the request of `post`."""
         with self._closed_on_error():
             self._connection.request("POST", path, body, {**self._authorization, **headers})
 
     def receive(self) -> tuple[int, dict]:
-        """The second half of `post`."""
+        """Receives the answer of `post`."""
         with self._closed_on_error():
             response = self._connection.getresponse()
             return response.status, json.loads(response.read())
@@ -92,20 +92,20 @@ class Client:
 
 @dataclass
 class Server:
-    """A `dina serve` of this test's own."""
+    """A `dina serve` process that this test started."""
 
     process: subprocess.Popen
     url: str
 
     def resident_bytes(self) -> int:
-        """Memory it holds now."""
+        """Resident memory of the process."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(r"VmRSS:\s+(\d+) kB", status).group(1)) * 1024
 
 
 @contextmanager
 def run_server(*options: str) -> Iterator[Server]:
-    """A server with these options of `dina serve` on a free port, from the moment it answers."""
+    """Starts `dina serve` with these options on a free port, and yields once it answers."""
     command = [sys.executable, "-c", "from modeling_dina.cli import app; app()", "serve", "--port", "0", *options]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -131,11 +131,11 @@ def _wait_for_url(process: subprocess.Popen, log) -> str:
 
 def measure_round(url: str, clients: int, requests: int) -> tuple[float, list[float]]:
     """
-    Seconds in all, and those of each request, for `clients` that send `requests` of one sample between them, one after
-    the other each.
+    Total seconds and seconds of each request, for `clients` that share `requests` of one sample each. A client sends
+    one request after another.
 
     Raises:
-        RuntimeError: an answer is no score.
+        RuntimeError: an answer is not a score.
     """
     bodies = [save(good_tensors(seed)) for seed in range(16)]
 
@@ -156,7 +156,7 @@ def measure_round(url: str, clients: int, requests: int) -> tuple[float, list[fl
 
 
 def measure_throughput(urls: dict[str, str], requests: int, rounds: int = ROUNDS) -> list[dict]:
-    """Requests a second and latencies of each server for each number of clients; the servers take turns."""
+    """Requests per second and latencies of each server for each number of clients. The servers take turns."""
     rows = []
     for clients in CLIENTS:
         seconds: dict[str, list[float]] = defaultdict(list)
@@ -164,7 +164,7 @@ def measure_throughput(urls: dict[str, str], requests: int, rounds: int = ROUNDS
         for turn in range(rounds + 1):
             for name, url in urls.items():
                 total, each = measure_round(url, clients, requests)
-                if turn:  # the first turn warms caches up
+                if turn:  # the first turn warms up caches
                     seconds[name].append(total / len(each))
                     latencies[name].extend(each)
         for name in urls:
@@ -183,7 +183,7 @@ def measure_throughput(urls: dict[str, str], requests: int, rounds: int = ROUNDS
 
 
 def over_single(rows: list[dict]) -> dict[str, float]:
-    """Requests a second of each server over those of the one without batching, for each number of clients."""
+    """Ratio of requests per second to the server without batching, for each server and number of clients."""
     rates = {(row["server"], row["clients"]): row["requests_per_second"] for row in rows}
     return {
         f"{server}, {clients} clients": rate / rates["single", clients]
@@ -194,12 +194,11 @@ def over_single(rows: list[dict]) -> dict[str, float]:
 
 def fuzz(url: str, count: int, seed: int = 0) -> dict[str, dict[str, int]]:
     """
-    How often each kind of bad body got which status. Every tenth request is a good one, which must keep the score
-    that it got before all others.
+    Counts the statuses of each kind of bad body. Every tenth request is a good one, whose score must not change.
 
     Raises:
         AssertionError: a broken body was not refused with a reason, a damaged one was neither refused nor scored, or
-            a good one got another score.
+            the score of a good one changed.
     """
     generator, client = random.Random(seed), Client(url)
     good = save(good_tensors(0))
@@ -223,11 +222,11 @@ def fuzz(url: str, count: int, seed: int = 0) -> dict[str, dict[str, int]]:
 
 
 def try_hanging_clients(url: str, requests: int) -> dict[str, float]:
-    """Clients that send half a body and wait, while one that does not is served. The server's body timeout must be
+    """Measures latency beside clients that send half a body and wait. The server's body timeout must be
     `BODY_TIMEOUT`.
 
     Raises:
-        AssertionError: one that hangs is not sent away with 408.
+        AssertionError: a hanging client did not get status 408.
     """
     alone = np.percentile(measure_round(url, 1, requests)[1], 95)
     body = save(good_tensors(0))
@@ -247,11 +246,11 @@ def try_hanging_clients(url: str, requests: int) -> dict[str, float]:
 
 def try_long_bodies(server: Server, clients: int, megabytes: int) -> dict:
     """
-    Clients that each send a long body in chunks, without saying how long, at the same time.
+    Sends long bodies of undeclared length from several clients at the same time.
 
     Raises:
-        AssertionError: one of them is not sent away as too large or too slow, or the server grows by as much as they
-            send.
+        AssertionError: a body was not refused as too large or too slow, or the server's memory grew by half of what
+            was sent.
     """
     before = server.resident_bytes()
 
@@ -271,7 +270,7 @@ def try_long_bodies(server: Server, clients: int, megabytes: int) -> dict:
 
 @dataclass
 class _Sent:
-    """A request whose last byte was sent, and what became of it; status None: no answer."""
+    """A request that was sent completely, and its answer. Status None: no answer."""
 
     at: float
     answered: float = math.inf
@@ -280,10 +279,10 @@ class _Sent:
 
 def try_sigterm(server: Server, clients: int, seconds: float = 2) -> dict:
     """
-    SIGTERM to a server that `clients` keep busy, each until it is refused or finds no server.
+    Sends SIGTERM to a server that `clients` keep busy. Each client stops when it is refused or cannot connect.
 
     Raises:
-        AssertionError: a request that was sent before the signal got no answer, or the server does not end.
+        AssertionError: a request that was sent before the signal got no answer, or the server did not end.
     """
     sent: list[_Sent] = []
 
@@ -323,7 +322,7 @@ def _counted(values) -> dict[str, int]:
 
 
 def throughput_of_settings(requests: int) -> dict:
-    """`measure_throughput` of a server with each of `SETTINGS`."""
+    """Runs `measure_throughput` on one server for each of `SETTINGS`."""
     with ExitStack() as stack:
         servers = {name: stack.enter_context(run_server(*options)) for name, options in SETTINGS.items()}
         rows = measure_throughput({name: server.url for name, server in servers.items()}, requests)
@@ -331,7 +330,7 @@ def throughput_of_settings(requests: int) -> dict:
 
 
 def fuzz_in_bounded_memory(count: int) -> dict:
-    """`fuzz`, and the server's memory before and after it."""
+    """Runs `fuzz` and reports the server's memory before and after."""
     with run_server() as server:
         Client(server.url).post(save(good_tensors(0)))
         before = server.resident_bytes()
@@ -341,7 +340,7 @@ def fuzz_in_bounded_memory(count: int) -> dict:
 
 
 def stages(url: str | None, requests: int, fuzzed: int) -> dict[str, Callable[[], dict]]:
-    """What is tried, by name: on servers of its own, or from outside on one that runs."""
+    """The parts of the load test by name. A server at `url` gets only those that need no control of its process."""
     if url:
         return {
             "throughput": lambda: {"rows": measure_throughput({"url": url}, requests)},
@@ -383,7 +382,7 @@ def read_before(out: Path) -> dict:
 
 
 def print_result(result: dict) -> None:
-    """The throughput as a table, and the rest in a line each."""
+    """Prints the throughput as a table, and one line for each of the other parts."""
     table = Table("clients", "server", "requests/s", "p50 ms", "p95 ms", "p99 ms")
     for row in result["throughput"]["rows"]:
         numbers = (f"{row[name]:.1f}" for name in ("requests_per_second", "p50_ms", "p95_ms", "p99_ms"))
@@ -397,15 +396,15 @@ def print_result(result: dict) -> None:
 
 def main(
     url: Annotated[
-        str | None, typer.Option(help="A server of the embedded default. Default: servers of its own.")
+        str | None, typer.Option(help="Running server of the embedded model. Default: start servers.")
     ] = None,
-    requests: Annotated[int, typer.Option(min=64, help="In each round of throughput.")] = 256,
-    fuzzed: Annotated[int, typer.Option(min=1, help="Bad bodies.")] = 10_000,
+    requests: Annotated[int, typer.Option(min=64, help="Requests in each round of the throughput test.")] = 256,
+    fuzzed: Annotated[int, typer.Option(min=1, help="Number of bad bodies to send.")] = 10_000,
     out: Annotated[
-        Path | None, typer.Option(help="Also write the numbers here, as JSON. An interrupted run goes on.")
+        Path | None, typer.Option(help="Also write the results to this JSON file. An interrupted run continues.")
     ] = None,
 ) -> None:
-    """Try the reward server under load; ends with an error if a request is lost or answered wrongly."""
+    """Load-test the reward server. Fails if a request is lost or answered wrongly."""
     libraries = ("torch", "starlette", "uvicorn", "safetensors")
     result: dict = {
         "settings": {"url": url, "requests": requests, "rounds": ROUNDS, "bad_bodies": fuzzed},

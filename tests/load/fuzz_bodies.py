@@ -1,4 +1,4 @@
-"""Bodies of `POST /v1/score`: good ones, ones broken in a known way, and ones damaged at random."""
+"""Bodies of `POST /v1/score`: valid, broken in a known way, and damaged at random."""
 
 import json
 import pickle
@@ -12,7 +12,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 def good_tensors(seed: int, samples: int = 1) -> Tensors:
-    """What the embedded default takes: latents and embeddings of random numbers, levels and seeds."""
+    """A valid request for the embedded model: random latents and embeddings, noise levels and seeds."""
     generator = torch.Generator().manual_seed(seed)
     return {
         "latents": torch.randn(samples, 16, 8, 8, generator=generator),
@@ -24,14 +24,15 @@ def good_tensors(seed: int, samples: int = 1) -> Tensors:
 
 
 def break_body(generator: random.Random) -> tuple[str, bytes]:
-    """The name of a fault and a body that has it. A server must refuse it."""
+    """The name of a fault and a body with that fault, which a server must refuse."""
     faults = BREAKS | MISFITS
     name = generator.choice(list(faults))
     return name, faults[name](generator, good_tensors(generator.randrange(1000), generator.randint(1, 3)))
 
 
 def damage_body(generator: random.Random) -> tuple[str, bytes]:
-    """The name of a kind of damage and a good body damaged so. Some are still good: a server refuses or scores it."""
+    """The name of a kind of damage and a body damaged in this way. A server may refuse it, or score it if it is still
+    valid."""
     name = generator.choice(list(DAMAGES))
     body = save(good_tensors(generator.randrange(1000), generator.randint(1, 3)))
     return name, DAMAGES[name](generator, body)
@@ -54,7 +55,7 @@ def _filled(value: float, place: int = 0) -> Callable[[torch.Tensor], torch.Tens
 
 
 def _edit_header(edit: Callable[[random.Random, dict], None]) -> Callable[[random.Random, Tensors], bytes]:
-    """The header changed, the data as they were: what it says is no longer true."""
+    """Changes the header and leaves the data as they were."""
 
     def change(generator: random.Random, tensors: Tensors) -> bytes:
         body = save(tensors)
@@ -81,7 +82,7 @@ def _mistype(generator: random.Random, header: dict) -> None:
     generator.choice(list(header.values()))["dtype"] = generator.choice(["F64", "I8", "F4", "C64", "nothing", 7, None])
 
 
-# Against the protocol, whatever the model.
+# These violate the protocol, whatever the model.
 BREAKS: dict[str, Callable[[random.Random, Tensors], bytes]] = {
     "empty": lambda generator, tensors: b"",
     "noise": lambda generator, tensors: generator.randbytes(generator.randint(1, 5000)),
@@ -114,7 +115,7 @@ BREAKS: dict[str, Callable[[random.Random, Tensors], bytes]] = {
     "too many tokens": _with(prompt_embeds=lambda tensor: tensor.repeat(1, 40, 1)),
 }
 
-# Within the protocol, and nothing that the embedded default takes.
+# These follow the protocol but do not fit the embedded model.
 MISFITS: dict[str, Callable[[random.Random, Tensors], bytes]] = {
     "channels missing": _with(latents=lambda tensor: tensor[:, :4]),
     "side of odd length": _with(latents=lambda tensor: tensor[..., :7]),

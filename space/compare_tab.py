@@ -1,16 +1,15 @@
-"""Compare: which of two pictures, how probably, and how sure that is."""
+"""The tab Compare: which of two pictures is preferred, with what probability, and how certain that is."""
 
 import gradio as gr
 
-from . import figures, markup
-from .accelerator import on_accelerator
-from .judging import Judge
-from .uploads import opened_image
-from .widgets import ask, clear_when_changed, example_buttons, noise_settings, overlaid, pair_inputs
+import figures
+import views
+from inputs import clear_when_changed, example_buttons, noise_settings, opened_image, pair_inputs, run_on
+from judge import Judge, on_accelerator
 
 
 def compare_tab(judge: Judge, examples: list[dict]) -> None:
-    """Lays out the tab, inside a `gr.Tab`."""
+    """Fills the current `gr.Tab`."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
             above = gr.Column()
@@ -18,7 +17,7 @@ def compare_tab(judge: Judge, examples: list[dict]) -> None:
             settings = noise_settings(judge)
             button = gr.Button("Compare", variant="primary", elem_id="compare-button")
         with gr.Column(scale=6, min_width=320):
-            verdict = gr.HTML(markup.waiting("The verdict appears here."), elem_id="compare-verdict")
+            verdict = gr.HTML(views.waiting("The verdict appears here."), elem_id="compare-verdict")
             note = gr.Markdown(examples[0]["note"], elem_classes="dina-example-note")
     with above:
         values = [[example["prompt"], *example["images"]] for example in examples]
@@ -31,17 +30,15 @@ def compare_tab(judge: Judge, examples: list[dict]) -> None:
                 visible=False, label="A | B", interactive=False, elem_id="compare-slider", buttons=["fullscreen"]
             )
 
-    compare, read_levels = on_accelerator(judge.compare), on_accelerator(judge.levels)
+    compare, levels = on_accelerator(judge.compare), on_accelerator(judge.levels)
 
     def answer(prompt, upload_a, upload_b, sigmas, draws, mode, seed):
         images = [opened_image(upload_a, "image A"), opened_image(upload_b, "image B")]
         comparison = compare(prompt, images, sigmas, draws, mode, seed)
-        shown = gr.ImageSlider(overlaid(images), visible=True)
-        yield markup.verdict(comparison), gr.skip(), shown
-        drawn = figures.reward_figure(read_levels(prompt, images, seed))
-        drawn = markup.titled("Score against noise level", figure=drawn)
-        yield gr.skip(), drawn, gr.skip()
+        yield views.verdict(comparison), gr.skip(), gr.ImageSlider(views.overlaid(images), visible=True)
+        curves = figures.reward_figure(levels(prompt, images, seed))
+        yield gr.skip(), views.titled("Score against noise level", figure=curves), gr.skip()
 
     inputs, outputs = [prompt, image_a, image_b, *settings], [verdict, figure, slider]
-    ask(answer, [button.click, prompt.submit], inputs, outputs, filled)
+    run_on(answer, [button.click, prompt.submit], inputs, outputs, filled)
     clear_when_changed(note, [prompt, image_a, image_b])

@@ -1,1 +1,0 @@
-"""The demonstration: a Gradio Space of the reward model."""

@@ -1,1 +1,0 @@
-"""The Space itself. Its files import each other relatively, so that the folder above runs alone on the Hub."""
