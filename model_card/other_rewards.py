@@ -23,6 +23,8 @@ from transformers import (
 )
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids
 
+from modeling_dina.latents_dina import decode_latents
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -240,9 +242,7 @@ class DecodedReward(nn.Module):
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents [B, C, H, W] to rewards [B]."""
-        config = self.vae.config
-        latents = (latents / config.scaling_factor + config.shift_factor).to(self.vae.dtype)
-        return self.judge(self.vae.decode(latents).sample)
+        return self.judge(decode_latents(self.vae, latents))
 
 
 def build_decoder(sizes: Sizes, dtype: torch.dtype) -> AutoencoderKL:

@@ -20,6 +20,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.callbacks import PipelineCallback
 from PIL import Image
 
+from .latents_dina import decode_latents
 from .modeling_dina import DinaRewardModel
 from .scoring_dina import DinaScorer
 
@@ -87,8 +88,7 @@ def best_of_n(
     scorer = DinaScorer.from_pipeline(model, pipeline, batch_size=batch_size)
     scores, order = scorer.score(prompts=[prompt] * num_candidates, latents=latents).scores.sort(descending=True)
     kept = latents[order[:keep].to(latents.device)]
-    vae = pipeline.vae
-    pixels = vae.decode(kept.to(vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor).sample
+    pixels = decode_latents(pipeline.vae, kept)
     return BestOfN(images=pipeline.image_processor.postprocess(pixels), latents=kept, scores=scores)
 
 

@@ -16,6 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, ViTConfig, ViTModel, set
 
 from modeling_dina import DinaConfig, DinaRewardModel
 from modeling_dina.backbone_dina import Features, build_backbone
+from modeling_dina.latents_dina import decode_latents
 from modeling_dina.thurstone_dina import noise_variance
 from training.arguments import load_config
 from training.checkpoints import last_checkpoint
@@ -64,8 +65,7 @@ class Decoder(nn.Module):
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """[B, C, H, W] -> [B, 3, 8 H, 8 W]."""
-        config = self.vae.config
-        return self.vae.decode(latents / config.scaling_factor + config.shift_factor).sample.clamp(-1, 1)
+        return decode_latents(self.vae, latents).clamp(-1, 1)
 
 
 class PixelBackbone(nn.Module):

@@ -5,6 +5,7 @@ from diffusers import StableDiffusion3Pipeline
 
 from modeling_dina import DinaRewardModel
 from modeling_dina.conditioning_dina import encode_prompts, load_pipeline
+from modeling_dina.latents_dina import encode_images
 
 PROBE = "a large red circle left of a small blue square"
 # Half precision rounds by a thousandth; another autoencoder or text encoder differs by as much as the values.
@@ -57,5 +58,4 @@ def _probe(pipeline: StableDiffusion3Pipeline, max_sequence_length: int) -> tupl
     vae = pipeline.vae
     ramp = torch.linspace(-1, 1, 64, device=vae.device, dtype=vae.dtype)
     picture = torch.stack([ramp.expand(64, 64), ramp[:, None].expand(64, 64), ramp.flip(0).expand(64, 64)])[None]
-    latents = (vae.encode(picture).latent_dist.mode() - vae.config.shift_factor) * vae.config.scaling_factor
-    return embeds.float().cpu(), pooled.float().cpu(), latents.float().cpu()
+    return embeds.float().cpu(), pooled.float().cpu(), encode_images(vae, picture).float().cpu()

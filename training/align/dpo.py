@@ -79,7 +79,7 @@ class DiffusionDPO(GroupAlgorithm):
         items = {name: values.repeat_interleave(arguments.levels, dim=0) for name, values in pairs.items()}
         count = len(items["prompt"])
         items["sigma"] = logit_normal_levels(count, draws.generator).to(scores.device)
-        items["noise_seed"] = torch.randint(2**31, (count,), generator=draws.generator).to(scores.device)
+        items["noise_seed"] = torch.randint(2**31, (count,), generator=draws.generator, device="cpu").to(scores.device)
         metrics = group.metrics | {"win_probability": probability.nanmean().item()}
         return Experience(conditioning, items, metrics).select(items["weight"].isfinite())
 

@@ -73,7 +73,7 @@ class FlowGRPO(GroupAlgorithm):
     def collect(self, conditioning, draws):
         arguments = self.arguments
         latest = arguments.window_end - arguments.window
-        start = int(torch.randint(latest + 1, (), generator=draws.generator))
+        start = int(torch.randint(latest + 1, (), generator=draws.generator, device="cpu"))
         window = range(start, start + arguments.window)
         group = self.sample_groups(conditioning, draws, dynamics=self.dynamics, stochastic=window)
         sigmas = self.policy.sigmas(arguments.num_steps).to(group.prompt.device)

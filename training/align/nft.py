@@ -87,13 +87,17 @@ class DiffusionNFT(GroupAlgorithm):
             group = self.sample_groups(conditioning, draws)
             optimality = (self.advantages(group) / (2 * arguments.advantage_clip) + 0.5).clamp(0, 1)
             shape = len(optimality), arguments.num_steps
-            order = torch.rand(shape, generator=draws.generator).argsort(dim=1)[:, : arguments.levels]
+            order = torch.rand(shape, generator=draws.generator, dtype=torch.float32, device="cpu").argsort(dim=1)[
+                :, : arguments.levels
+            ]
             items = {
                 "prompt": group.prompt.repeat_interleave(arguments.levels),
                 "latents": group.states[-1].repeat_interleave(arguments.levels, dim=0),
                 "optimality": optimality.repeat_interleave(arguments.levels),
                 "sigma": policy.sigmas(arguments.num_steps).cpu()[order.flatten()].to(policy.device),
-                "noise_seed": torch.randint(2**31, (order.numel(),), generator=draws.generator).to(policy.device),
+                "noise_seed": torch.randint(2**31, (order.numel(),), generator=draws.generator, device="cpu").to(
+                    policy.device
+                ),
             }
             experience = Experience(conditioning, items, group.metrics)
             experience = experience.select(items["optimality"].isfinite())

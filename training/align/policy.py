@@ -11,6 +11,7 @@ from diffusers.training_utils import EMAModel, cast_training_params
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 
 from modeling_dina.conditioning_dina import encode_prompts
+from modeling_dina.latents_dina import decode_latents
 from training.align.rollout import Dynamics, Rollout, rollout
 
 # The attention projections of both streams, eight a block.
@@ -86,12 +87,13 @@ class Policy:
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents [B, C, H, W] to pictures [B, 3, height, width] in about [-1, 1], differentiable."""
-        vae = self.pipeline.vae
-        return vae.decode((latents / vae.config.scaling_factor + vae.config.shift_factor).to(vae.dtype)).sample.float()
+        return decode_latents(self.pipeline.vae, latents).float()
 
     def noise(self, count: int, generator: torch.Generator) -> torch.Tensor:
         """`count` states of pure noise, from a CPU generator: the same on every device."""
-        return torch.randn(count, *self.latent_shape, generator=generator).to(self.device)
+        return torch.randn(count, *self.latent_shape, generator=generator, dtype=torch.float32, device="cpu").to(
+            self.device
+        )
 
     def sigmas(self, num_steps: int) -> torch.Tensor:
         """The scheduler's `num_steps + 1` falling noise levels, from 1 to 0."""

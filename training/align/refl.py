@@ -100,7 +100,9 @@ class ReFL(Algorithm):
         arguments, policy = self.arguments, self.policy
         count = len(conditioning)
         sigmas = policy.sigmas(arguments.num_steps)
-        first = torch.randint(arguments.first_step, arguments.last_step + 1, (count,), generator=draws.generator)
+        first = torch.randint(
+            arguments.first_step, arguments.last_step + 1, (count,), generator=draws.generator, device="cpu"
+        )
         latents = policy.noise(count, draws.generator)
         for step in range(int(first.max())):
             rows = (first > step).nonzero().flatten().to(policy.device)
@@ -146,9 +148,11 @@ class ReFL(Algorithm):
         """
         generator = torch.Generator().manual_seed(seed)
         latents, asked = self.reference_samples
-        rows = torch.randint(len(latents), (count,), generator=generator).to(latents.device)
+        rows = torch.randint(len(latents), (count,), generator=generator, device="cpu").to(latents.device)
         sigma = logit_normal_levels(count, generator).to(latents.device)
-        noise = torch.randn(count, *latents.shape[1:], generator=generator).to(latents.device)
+        noise = torch.randn(count, *latents.shape[1:], generator=generator, dtype=torch.float32, device="cpu").to(
+            latents.device
+        )
         states, asked = noised(latents[rows], noise, sigma), asked.select(rows)
         with torch.no_grad(), self.policy.reference():
             expected = self.policy.velocity(states, sigma, asked)

@@ -153,7 +153,7 @@ def rollout(
             states.append(euler_step(states[-1], direction, sigma, sigma_next))
             continue
         transition = dynamics.transition(states[-1], direction, sigma, sigma_next)
-        draw = torch.randn(noise.shape, generator=generator).to(noise.device)
+        draw = torch.randn(noise.shape, generator=generator, dtype=torch.float32, device="cpu").to(noise.device)
         states.append((transition.mean + transition.std * draw).to(noise.dtype))
         log_probabilities[step] = dynamics.log_probability(states[-1], transition)
     return Rollout(torch.stack(states), log_probabilities)

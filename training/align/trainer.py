@@ -18,6 +18,7 @@ from diffusers.utils import make_image_grid
 from safetensors.torch import save_file
 from torch.nn.utils import get_total_norm
 
+from modeling_dina.noising_dina import seeded_generator
 from training.align.algorithm import Algorithm, Draws, Experience
 from training.align.arguments import AlignArguments
 from training.align.policy import Policy
@@ -108,9 +109,8 @@ class AlignmentTrainer:
 
     def draws(self) -> Draws:
         """Of this update in this process."""
-        key = np.random.SeedSequence([self.arguments.seed, self.update, self.accelerator.process_index])
-        generator = torch.Generator().manual_seed(int(key.generate_state(1, np.uint64)[0] >> 1))
-        return Draws(generator, seed=int(torch.randint(2**31, (), generator=generator)))
+        generator = seeded_generator(self.arguments.seed, self.update, self.accelerator.process_index)
+        return Draws(generator, seed=int(torch.randint(2**31, (), generator=generator, device="cpu")))
 
     def make_update(self) -> None:
         """Collect samples, take the optimizer steps that they are for, and log what came of it."""

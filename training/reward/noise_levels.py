@@ -85,11 +85,13 @@ def seeded_draws(
     Returns:
         u [B], in (0, 1), on the CPU; noise [B, *shape] on `device`.
     """
-    uniform, noise = [], torch.empty(len(indices), *shape, device=device)
+    uniform, noise = [], torch.empty(len(indices), *shape, dtype=torch.float32, device=device)
     generator = torch.Generator(device)
     for row, index in enumerate(indices):
         first, second = np.random.SeedSequence([seed, step, index]).generate_state(2, np.uint64).tolist()
         # Half a step off both ends: the quantiles of 0 and 1 may be infinite. 2^-24 is the spacing of float32 below 1.
         uniform.append(((first >> 41) + 0.5) * 2**-23)
-        torch.randn(shape, generator=generator.manual_seed(second >> 1), device=device, out=noise[row])
-    return torch.tensor(uniform), noise
+        torch.randn(
+            shape, generator=generator.manual_seed(second >> 1), dtype=torch.float32, device=device, out=noise[row]
+        )
+    return torch.tensor(uniform, dtype=torch.float32, device="cpu"), noise

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from modeling_dina.latents_dina import decode_latents, encode_images
 from training.world.groups import GROUP_SIZE, Groups, RenderedPictures
 
 SHARD_SIZE = 4096
@@ -32,18 +33,14 @@ def encode(vae: AutoencoderKL, pictures: np.ndarray, batch_size: int = 256) -> t
     batches = []
     for start in range(0, len(pictures), batch_size):
         pixels = to_pixels(pictures[start : start + batch_size])
-        mode = vae.encode(pixels.to(vae.device)).latent_dist.mode()
-        batches.append(((mode - vae.config.shift_factor) * vae.config.scaling_factor).half().cpu())
+        batches.append(encode_images(vae, pixels.to(vae.device)).half().cpu())
     return torch.cat(batches).contiguous()
 
 
 @torch.no_grad()
 def decode(pipeline: DiffusionPipeline, latents: torch.Tensor) -> np.ndarray:
     """Latents [B, 16, 8, 8] in model space to pictures, RGB uint8 [B, 64, 64, 3]."""
-    vae = pipeline.vae
-    images = [
-        vae.decode(batch / vae.config.scaling_factor + vae.config.shift_factor).sample for batch in latents.split(128)
-    ]
+    images = [decode_latents(pipeline.vae, batch) for batch in latents.split(128)]
     pictures = pipeline.image_processor.postprocess(torch.cat(images), output_type="np")
     return (pictures * 255).round().astype(np.uint8)
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from transformers import set_seed
 
 from modeling_dina.cli import EMBEDDED_MODEL, check_folder, check_model, exit_on_bad_input, loading
+from modeling_dina.latents_dina import decode_latents
 from modeling_dina.thurstone_dina import likelihood_loss
 from training.reward.pixel_model import PixelRewardModel
 from training.world.annotators import IMPRESSION_NOISE
@@ -78,8 +79,8 @@ def encode_pictures(model: PixelRewardModel, vae: AutoencoderKL, latents: torch.
     space."""
     features = []
     for group in tqdm(latents.split(32), desc="pictures encoded"):
-        values = group.flatten(0, 1).float() / vae.config.scaling_factor + vae.config.shift_factor
-        features.append(model.features(vae.decode(values).sample.clamp(-1, 1)).half())
+        pixels = decode_latents(vae, group.flatten(0, 1).float()).clamp(-1, 1)
+        features.append(model.features(pixels).half())
     return torch.cat(features).unflatten(0, (-1, GROUP_SIZE))
 
 
