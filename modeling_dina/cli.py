@@ -28,7 +28,7 @@ COMMAND_GROUP = "dina.commands"
 EMBEDDED_NOTE = "The embedded model judges 64 x 64 scenes of coloured shapes and nothing else; --model names another."
 PLOT_SIGMAS = [level / 10 for level in range(1, 10)]
 PLOT_DRAWS = 8
-PLOT_SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".webp")
+PLOT_SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
 
 console = Console()
 error_console = Console(stderr=True)

@@ -61,7 +61,7 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
         return _to_rgb(image)
     # Decoders answer damaged bytes with whatever went wrong inside them: OSError, SyntaxError, struct.error …
     except Exception as error:
-        raise ValueError(f"{name}: cannot be used: {error or type(error).__name__}") from error
+        raise ValueError(f"{name}: cannot be used: {str(error) or type(error).__name__}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -72,7 +72,7 @@ def test_compare(run, files, scorer):
     assert f"{expected.disagreement:.4f}" in text
 
 
-@pytest.mark.parametrize("name", ["figure.png", "figure.pdf", "figure.svg"])
+@pytest.mark.parametrize("name", ["figure.png", "figure.pdf", "figure.svg", "figure.JPEG"])
 def test_compare_plot(run, files, tmp_path, name):
     before = set(tmp_path.iterdir())
     result = run("compare", files[0], files[3], "--prompt", "$5 for a cat_1, " * 30, "--plot", tmp_path / name)

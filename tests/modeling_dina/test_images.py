@@ -178,6 +178,15 @@ def test_damaged_bytes_never_escape_as_another_error(tmp_path, name):
                 load_image(path)
 
 
+def test_an_error_without_a_message_is_named():
+    class Damaged(Image.Image):
+        def load(self):
+            raise MemoryError
+
+    with pytest.raises(ValueError, match="cannot be used: MemoryError"):
+        load_image(Damaged())
+
+
 @given(
     width=st.integers(1, 20_000),
     height=st.integers(1, 20_000),

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from modeling_dina import DinaRewardModel
 from modeling_dina.identity import scoring_settings
 from modeling_dina.manifest import rank_manifest, read_manifest
+from modeling_dina.pushing import push_folder
 from modeling_dina.scoring_dina import DinaScorer
 
 PROMPTS = ["a cat", "a dog", "a cat", "the sea", "two red cubes", "a dog"]
@@ -167,6 +168,12 @@ def test_no_other_vae_goes_on_with_a_run(own, interrupted):
     save_file({name: weight + 1 for name, weight in load_file(path).items()}, path)
     with pytest.raises(ValueError, match="other settings; conditioning: expected"):
         rank(DinaScorer.from_pretrained(own.model.name_or_path), interrupted)
+
+
+def test_a_model_on_the_hub_is_known_by_its_commit(folder, connected_hub):
+    commit = push_folder(folder, "owner/name", private=True).oid
+    settings = scoring_settings(DinaScorer.from_pretrained("owner/name"))
+    assert (settings["revision"], settings["conditioning"]) == (commit, commit)
 
 
 def test_an_adapter_is_only_as_known_as_its_base(folder, tmp_path):
