@@ -2,7 +2,7 @@
 importing transformers or torch: the Auto classes receive names, which they resolve when they first use them."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.machinery import PathFinder
 from types import ModuleType
 from typing import Any
@@ -41,7 +41,7 @@ def register(package: ModuleType, model_type: str, config: str, model: str) -> N
 class _AfterImport:
     """An import hook: calls a function with a module right after the module has been imported."""
 
-    def __init__(self, calls: dict[str, Callable[[ModuleType], None]]):
+    def __init__(self, calls: Mapping[str, Callable[[ModuleType], None]]):
         self.calls = calls
 
     def find_spec(self, fullname, path=None, target=None):
