@@ -1,7 +1,10 @@
 """DiNa-LRM: a diffusion-native latent reward model."""
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+from .auto_classes import register
 
 if TYPE_CHECKING:
     from .configuration_dina import DinaConfig
@@ -24,3 +27,6 @@ def __getattr__(name: str):
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+register(sys.modules[__name__], "dina", config="DinaConfig", model="DinaRewardModel")

@@ -1,7 +1,9 @@
 """Configuration of a DiNa latent reward model: which diffusion transformer it reads, where it taps it, and how a
 reward is drawn from those features."""
 
-from dataclasses import field
+import copy
+import math
+from dataclasses import field, fields
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -36,6 +38,9 @@ SD35_SCHEDULER: dict[str, Any] = {
 class DinaConfig(PreTrainedConfig):
     r"""
     The defaults describe DiNa-LRM on Stable Diffusion 3.5 Medium (arXiv 2602.11146).
+
+    A field that is set later is checked like one that is given here. Fields that depend on one another are set together:
+    `config.update({"num_layers": 8, "visual_layers": [4, 8], "text_layers": [8]})`.
 
     Args:
         backbone_type: family of the diffusion transformer; a key of `backbone_dina.BACKBONES`.
@@ -109,7 +114,28 @@ class DinaConfig(PreTrainedConfig):
         """As the inherited method, which would read another model's file as this one's defaults."""
         if config_dict.get("model_type") != cls.model_type:
             raise ValueError(f"model_type: expected {cls.model_type!r}, got {config_dict.get('model_type')!r}")
-        return super().from_dict(config_dict, **kwargs)
+        # The inherited method would set them one by one, and some are valid only together.
+        own = {name: kwargs.pop(name) for name in _own_fields(cls) & kwargs.keys()}
+        return super().from_dict({**config_dict, **own}, **kwargs)
+
+    def __setattr__(self, name, value):
+        # A field's first value comes from the constructor, which checks all fields when it has set them.
+        if name in self.__dict__ and name in _own_fields(type(self)):
+            self.update({name: value})
+        else:
+            super().__setattr__(name, value)
+
+    def update(self, config_dict: dict[str, Any]) -> None:
+        """Change several fields together.
+
+        Raises:
+            StrictDataclassError: naming the field that would not be valid; then nothing has changed.
+        """
+        changed = copy.copy(self)
+        for name, value in config_dict.items():
+            super(DinaConfig, changed).__setattr__(name, value)
+        changed.validate()
+        self.__dict__.update(changed.__dict__)
 
     def validate_layers(self):
         """Taps must lie on kept blocks, and every kept block must serve a tap."""
@@ -123,11 +149,14 @@ class DinaConfig(PreTrainedConfig):
             if not layers or layers != sorted(set(layers)) or not 0 <= layers[0] <= layers[-1] <= self.num_layers:
                 raise ValueError(
                     f"{name}: expected rising layer numbers between 0 (the embedded input) and "
-                    f"num_layers={self.num_layers}, got {layers}"
+                    f"num_layers={self.num_layers}, got {layers}; DinaConfig.update changes both together"
                 )
         deepest = max(*self.visual_layers, *self.text_layers)
         if deepest < self.num_layers:
-            raise ValueError(f"num_layers: expected {deepest}, the deepest tap, got {self.num_layers}")
+            raise ValueError(
+                f"num_layers: expected {deepest}, the deepest tap, got {self.num_layers}; "
+                "DinaConfig.update changes both together"
+            )
         if depth in self.text_layers:
             raise ValueError(
                 f"text_layers: the original transformer's last block ({depth}) has no text output to tap, "
@@ -148,13 +177,17 @@ class DinaConfig(PreTrainedConfig):
             )
         if self.lora is not None and set(self.lora) != {"rank", "alpha", "targets"}:
             raise ValueError(f"lora: expected the keys 'rank', 'alpha' and 'targets', got {sorted(self.lora)}")
+        if self.lora is not None and not (self.lora["rank"] > 0 and math.isfinite(self.lora["alpha"])):
+            raise ValueError(f"lora: expected a positive 'rank' and a finite 'alpha', got {self.lora}")
 
     def validate_reward(self):
         """Ranges of likelihood, ensemble and calibration."""
         _require_positive(self, "variance_floor", "score_std", "temperature", "default_num_draws")
         _require_positive(self, "max_sequence_length")
-        if self.variance_slope < 0:
-            raise ValueError(f"variance_slope: expected a number of at least 0, got {self.variance_slope}")
+        if not 0 <= self.variance_slope < math.inf:
+            raise ValueError(f"variance_slope: expected a finite number of at least 0, got {self.variance_slope}")
+        if not math.isfinite(self.score_mean):
+            raise ValueError(f"score_mean: expected a finite number, got {self.score_mean}")
         if not self.default_sigmas or not all(0 <= sigma <= 1 for sigma in self.default_sigmas):
             raise ValueError(f"default_sigmas: expected noise levels in [0, 1], got {list(self.default_sigmas)}")
         if self.ensemble_mode not in ENSEMBLE_MODES:
@@ -165,8 +198,12 @@ class DinaConfig(PreTrainedConfig):
 
 def _require_positive(config: DinaConfig, *names: str) -> None:
     for name in names:
-        if not getattr(config, name) > 0:
-            raise ValueError(f"{name}: expected a positive number, got {getattr(config, name)}")
+        if not 0 < getattr(config, name) < math.inf:
+            raise ValueError(f"{name}: expected a finite positive number, got {getattr(config, name)}")
+
+
+def _own_fields(config_class: type[DinaConfig]) -> set[str]:
+    return {each.name for each in fields(config_class)} - {each.name for each in fields(PreTrainedConfig)}
 
 
 __all__ = ["ENSEMBLE_MODES", "DinaConfig"]

@@ -8,7 +8,6 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from .backbone_dina import (
     build_backbone,
+    compute_dtype,
     freeze_base,
     is_adapter_key,
     load_base_weights,
@@ -84,8 +84,10 @@ class DinaPreTrainedModel(PreTrainedModel):
     main_input_name = "noisy_latents"
     supports_gradient_checkpointing = True
     _no_split_modules = ["JointTransformerBlock", "RewardHead"]  # noqa: RUF012
-    # Scores are differences of near numbers: half precision would quantise them.
+    # Scores are differences of near numbers: half precision would quantise them. Quantisers read the first list.
+    _keep_in_fp32_modules = ["head"]  # noqa: RUF012
     _keep_in_fp32_modules_strict = ["head"]  # noqa: RUF012
+    _supports_sdpa = True
 
     # Of weights that came from the Hub: their commit, and their folder in the repository.
     weights_revision: str | None = None
@@ -95,6 +97,15 @@ class DinaPreTrainedModel(PreTrainedModel):
 
     def _init_weights(self, module):
         """Nothing: modules initialise themselves when built, and `from_pretrained` refuses incomplete weights."""
+
+    def get_input_embeddings(self):
+        """None: prompts arrive embedded. Quantisers leave input embeddings as they are, and look for them here."""
+
+    def _check_and_adjust_attn_implementation(self, attn_implementation, *args, **kwargs):
+        """The backbone and the head attend by torch's `scaled_dot_product_attention`, and by nothing else."""
+        if attn_implementation not in (None, "sdpa"):
+            raise ValueError(f"attn_implementation: expected 'sdpa', got {attn_implementation!r}")
+        return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, output_loading_info=False, **kwargs):
@@ -216,6 +227,8 @@ class DinaPreTrainedModel(PreTrainedModel):
 class DinaRewardModel(DinaPreTrainedModel):
     """A reward on noisy latents, with the variance of its Thurstone likelihood.
 
+    `noise_path` is the path from clean to noisy latents that the backbone was trained on.
+
     ```python
     >>> model = DinaRewardModel.from_pretrained("path/or/hub-id")
     >>> model.reward(latents, prompt_embeds, pooled_prompt_embeds, sigmas=[0.2, 0.5, 0.7], num_draws=4).scores
@@ -223,9 +236,11 @@ class DinaRewardModel(DinaPreTrainedModel):
     """
 
     def __init__(self, config: DinaConfig):
+        config.validate()  # also what has changed inside a list or dictionary of it
         super().__init__(config)
         self.backbone = build_backbone(config)
         self.head = RewardHead(config, self.backbone.token_width(config))
+        self.noise_path: NoisePath = path_from_scheduler(config.scheduler_config)
         if config.adapter_only:
             # The base's weights are not in the checkpoint and are filled in, exactly, after loading.
             self._keys_to_ignore_on_load_missing = [r"^backbone\.(?!.*\.lora_)"]
@@ -309,10 +324,21 @@ class DinaRewardModel(DinaPreTrainedModel):
             merge_lora(self.backbone)
             self.config.lora = None
 
-    @cached_property
-    def noise_path(self) -> NoisePath:
-        """The path from clean to noisy latents that the backbone was trained on."""
-        return path_from_scheduler(self.config.scheduler_config)
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The floating dtype that the backbone computes in. `dtype` is that of a stored weight, which may allow no
+        arithmetic where the weights are quantised or cast."""
+        return compute_dtype(self.backbone)
+
+    @property
+    def execution_device(self) -> torch.device:
+        """The device that the model computes on and inputs belong on. `device` is where weights are stored, which for
+        an offloaded model is the meta device."""
+        for module in self.modules():
+            device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+        return self.device
 
     def forward(
         self,
@@ -549,13 +575,18 @@ def _refuse_inexact(info: dict, origin: str) -> None:
 
 
 def _check_finite(name: str, values: torch.Tensor) -> None:
-    if not values.is_meta and not values.isfinite().all():
+    if not _unchecked(values) and not values.isfinite().all():
         raise ValueError(f"{name}: expected finite numbers, got {int((~values.isfinite()).sum())} NaN or infinite")
 
 
 def _check_range(name: str, sigma: torch.Tensor) -> None:
-    if not sigma.is_meta and not ((sigma >= 0) & (sigma <= 1)).all():
+    if not _unchecked(sigma) and not ((sigma >= 0) & (sigma <= 1)).all():
         raise ValueError(f"{name}: expected noise levels in [0, 1], got {sigma.tolist()}")
+
+
+def _unchecked(values: torch.Tensor) -> bool:
+    """Whether the numbers are out of reach: on the meta device, or in the tracing of a graph that they may not steer."""
+    return values.is_meta or torch.compiler.is_compiling()
 
 
 DinaConfig.register_for_auto_class()

@@ -1,9 +1,12 @@
 """Configurations survive a round trip and refuse what cannot be built, naming the field."""
 
+import math
+import re
+
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 
-from modeling_dina import DinaConfig
+from modeling_dina import DinaConfig, DinaRewardModel
 
 
 def test_defaults_are_the_released_model():
@@ -60,3 +63,65 @@ def test_another_models_file_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ValueError, match="model_type: expected 'dina', got 'bert'"):
         DinaConfig.from_pretrained(tmp_path)
+
+
+NOT_FINITE = [
+    (name, value)
+    for name in ("variance_slope", "variance_floor", "score_mean", "score_std", "temperature")
+    for value in (math.nan, math.inf)
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [*NOT_FINITE, ("lora", {"rank": 2, "alpha": math.nan, "targets": ["to_q"]})]
+)
+def test_numbers_must_be_finite(tiny_config, name, value):
+    with pytest.raises(
+        StrictDataclassError, match=f"{name}: expected .*, got .*{'nan' if value != math.inf else 'inf'}"
+    ):
+        DinaConfig(**tiny_config, **{name: value})
+
+
+WAYS_TO_CHANGE = {
+    "attribute": lambda config, folder, name, value: setattr(config, name, value),
+    "update": lambda config, folder, name, value: config.update({name: value}),
+    "from_dict": lambda config, folder, name, value: DinaConfig.from_dict(config.to_dict(), **{name: value}),
+    "from_pretrained": lambda config, folder, name, value: DinaConfig.from_pretrained(folder, **{name: value}),
+    "model": lambda config, folder, name, value: DinaRewardModel.from_pretrained(folder, **{name: value}),
+}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_CHANGE)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("temperature", -1), ("default_num_draws", 0), ("score_mean", math.inf), ("visual_layers", [1, 4])],
+)
+def test_a_changed_field_is_checked_like_a_given_one(tiny_model, tmp_path, way, name, value):
+    tiny_model.save_pretrained(tmp_path)
+    config = tiny_model.config
+    before = config.to_dict()
+    with pytest.raises(StrictDataclassError, match=f"{name}: expected .*, got {re.escape(str(value))}"):
+        WAYS_TO_CHANGE[way](config, tmp_path, name, value)
+    assert config.to_dict() == before
+
+
+def test_a_list_changed_in_place_is_checked_by_the_model(tiny_config):
+    config = DinaConfig(**tiny_config)
+    config.visual_layers.append(4)
+    with pytest.raises(StrictDataclassError, match=r"visual_layers: .*got \[1, 3, 4\]"):
+        DinaRewardModel(config)
+
+
+def test_fields_that_depend_on_one_another_change_together(tiny_config, tiny_model, tmp_path):
+    fewer = {"num_layers": 2, "visual_layers": [1, 2]}
+    config = DinaConfig(**tiny_config)
+    with pytest.raises(StrictDataclassError, match=r"num_layers: expected 2, .*got 3; DinaConfig\.update"):
+        config.visual_layers = [1, 2]
+    config.update(fewer)
+    assert (config.num_layers, config.visual_layers) == (2, [1, 2])
+
+    tiny_model.save_pretrained(tmp_path)
+    loaded, unused = DinaConfig.from_pretrained(tmp_path, **fewer, stray=1, return_unused_kwargs=True)
+    assert (loaded.num_layers, loaded.visual_layers) == (2, [1, 2])
+    assert "stray" in unused
+    assert not fewer.keys() & unused.keys()
