@@ -182,8 +182,8 @@ class _LevelsAndEnsemble:
         self.config = model.config
 
     @property
-    def device(self) -> torch.device:
-        return self.model.device
+    def execution_device(self) -> torch.device:
+        return self.model.execution_device
 
     def reward(
         self, latents, prompt_embeds, pooled_prompt_embeds=None, *, sigmas, num_draws, mode, seed

@@ -1,6 +1,7 @@
 """The diffusers pipeline around a reward model: where its text encoders and VAE are, which ones the model was trained
 with, and how they encode prompts."""
 
+import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -56,10 +57,27 @@ def is_relative_source(source: str | None) -> bool:
     return source is not None and source.split("/")[0] in (".", "..")
 
 
+def warn_of_local_sources(folder: str | os.PathLike) -> None:
+    """Warn if the model in a folder that is about to be published needs a folder that only this machine has."""
+    path = os.path.join(folder, "config.json")
+    if not os.path.isfile(path):
+        return
+    with open(path, encoding="utf-8") as file:
+        config = json.load(file)
+    names = ["conditioning_source", *(["base_model"] if config.get("adapter_only") else [])]
+    for name in names:
+        if os.path.isabs(source := config.get(name) or ""):
+            logger.warning(
+                "%s: expected a Hub id, or a path inside the repository, got %s, which only this machine has; nobody "
+                "else can %s",
+                *(name, source, "load the model" if name == "base_model" else "score images with the model"),
+            )
+
+
 def load_pipeline(model, *, without: Sequence[str] = ("transformer",), **parts) -> StableDiffusion3Pipeline:
     """
-    The diffusers pipeline that a loaded model's config names, on the model's device and in its dtype. It is read with
-    the options that the model was loaded with (`cache_dir`, `token`, `local_files_only` and so on).
+    The diffusers pipeline that a loaded model's config names, on the device and in the dtype that the model computes
+    in. It is read with the options of the Hub that the model was loaded with (`cache_dir`, `token` and so on).
 
     Args:
         model: a `DinaRewardModel`.
@@ -81,9 +99,9 @@ def load_pipeline(model, *, without: Sequence[str] = ("transformer",), **parts) 
     if os.path.isdir(source) and not os.path.isfile(os.path.join(source, "model_index.json")):
         raise ValueError(f"conditioning_source: expected a diffusers pipeline, got {source} without model_index.json")
     pipeline = StableDiffusion3Pipeline.from_pretrained(
-        source, revision=revision, dtype=model.dtype, **options, **dict.fromkeys(without), **parts
+        source, revision=revision, dtype=model.compute_dtype, **options, **dict.fromkeys(without), **parts
     )
-    return pipeline.to(model.device)
+    return pipeline.to(model.execution_device)
 
 
 def read_conditioning(source: str, revision: str | None = None, **options) -> dict[str, Any] | None:
@@ -109,23 +127,24 @@ def describe_conditioning(pipeline) -> dict[str, Any]:
 
     Returns:
         {"text_encoders": {name: width of its hidden states}, "vae": {name: value of `VAE_FIELDS`}}; a text encoder
-        that the pipeline lacks is not named.
+        that the pipeline lacks is not named, and without a VAE there are no values.
     """
     encoders = {name: part for name in TEXT_ENCODERS if (part := getattr(pipeline, name)) is not None}
-    return _record({name: part.config for name, part in encoders.items()}, pipeline.vae.config)
+    configs = {name: part.config for name, part in encoders.items()}
+    return _record(configs, None if pipeline.vae is None else pipeline.vae.config)
 
 
 def _record(text_encoders: dict[str, Any], vae: Any) -> dict[str, Any]:
     return {
         "text_encoders": {name: config.hidden_size for name, config in text_encoders.items()},
-        "vae": {name: vae.get(name) for name in VAE_FIELDS},
+        "vae": {} if vae is None else {name: vae.get(name) for name in VAE_FIELDS},
     }
 
 
 def check_conditioning(pipeline, config) -> None:
     """
     Raise a ValueError that names what differs unless a pipeline conditions a model as its training did. A config
-    without a record is not checked.
+    without a record is not checked; nor is the text of a pipeline without any text encoder, which is given embeddings.
 
     Args:
         config: the model's `DinaConfig`.
@@ -134,7 +153,7 @@ def check_conditioning(pipeline, config) -> None:
         return
     found = describe_conditioning(pipeline)
     for kind, expected in config.conditioning.items():
-        for name in sorted(set(expected) | set(found[kind])):
+        for name in sorted(set(expected) | set(found[kind])) if found[kind] else ():
             if expected.get(name) != found[kind].get(name):
                 raise ValueError(
                     f"pipeline: expected {kind} with {name}={expected.get(name)}, as the model was trained with, "
@@ -235,4 +254,5 @@ __all__ = [
     "is_relative_source",
     "load_pipeline",
     "read_conditioning",
+    "warn_of_local_sources",
 ]

@@ -76,6 +76,6 @@ def scoring_settings(
         "mode": config.ensemble_mode if mode is None else mode,
         "text_length": config.max_sequence_length,
         "max_pixels": scorer.max_pixels,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": model.device.type,
+        "dtype": str(model.compute_dtype).removeprefix("torch."),
+        "device": model.execution_device.type,
     }

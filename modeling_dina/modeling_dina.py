@@ -35,6 +35,7 @@ from .conditioning_dina import (
     is_relative_source,
     load_pipeline,
     read_conditioning,
+    warn_of_local_sources,
 )
 from .configuration_dina import ENSEMBLE_MODES, DinaConfig
 from .noising_dina import NoisePath, check_seeds, path_from_scheduler, shared_noise
@@ -221,6 +222,7 @@ class DinaPreTrainedModel(PreTrainedModel):
     def _upload_modified_files(self, working_dir, *args, **kwargs):
         # push_to_hub has put an empty form in place of the card.
         _carry_card(self.name_or_path, working_dir, replace=True)
+        warn_of_local_sources(working_dir)
         return super()._upload_modified_files(working_dir, *args, **kwargs)
 
 
@@ -585,7 +587,7 @@ def _check_range(name: str, sigma: torch.Tensor) -> None:
 
 
 def _unchecked(values: torch.Tensor) -> bool:
-    """Whether the numbers are out of reach: on the meta device, or in the tracing of a graph that they may not steer."""
+    """Whether values cannot be read: on the meta device, or while a graph is traced, which may not depend on them."""
     return values.is_meta or torch.compiler.is_compiling()
 
 

@@ -89,6 +89,11 @@ def push_folder(
         paths = published_files(training_state, but=LITTER)
         files |= {f"{LAST_CHECKPOINT}/{path}": Path(training_state, path) for path in paths}
 
+    # Imported here, because it imports torch, which a push from the command line else does without.
+    from .conditioning_dina import warn_of_local_sources
+
+    warn_of_local_sources(folder)
+
     api = _hub()
     with _faults_of(repo_id):
         _ensure_repository(api, repo_id, private)

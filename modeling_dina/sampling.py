@@ -20,6 +20,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.callbacks import PipelineCallback
 from PIL import Image
 
+from .conditioning_dina import check_conditioning
 from .latents_dina import decode_latents
 from .modeling_dina import DinaRewardModel
 from .scoring_dina import DinaScorer
@@ -170,6 +171,7 @@ class PruneCandidates(_RewardCallback):
     def callback_fn(self, pipeline, step_index, timesteps, callback_kwargs):
         if step_index not in self.keep:
             return callback_kwargs
+        check_conditioning(pipeline, self.model.config)
         _check_scheduler(pipeline.scheduler)
         latents = callback_kwargs["latents"]
         if len(latents) % self.num_prompts or len(latents) // self.num_prompts < self.keep[step_index]:
@@ -221,6 +223,7 @@ class GuideByReward(_RewardCallback):
         before, sigma = pipeline.scheduler.sigmas[index - 1 : index + 1].tolist()
         if not self.stop <= sigma <= self.start or sigma in (0, 1):
             return callback_kwargs
+        check_conditioning(pipeline, self.model.config)
         latents = callback_kwargs["latents"].detach().float().requires_grad_()
         (gradient,) = torch.autograd.grad(self.scores(latents, sigma, callback_kwargs).sum(), latents)
         guided = latents + (before - sigma) * sigma / (1 - sigma) * self.scale * gradient

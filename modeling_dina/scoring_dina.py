@@ -375,7 +375,7 @@ class DinaScorer:
         width, height = size
         pixels = self.pipeline.image_processor.preprocess(images, height=height, width=width)
         latents = encode_images(self.pipeline.vae, pixels.to(self.pipeline._execution_device))
-        return latents.to(self.model.device)
+        return latents.to(self.model.execution_device)
 
     def _encode_prompts(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings [B, L, D] and pooled embeddings [B, P] on the model's device; each prompt is encoded once."""
@@ -388,7 +388,7 @@ class DinaScorer:
             new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._encoded]
             if new:
                 encoded = encode_prompts(self.pipeline, new, self.model.config.max_sequence_length)
-                rows = zip(*(part.to(self.model.device) for part in encoded), strict=True)
+                rows = zip(*(part.to(self.model.execution_device) for part in encoded), strict=True)
                 self._encoded.update(zip(new, rows, strict=True))
             embeds, pooled = zip(*(self._encoded[prompt] for prompt in prompts), strict=True)
             while len(self._encoded) > REMEMBERED_PROMPTS:

@@ -184,7 +184,7 @@ def prepare(
             model_arguments.base_model,
             revision=model_arguments.base_revision,
             transformer=None,
-            dtype=objective.model.dtype,
+            dtype=objective.model.compute_dtype,
         ).to(args.device)
     # The Trainer's own way of pushing leaves the model's code behind, and stops training when the Hub is away.
     pushes, args.push_to_hub = args.push_to_hub and args.process_index == 0, False

@@ -13,7 +13,12 @@ from diffusers import StableDiffusion3Pipeline
 from transformers import AutoModel
 
 from modeling_dina import DinaRewardModel, DinaScorer
-from modeling_dina.conditioning_dina import describe_conditioning, encode_prompts, read_conditioning
+from modeling_dina.conditioning_dina import (
+    describe_conditioning,
+    encode_prompts,
+    read_conditioning,
+    warn_of_local_sources,
+)
 from modeling_dina.scoring_dina import REMEMBERED_PROMPTS
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -241,6 +246,15 @@ def test_a_missing_folder_is_not_looked_for_on_the_hub(model, tmp_path):
         model.config.conditioning_source = source
         with pytest.raises(ValueError, match=r"conditioning_source: expected a folder that exists, got.*gone"):
             model.scorer()
+
+
+@pytest.mark.parametrize(("source", "is_local"), [(None, True), ("someone/pipeline", False), (".", False)])
+def test_publishing_warns_of_a_folder_that_nobody_else_has(folder, tmp_path, caplog, source, is_local):
+    config = json.loads((folder / "config.json").read_text())
+    config["conditioning_source"] = source or str(folder)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    warn_of_local_sources(tmp_path)
+    assert ("conditioning_source: expected a Hub id" in caplog.text) is is_local
 
 
 # Long prompts.

@@ -236,3 +236,19 @@ def test_bad_input_is_named(model, pipeline):
             GuideByReward(model, 1.0)
     finally:
         model.eval()
+
+
+def test_callbacks_refuse_a_pipeline_without_a_text_encoder_of_the_training(model, pipeline):
+    """As a scorer does; but not one without any, which is given embeddings."""
+    parts = pipeline.components
+    lacking = StableDiffusion3Pipeline(**{**parts, "text_encoder_3": None, "tokenizer_3": None})
+    embeds, _, pooled, _ = pipeline.encode_prompt(
+        PROMPT, None, None, do_classifier_free_guidance=False, max_sequence_length=14
+    )
+    given = call(prompt_embeds=embeds.repeat(2, 1, 1), pooled_prompt_embeds=pooled.repeat(2, 1), guidance_scale=1.0)
+    without_text = {name: None for name in parts if name.startswith(("text_encoder", "tokenizer"))}
+    bare = StableDiffusion3Pipeline(**{**parts, **without_text})
+    for callback in (PruneCandidates(model, {1: 1}), GuideByReward(model, 1.0)):
+        with pytest.raises(ValueError, match="pipeline: expected text_encoders with text_encoder_3=128"):
+            lacking(PROMPT, num_images_per_prompt=2, callback_on_step_end=callback, **call())
+        assert bare(callback_on_step_end=callback, **given).images.isfinite().all()
