@@ -117,8 +117,8 @@ class DinaReader:
             "mode": self.mode,
             "text_length": model.config.max_sequence_length,
             "max_pixels": scorer.max_pixels,
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "device": model.device.type,
+            "dtype": str(model.compute_dtype).removeprefix("torch."),
+            "device": model.execution_device.type,
         }
 
     def read(self, prompts, images):
@@ -191,8 +191,8 @@ class _LevelsAndEnsemble:
         self.config = model.config
 
     @property
-    def device(self) -> torch.device:
-        return self.model.device
+    def execution_device(self) -> torch.device:
+        return self.model.execution_device
 
     def reward(
         self, latents, prompt_embeds, pooled_prompt_embeds=None, *, sigmas, num_draws, mode, seed

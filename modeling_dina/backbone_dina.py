@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from diffusers import SD3Transformer2DModel
+from diffusers.models.modeling_utils import get_parameter_dtype
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -69,7 +70,9 @@ class SD3Backbone(nn.Module):
             prompt_embeds: [B, L, D].
             pooled_prompt_embeds: [B, P].
         """
-        dtype = self.context_embedder.weight.dtype
+        dtype = compute_dtype(self)
+        if self.pos_embed.proj.weight.dtype != dtype:
+            _upcast_outside_casting(self, dtype)
         visual = self.pos_embed(noisy_latents.to(dtype)).contiguous()
         conditioning = self.time_text_embed(timestep, pooled_prompt_embeds.to(dtype))
         text = self.context_embedder(prompt_embeds.to(dtype))
@@ -110,6 +113,36 @@ class SD3Backbone(nn.Module):
         if pooled_prompt_embeds is None or pooled_prompt_embeds.shape != expected:
             got = None if pooled_prompt_embeds is None else list(pooled_prompt_embeds.shape)
             raise ValueError(f"pooled_prompt_embeds: expected {list(expected)}, got {got}")
+
+
+def compute_dtype(module: nn.Module) -> torch.dtype:
+    """The floating dtype that a module computes in, however its weights are stored.
+
+    That is the dtype of its first parameter in which arithmetic is possible: a quantised layer has others beside it.
+    Where none is left, it is the dtype to which diffusers' layerwise casting brings the weights.
+
+    Raises:
+        ValueError: if all weights are stored in a dtype without arithmetic and nothing casts them.
+    """
+    for parameter in module.parameters():
+        if parameter.is_floating_point() and parameter.dtype.itemsize > 1:
+            return parameter.dtype
+    dtype = get_parameter_dtype(module)
+    if not dtype.is_floating_point or dtype.itemsize == 1:
+        raise ValueError(
+            f"backbone: expected weights in float32, float16 or bfloat16, or layerwise casting, got {dtype}"
+        )
+    return dtype
+
+
+def _upcast_outside_casting(module: nn.Module, dtype: torch.dtype) -> None:
+    """Store in `dtype`, in place, what was brought to float8 as a whole but is left out by layerwise casting."""
+    for part in module.modules():
+        registry = getattr(part, "_diffusers_hook", None)
+        if registry is None or registry.get_hook("layerwise_casting") is None:
+            for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False)):
+                if tensor.is_floating_point() and tensor.dtype.itemsize == 1:
+                    tensor.data = tensor.data.to(dtype)
 
 
 BACKBONES: dict[str, type[SD3Backbone]] = {"sd3": SD3Backbone}
@@ -217,6 +250,7 @@ __all__ = [
     "SD3Backbone",
     "backbone_class",
     "build_backbone",
+    "compute_dtype",
     "freeze_base",
     "is_adapter_key",
     "load_base_weights",

@@ -527,7 +527,7 @@ def _check_range(name: str, sigma: torch.Tensor) -> None:
 
 
 def _unchecked(values: torch.Tensor) -> bool:
-    """Whether the numbers are out of reach: on the meta device, or in the tracing of a graph that they may not steer."""
+    """Whether no number can be read: on the meta device, or while a graph is traced, which numbers may not steer."""
     return values.is_meta or torch.compiler.is_compiling()
 
 

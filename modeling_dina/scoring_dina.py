@@ -335,14 +335,14 @@ class DinaScorer:
         pixels = self.pipeline.image_processor.preprocess(images, height=height, width=width)
         posterior = vae.encode(pixels.to(self.pipeline._execution_device, vae.dtype)).latent_dist
         latents = (posterior.mode() - vae.config.shift_factor) * vae.config.scaling_factor
-        return latents.to(self.model.device)
+        return latents.to(self.model.execution_device)
 
     def _encode_prompts(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings [B, L, D] and pooled embeddings [B, P] on the model's device; each prompt is encoded once."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._encoded]
         if new:
             encoded = encode_prompts(self.pipeline, new, self.model.config.max_sequence_length)
-            rows = zip(*(part.to(self.model.device) for part in encoded), strict=True)
+            rows = zip(*(part.to(self.model.execution_device) for part in encoded), strict=True)
             self._encoded.update(zip(new, rows, strict=True))
         embeds, pooled = zip(*(self._encoded[prompt] for prompt in prompts), strict=True)
         while len(self._encoded) > REMEMBERED_PROMPTS:
@@ -352,8 +352,8 @@ class DinaScorer:
 
 def load_pipeline(model):
     """
-    The diffusers pipeline that a loaded model's config names, without its transformer, on the model's device and in
-    its dtype.
+    The diffusers pipeline that a loaded model's config names, without its transformer, on the device and in the dtype
+    that the model computes in.
 
     Raises:
         ValueError, OSError: `conditioning_source` is missing, or leads to no pipeline.
@@ -361,8 +361,10 @@ def load_pipeline(model):
     source, revision = model.conditioning_location()
     if os.path.isdir(source) and not os.path.isfile(os.path.join(source, "model_index.json")):
         raise ValueError(f"conditioning_source: expected a diffusers pipeline, got {source} without model_index.json")
-    pipeline = StableDiffusion3Pipeline.from_pretrained(source, revision=revision, transformer=None, dtype=model.dtype)
-    return pipeline.to(model.device)
+    pipeline = StableDiffusion3Pipeline.from_pretrained(
+        source, revision=revision, transformer=None, dtype=model.compute_dtype
+    )
+    return pipeline.to(model.execution_device)
 
 
 def encode_prompts(pipeline, prompts: Sequence[str], max_sequence_length: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -155,7 +155,7 @@ def train(
         model_arguments.base_model,
         revision=model_arguments.base_revision,
         transformer=None,
-        dtype=objective.model.dtype,
+        dtype=objective.model.compute_dtype,
     ).to(args.device)
     with pushing(args) as pusher:
         trainer = RewardTrainer(

@@ -64,8 +64,10 @@ class Generator:
             return None
         # The scheduler keeps its place in a sampling: it alone is not shared.
         kept = {name: part for name, part in shared.components.items() if name not in ("transformer", "scheduler")}
-        pipeline = StableDiffusion3Pipeline.from_pretrained(source, revision=revision, dtype=model.dtype, **kept)
-        return cls(pipeline.to(model.device), judge)
+        pipeline = StableDiffusion3Pipeline.from_pretrained(
+            source, revision=revision, dtype=model.compute_dtype, **kept
+        )
+        return cls(pipeline.to(model.execution_device), judge)
 
     def sample(
         self, prompt: str, count: int, guidance_scale: float, num_steps: int, seed: int

@@ -100,7 +100,7 @@ class RewardEngine:
             for name in ("latents", "prompt_embeds", "pooled_prompt_embeds", "sigma")
         )
         seeds = [seed for request in requests for seed in request.seeds]
-        levels, device = self.model.noise_path.snap(sigma), self.model.device
+        levels, device = self.model.noise_path.snap(sigma), self.model.execution_device
         scores = []
         for start in range(0, len(latents), self.max_batch_size):
             part = slice(start, start + self.max_batch_size)

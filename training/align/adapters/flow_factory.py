@@ -69,5 +69,5 @@ class DinaReward(PointwiseRewardModel):
             raise ValueError("latent_index_map: expected the clean latents among those kept, got a trajectory without")
         latents = torch.stack([states[index] for states, index in zip(all_latents, last, strict=True)])
         embeds, pooled = torch.stack(list(prompt_embeds)), torch.stack(list(pooled_prompt_embeds))
-        inputs = (values.to(self.model.device) for values in (latents, embeds, pooled))
+        inputs = (values.to(self.model.execution_device) for values in (latents, embeds, pooled))
         return RewardModelOutput(rewards=self.model.reward(*inputs, **self.ensemble).scores)
