@@ -39,8 +39,8 @@ class DinaConfig(PreTrainedConfig):
     r"""
     The defaults describe DiNa-LRM on Stable Diffusion 3.5 Medium (arXiv 2602.11146).
 
-    A field that is set later is checked like one that is given here. Fields that depend on one another are set
-    together: `config.update({"num_layers": 8, "visual_layers": [4, 8], "text_layers": [8]})`.
+    A field that is set later is checked like one given here. Fields that depend on one another are set together:
+    `config.update({"num_layers": 8, "visual_layers": [4, 8], "text_layers": [8]})`.
 
     Args:
         backbone_type: family of the diffusion transformer; a key of `backbone_dina.BACKBONES`.

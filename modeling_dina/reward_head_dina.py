@@ -95,14 +95,15 @@ class RewardHead(nn.Module):
         The tokens of several levels, each conditioned on its own timestep, are read side by side in one pass. A reward
         is always computed in the head's own precision, whatever autocast the backbone runs under.
         """
-        with maybe_autocast(device_type=self.head.weight.device.type, enabled=False):
+        # The weights of an offloaded head are on the meta device until its layers run.
+        with maybe_autocast(device_type=levels[0].conditioning.device.type, enabled=False):
             visual, text = zip(*(self._tokens(features) for features in levels), strict=True)
             rewards = self._read(torch.cat(visual, dim=1), torch.cat(text, dim=1))
         return rewards.sigmoid() if self.logistic else rewards
 
     def _tokens(self, features) -> tuple[torch.Tensor, torch.Tensor]:
         """Backbone features of one noise level to visual tokens [B, V, width] and text tokens [B, T, width]."""
-        dtype = self.head.weight.dtype
+        dtype = self.query_tokens.dtype  # no quantisation or casting of layers reaches it
         conditioning = features.conditioning.to(dtype)
 
         def adapt(adapters, layers):
