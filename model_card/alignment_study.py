@@ -26,12 +26,13 @@ from model_card.alignment.measurement import Judges
 from model_card.alignment.page import alignment_page
 from model_card.alignment.rows import CONFIGS, ROWS, read_arguments
 from model_card.alignment.summary import summarize
-from model_card.evaluate_preferences import LIBRARIES, write_json
 from model_card.markdown import write_page
-from model_card.rewards import shown
 from model_card.study_folder import StudyFolder, device_name
-from modeling_dina.cli import EMBEDDED_MODEL, exit_on_bad_input
+from modeling_dina.evaluation.evaluate import LIBRARIES
+from modeling_dina.evaluation.rewards import shown
+from modeling_dina.files import write_json
 from modeling_dina.identity import weights_hash
+from modeling_dina.options import EMBEDDED_MODEL, exit_on_bad_input
 from training.align.run import run
 from training.checkpoints import TERMINATED
 from training.world.groups import pairwise_accuracy

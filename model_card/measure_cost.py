@@ -28,7 +28,6 @@ from model_card.cost_counters import (
     measure_peak_bytes,
     measure_seconds,
 )
-from model_card.evaluate_preferences import write_json
 from model_card.other_rewards import (
     MINIATURE,
     BlipReward,
@@ -39,7 +38,8 @@ from model_card.other_rewards import (
     build_decoder,
 )
 from modeling_dina import DinaConfig, DinaRewardModel
-from modeling_dina.cli import EMBEDDED_MODEL, check_output, exit_on_bad_input
+from modeling_dina.files import write_json
+from modeling_dina.options import EMBEDDED_MODEL, check_output, exit_on_bad_input
 from training.align.policy import ATTENTION
 from training.reward.dry_run import CLIP_TOKENS, saved_bytes
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from model_card.evaluate_preferences import write_json
+from modeling_dina.files import write_json
 
 
 class StudyFolder:

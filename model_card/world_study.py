@@ -21,9 +21,7 @@ from datasets import Dataset
 from diffusers import StableDiffusion3Pipeline
 
 from model_card.cost_counters import count_flops, measure_seconds
-from model_card.evaluate_preferences import LIBRARIES, write_json
 from model_card.markdown import write_page
-from model_card.rewards import shown
 from model_card.study.answers import answer
 from model_card.study.figures import draw_figures
 from model_card.study.measurement import (
@@ -40,8 +38,11 @@ from model_card.study.rows import ROWS, Decoder, build_row, read_arguments, show
 from model_card.study.summary import summarize
 from model_card.study.table import study_page
 from model_card.study_folder import StudyFolder, device_name
-from modeling_dina.cli import EMBEDDED_MODEL, exit_on_bad_input
+from modeling_dina.evaluation.evaluate import LIBRARIES
+from modeling_dina.evaluation.rewards import shown
+from modeling_dina.files import write_json
 from modeling_dina.identity import weights_hash
+from modeling_dina.options import EMBEDDED_MODEL, exit_on_bad_input
 from training.encode_world import write_rendered_pairs
 from training.reward.data import load_pairs
 from training.world.latents import rendered_groups, to_pixels

@@ -14,11 +14,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import ChoiceLoader, DictLoader, Environment, FileSystemLoader, StrictUndefined
 
 from model_card.alignment.page import rows_table
-from model_card.rewards import shown
 from model_card.study.table import claims_table
 from modeling_dina import DinaConfig, DinaRewardModel
-from modeling_dina.cli import check_output, exit_on_bad_input, loading
+from modeling_dina.evaluation.rewards import shown
 from modeling_dina.identity import weights_hash
+from modeling_dina.options import check_output, exit_on_bad_input, loading
 from training import card
 from training.world.annotators import IMPRESSION_NOISE
 

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from .files import Journal
 from .identity import scoring_settings
 from .images_dina import load_image
 from .isolation import PROBE_PROMPT, error_text, isolate_failures, probe_image
-from .journal import Journal
 from .scoring_dina import DinaScorer, check_prompt
 
 TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")

@@ -21,7 +21,7 @@ from compare_tab import compare_tab
 from draws_tab import draws_tab
 from generate_tab import generate_tab
 from inputs import QUEUE, UploadsOnly, limit_decoding, opened_image, opened_images, read_examples
-from modeling_dina.cli import EMBEDDED_MODEL, ModelOptions
+from modeling_dina.options import EMBEDDED_MODEL, ModelOptions
 from rank_tab import rank_tab
 
 TITLE = "DiNa-LRM: a reward model that reads noise"

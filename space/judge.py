@@ -27,7 +27,7 @@ from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 
 from modeling_dina import DinaScorer
-from modeling_dina.cli import PLOT_DRAWS, PLOT_SIGMAS
+from modeling_dina.cli.app import PLOT_DRAWS, PLOT_SIGMAS
 from modeling_dina.conditioning_dina import encode_prompts, encoding_lock, load_pipeline
 from modeling_dina.configuration_dina import ENSEMBLE_MODES
 from modeling_dina.latents_dina import decode_latents

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from modeling_dina import DinaScorer
-from modeling_dina.cli import EMBEDDED_MODEL
+from modeling_dina.options import EMBEDDED_MODEL
 from space.views import NEAR_TIE
 from training.world.annotators import true_preference
 from training.world.defects import spoil

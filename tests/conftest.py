@@ -3,8 +3,10 @@
 import os
 import tempfile
 
-# Both are read when the libraries are imported, before any fixture runs.
+# All are read when the libraries are imported, before any fixture runs.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Threads of tiny models spend their time waiting for one another, the more so the busier the machine is.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="dina-modules-")
 
 import huggingface_hub
@@ -13,7 +15,8 @@ import torch
 import transformers.utils.hub
 from loopback_hub import TOKEN, LoopbackHub
 
-from modeling_dina import DinaConfig, DinaRewardModel, pushing
+from modeling_dina import DinaConfig, DinaRewardModel
+from modeling_dina.hub import push
 
 TINY_TRANSFORMER = {
     "sample_size": 16,
@@ -90,6 +93,6 @@ def connected_hub(loopback_hub, tmp_path, monkeypatch):
     for client in (huggingface_hub.hf_api.api, transformers.utils.hub.hf_api()):
         monkeypatch.setattr(client, "endpoint", loopback_hub.url)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(pushing, "WAITS", (0.01, 0.02, 0.04))
+    monkeypatch.setattr(push, "WAITS", (0.01, 0.02, 0.04))
     yield loopback_hub
     huggingface_hub.close_session()

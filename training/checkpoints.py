@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from modeling_dina.cli import check_folder
+from modeling_dina.options import check_folder
 
 TERMINATED = 128 + 15  # what a shell reports of a process that SIGTERM ended
 _NAME = re.compile(r"checkpoint-(\d+)")

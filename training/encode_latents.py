@@ -23,14 +23,14 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
-from modeling_dina.cli import HubOptions, check_folder, check_model, exit_on_bad_input, loading, with_option_groups
 from modeling_dina.conditioning_dina import Location
+from modeling_dina.data.images import open_image
 from modeling_dina.identity import parts_identity
 from modeling_dina.isolation import error_text, isolate_failures
 from modeling_dina.latents_dina import encode_images
+from modeling_dina.options import HubOptions, check_folder, check_model, exit_on_bad_input, loading, with_option_groups
 from modeling_dina.scoring_dina import check_prompt
 from training.preference_data.buckets import bucket_size
-from training.preference_data.images import open_image
 from training.preference_data.latents import pack, unpack
 from training.preference_data.schema import LATENT_FEATURES, contents_fingerprint, fingerprint
 from training.preference_data.sources import Format, load_pairs

@@ -18,12 +18,12 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import set_seed
 
 from modeling_dina import DinaConfig, DinaRewardModel
-from modeling_dina.cli import check_model, exit_on_bad_input, loading
 from modeling_dina.conditioning_dina import encode_prompts
+from modeling_dina.hub.background import CheckpointPusher
+from modeling_dina.options import check_model, exit_on_bad_input, loading
 from training.arguments import parse, read_mapping
 from training.checkpoints import TERMINATED, checkpoint_to_resume
 from training.encode_world import write_rendered_pairs
-from training.hub import CheckpointPusher
 from training.reward.data import load_pairs
 from training.reward.dry_run import offline_config, print_dry_run
 from training.reward.noise_levels import DENSITIES, NoiseLevels

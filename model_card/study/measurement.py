@@ -10,12 +10,12 @@ from diffusers import AutoencoderKL
 from scipy.special import entr
 from torch import nn
 
-from model_card.benchmarks.preference_set import Pairs
-from model_card.calibration import Calibration, fit_calibration
-from model_card.preference_statistics import calibration_error
-from model_card.rewards import Rewards
 from model_card.study.rows import Decoder, PixelBackbone, Row
 from modeling_dina import DinaRewardModel
+from modeling_dina.evaluation.benchmarks.preference_set import Pairs
+from modeling_dina.evaluation.calibration import Calibration, fit_calibration
+from modeling_dina.evaluation.rewards import Rewards
+from modeling_dina.evaluation.statistics import calibration_error
 from modeling_dina.noising_dina import shared_noise
 from modeling_dina.thurstone_dina import pair_statistics, precision_weights
 from training.reward.evaluation import Encoder

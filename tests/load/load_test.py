@@ -35,10 +35,10 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save
 
-from modeling_dina.cli import check_output, exit_on_bad_input
+from modeling_dina.options import check_output, exit_on_bad_input
+from modeling_dina.serving import TOKEN_VARIABLE
+from modeling_dina.serving.protocol import VERSION, VERSION_HEADER
 from tests.load.fuzz_bodies import break_body, damage_body, good_tensors
-from training.commands import TOKEN_VARIABLE
-from training.serving.protocol import VERSION, VERSION_HEADER
 
 HEADERS = {"content-type": "application/octet-stream", VERSION_HEADER: VERSION}
 CLIENTS = (1, 8, 64)
@@ -106,7 +106,7 @@ class Server:
 @contextmanager
 def run_server(*options: str) -> Iterator[Server]:
     """Starts `dina serve` with these options on a free port, and yields once it answers."""
-    command = [sys.executable, "-c", "from modeling_dina.cli import app; app()", "serve", "--port", "0", *options]
+    command = [sys.executable, "-c", "from modeling_dina.cli.app import app; app()", "serve", "--port", "0", *options]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
         try:

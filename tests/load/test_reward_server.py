@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import save
 from typer.testing import CliRunner
 
-from modeling_dina.cli import app
+from modeling_dina.cli.app import app
 from tests.load import load_test
 from tests.load.fuzz_bodies import good_tensors
 from tests.load.load_test import HEADERS, Client, run_server

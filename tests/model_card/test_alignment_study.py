@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from model_card.alignment import page, summary
 from model_card.alignment.rows import DECODED, LATENT, ROWS, read_arguments
 from model_card.alignment_study import Size, main
-from modeling_dina.cli import EMBEDDED_MODEL
+from modeling_dina.options import EMBEDDED_MODEL
 from training.align.trainer import diversity
 
 ROOT = Path(__file__).parents[2]

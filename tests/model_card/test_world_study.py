@@ -12,15 +12,15 @@ from scipy.special import ndtr
 from typer import Typer
 from typer.testing import CliRunner
 
-from model_card.benchmarks.preference_set import Pairs
-from model_card.rewards import Rewards
 from model_card.study import answers, figures, measurement, rows, summary, table
 from model_card.study.measurement import LEVELS, SWEEP, Read, group_pairs
 from model_card.study.rows import ROWS
 from model_card.world_study import main
 from modeling_dina import DinaRewardModel
 from modeling_dina.backbone_dina import Features
-from modeling_dina.cli import EMBEDDED_MODEL
+from modeling_dina.evaluation.benchmarks.preference_set import Pairs
+from modeling_dina.evaluation.rewards import Rewards
+from modeling_dina.options import EMBEDDED_MODEL
 from training.world.groups import FIRST, SECOND, Groups
 from training.world.latents import decode, encode, rendered_groups
 

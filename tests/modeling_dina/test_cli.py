@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 from typer.testing import CliRunner
 
-from modeling_dina.cli import app
+from modeling_dina.cli.app import app
 from tests.processes import kill_after_lines
 
 PARITY = Path(__file__).parents[1] / "parity"
-COMMAND = [sys.executable, "-c", "from modeling_dina.cli import app; app()"]
+COMMAND = [sys.executable, "-c", "from modeling_dina.cli.app import app; app()"]
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_convert(run, tmp_path, keep_adapter, monkeypatch):
 
 
 def test_help_needs_no_torch():
-    code = "import sys; from modeling_dina.cli import app; assert 'torch' not in sys.modules"
+    code = "import sys; from modeling_dina.cli.app import app; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -12,9 +12,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from modeling_dina import DinaRewardModel
+from modeling_dina.hub.push import push_folder
 from modeling_dina.identity import scoring_settings
 from modeling_dina.manifest import rank_manifest, read_manifest
-from modeling_dina.pushing import push_folder
 from modeling_dina.scoring_dina import DinaScorer
 
 PROMPTS = ["a cat", "a dog", "a cat", "the sea", "two red cubes", "a dog"]

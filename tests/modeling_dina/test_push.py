@@ -11,9 +11,10 @@ import huggingface_hub
 import pytest
 from typer.testing import CliRunner
 
-from modeling_dina import DinaScorer, pushing
-from modeling_dina.cli import app
-from modeling_dina.pushing import PushError, published_files, push_folder
+from modeling_dina import DinaScorer
+from modeling_dina.cli.app import app
+from modeling_dina.hub import push
+from modeling_dina.hub.push import PushError, published_files, push_folder
 
 ROOT = Path(__file__).parents[2]
 EMBEDDED = ROOT / "modeling_dina" / "tiny"
@@ -199,9 +200,9 @@ def test_a_fault_of_every_request_is_overcome(connected_hub, model, fault):
 
 
 def test_a_hub_that_comes_back_in_time_is_waited_for(connected_hub, model):
-    connected_hub.fail("any", cut=True, times=len(pushing.WAITS))
+    connected_hub.fail("any", cut=True, times=len(push.WAITS))
     push_folder(model, "owner/name")
-    assert connected_hub.requests.count("info") == 1 + len(pushing.WAITS)
+    assert connected_hub.requests.count("info") == 1 + len(push.WAITS)
     assert pushed(connected_hub.repos["owner/name"]) == MODEL
 
 
@@ -235,8 +236,8 @@ def test_a_hub_that_stays_broken_is_given_up(connected_hub, model, monkeypatch):
     connected_hub.fail("commit", status=500, times=inf)
     with pytest.raises(PushError, match="500 Internal Server Error: as it was asked to"):
         push_folder(model, "owner/name")
-    assert connected_hub.requests.count("commit") == 1 + len(pushing.WAITS)
-    monkeypatch.setattr(pushing, "PATIENCE", 0)
+    assert connected_hub.requests.count("commit") == 1 + len(push.WAITS)
+    monkeypatch.setattr(push, "PATIENCE", 0)
     connected_hub.requests.clear()
     with pytest.raises(PushError):
         push_folder(model, "owner/name")
@@ -250,13 +251,13 @@ def test_a_hub_that_is_not_there_is_given_up(connected_hub, model):
 
 
 def test_a_hub_that_falls_silent_is_given_up(connected_hub, model, monkeypatch):
-    monkeypatch.setattr(pushing, "TIMEOUT", 0.2)
+    monkeypatch.setattr(push, "TIMEOUT", 0.2)
     connected_hub.fail("commit", delay=30, times=inf)
     started = time.monotonic()
     with pytest.raises(PushError, match=r"cannot reach .*: timed out"):
         push_folder(model, "owner/name")
     assert time.monotonic() - started < 15
-    assert connected_hub.requests.count("commit") == 1 + len(pushing.WAITS)
+    assert connected_hub.requests.count("commit") == 1 + len(push.WAITS)
 
 
 def test_a_tag_that_fails_leaves_word_of_the_commit(connected_hub, model):

@@ -20,7 +20,7 @@ import training.preference_data.overlap
 import training.train_reward
 import training.world.models.build
 import training.world.models.pixel_reward
-from modeling_dina.cli import EMBEDDED_MODEL
+from modeling_dina.options import EMBEDDED_MODEL
 from training.align.arguments import AlignArguments
 from training.align.run import load_run, parse_run
 from training.arguments import load_config, parse

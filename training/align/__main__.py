@@ -7,7 +7,7 @@ interrupted run goes on with `--resume_from_checkpoint last`.
 import sys
 from collections.abc import Sequence
 
-from modeling_dina.cli import exit_on_bad_input
+from modeling_dina.options import exit_on_bad_input
 from training.align.dry_run import print_dry_run
 from training.align.run import complete, parse_run, prepare
 from training.checkpoints import TERMINATED

@@ -10,7 +10,7 @@ from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers import StableDiffusion3Pipeline
 
 from modeling_dina import DinaRewardModel
-from modeling_dina.cli import check_model, loading
+from modeling_dina.options import check_model, loading
 from training.align.algorithm import Algorithm, Samples
 from training.align.arguments import AlignArguments
 from training.align.compatibility import check_compatible

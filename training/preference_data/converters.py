@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
+from modeling_dina.data.tables import read_json, read_parquet
 from training.preference_data.schema import PAIR_FEATURES, as_pairs
-from training.preference_data.tables import read_json, read_parquet
 
 
 def hpdv3(annotations: Path, image_root: Path | None = None, *, min_confidence: float = 0.95) -> Dataset:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from datasets import Dataset, load_dataset, load_from_disk
 
-from modeling_dina.cli import loading
+from modeling_dina.options import loading
 from training.preference_data import converters
 from training.preference_data.schema import as_pairs
 

@@ -21,9 +21,9 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
 from modeling_dina import DinaConfig, DinaRewardModel
+from modeling_dina.hub.background import CheckpointPusher
 from training.card import write_card
 from training.checkpoints import atomic_directory, commit_directory, last_checkpoint, rotate_checkpoints
-from training.hub import CheckpointPusher
 from training.reward.data import PairLoader
 from training.reward.evaluation import Encoder, mean_agreement, sum_agreement
 from training.reward.noise_levels import NoiseLevels, seeded_draws

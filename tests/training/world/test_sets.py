@@ -15,8 +15,8 @@ from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from PIL import Image
 
 import training
-from model_card.benchmarks.world import read_world
-from modeling_dina.cli import EMBEDDED_MODEL
+from model_card.world_benchmark import read_world
+from modeling_dina.options import EMBEDDED_MODEL
 from space.make_examples import FOLDER, draw_attempts, draw_spoilt
 from training.align.prompts import Prompts
 from training.world.annotators import ANNOTATORS

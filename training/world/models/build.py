@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from transformers import set_seed
 
 from modeling_dina import DinaRewardModel
-from modeling_dina.cli import check_folder, exit_on_bad_input
+from modeling_dina.options import check_folder, exit_on_bad_input
 from training.train_reward import TERMINATED
 from training.world.groups import Groups
 from training.world.latents import rendered_groups

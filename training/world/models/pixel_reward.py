@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import set_seed
 
-from modeling_dina.cli import EMBEDDED_MODEL, check_folder, check_model, exit_on_bad_input, loading
 from modeling_dina.latents_dina import decode_latents
+from modeling_dina.options import EMBEDDED_MODEL, check_folder, check_model, exit_on_bad_input, loading
 from modeling_dina.thurstone_dina import likelihood_loss
 from training.reward.pixel_model import PixelRewardModel
 from training.world.annotators import IMPRESSION_NOISE

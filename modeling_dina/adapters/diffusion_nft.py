@@ -1,0 +1,48 @@
+"""For DiffusionNFT: its training script asks `reward_fn(images, prompts, metadata, only_strict=True)` for a dictionary
+of scores, of which "avg" is optimised.
+
+In `scripts/train_nft_sd3.py`, replace
+
+```python
+reward_fn = multi_score(device, config.reward_fn)
+rewards_future = executor.submit(reward_fn, images, prompts, prompt_metadata, only_strict=True)
+```
+
+by
+
+```python
+reward_fn = latent_reward("path/or/hub-id", device)
+rewards_future = executor.submit(reward_fn, latents[:, -1], prompts, prompt_metadata, only_strict=True)
+```
+
+and sample with `output_type="latent"`: the clean latents are what the loss needs anyway.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from modeling_dina import DinaScorer
+from modeling_dina.adapters.flow_grpo import dina_score
+
+
+def latent_reward(
+    model: str | DinaScorer, device: str | torch.device | None = None, **ensemble
+) -> Callable[..., tuple[dict[str, list[float]], dict]]:
+    """A reward function; arguments as in `flow_grpo.dina_score`."""
+    score = dina_score(model, device, **ensemble)
+
+    def reward(
+        latents: torch.Tensor, prompts: Sequence[str], metadata: Any, only_strict: bool = True
+    ) -> tuple[dict[str, list[float]], dict]:
+        """
+        Args:
+            latents: clean, in model space, [B, C, H, W]: `latents[:, -1]` of the rollout.
+            prompts: B prompts.
+            metadata, only_strict: not read.
+        """
+        scores, details = score(latents, prompts, metadata)
+        return {"dina": scores, "avg": scores}, details
+
+    return reward

@@ -1,0 +1,306 @@
+"""`dina`: the reward model on the command line. Each command parses its options, makes one call, and prints."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+from typer.core import TyperGroup
+
+from modeling_dina.cli.evaluation import calibrate, evaluate
+from modeling_dina.cli.serving import serve
+from modeling_dina.options import (
+    EnsembleOptions,
+    HubOptions,
+    JsonOption,
+    Mode,
+    ModelOptions,
+    SourceOptions,
+    check_output,
+    console,
+    error_console,
+    exit_on_bad_input,
+    fail,
+    loading,
+    quieten_libraries,
+    scoring_progress,
+    with_option_groups,
+)
+
+# The extra that brings what a command imports.
+EXTRAS = {"serve": "serving", "evaluate": "evaluation", "calibrate": "evaluation"}
+PLOT_SIGMAS = [level / 10 for level in range(1, 10)]
+PLOT_DRAWS = 8
+PLOT_SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
+
+ImagesArgument = Annotated[list[Path], typer.Argument(help="Image files.", metavar="IMAGE")]
+PromptOption = Annotated[str, typer.Option(help="The prompt that all images are scored for.")]
+
+
+class _Commands(TyperGroup):
+    """Bad input ends in one line on stderr and exit code 2, whichever command it was given to; so does a command whose
+    extra is not installed."""
+
+    def invoke(self, ctx):
+        try:
+            with exit_on_bad_input():
+                return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            extra = EXTRAS.get(ctx.invoked_subcommand)
+            if extra is None:
+                raise
+            fail(f"{ctx.invoked_subcommand}: expected dina-lrm[{extra}] to be installed, got: {error}", error)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    help="Score, compare and rank images for a prompt with a DiNa latent reward model.",
+)
+
+
+@app.command()
+@with_option_groups
+def score(
+    images: ImagesArgument,
+    prompt: Annotated[list[str], typer.Option(help="One for all images, or one for each, in their order.")],
+    *,
+    model: ModelOptions,
+    ensemble: EnsembleOptions,
+    as_json: JsonOption = False,
+) -> None:
+    """Score images, each for its prompt. Scores of different prompts do not compare."""
+    prompts = prompt * len(images) if len(prompt) == 1 else prompt
+    result = model.open_scorer().score(prompts=prompts, images=images, **ensemble.arguments())
+    if as_json:
+        return _print_json(result.to_dict())
+    table = Table("image", "prompt", "score", "spread over draws")
+    for image, text, value, spread in zip(images, prompts, result.scores, result.spread, strict=True):
+        table.add_row(escape(str(image)), escape(text), f"{value:+.4f}", _number(spread))
+    console.print(table)
+
+
+@app.command()
+@with_option_groups
+def compare(
+    image_a: Annotated[Path, typer.Argument(help="The first image.")],
+    image_b: Annotated[Path, typer.Argument(help="The second image.")],
+    prompt: PromptOption,
+    *,
+    model: ModelOptions,
+    ensemble: EnsembleOptions,
+    as_json: JsonOption = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Write a figure: both images, and their rewards at every noise level.")
+    ] = None,
+) -> None:
+    """Say which of two images is preferred, how probably, and how sure that is."""
+    from modeling_dina.images_dina import load_image
+
+    if plot is not None:
+        check_output("plot", plot, PLOT_SUFFIXES)
+    images = [load_image(image_a, "IMAGE_A"), load_image(image_b, "IMAGE_B")]
+    scorer = model.open_scorer()
+    result = scorer.compare(prompt=prompt, images=images, **ensemble.arguments())
+    if plot is not None:
+        at_levels = EnsembleOptions(PLOT_SIGMAS, max(ensemble.draws or 0, PLOT_DRAWS), Mode.mean, ensemble.seed)
+        levels = scorer.compare(prompt=prompt, images=images, **at_levels.arguments())
+
+        from modeling_dina.plotting import plot_comparison
+
+        plot_comparison(plot, prompt, images, result, levels)
+    if as_json:
+        return _print_json(result.to_dict())
+    _print_comparison(prompt, [image_a, image_b], result)
+    if plot is not None:
+        console.print(f"wrote {escape(str(plot))}", highlight=False)
+
+
+@app.command()
+@with_option_groups
+def rank(
+    images: Annotated[list[Path] | None, typer.Argument(help="Image files of one prompt.", metavar="IMAGE")] = None,
+    prompt: Annotated[str | None, typer.Option(help="What the images are judged by.")] = None,
+    manifest: Annotated[
+        Path | None, typer.Option(help="A .csv, .jsonl or .parquet file with the columns prompt and image.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Table to write for a manifest: .csv, .jsonl or .parquet. An interrupted run goes on."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in memory at a time.")] = 8,
+    *,
+    model: ModelOptions,
+    ensemble: EnsembleOptions,
+    as_json: JsonOption = False,
+) -> None:
+    """Rank images of one prompt, or all rows of a manifest within their prompts. A row that cannot be scored has an
+    error in the table; the exit code is 1 if no row could be scored."""
+    options = ensemble.arguments()
+    if manifest is None and out is None and prompt is not None and images:
+        result = model.open_scorer(batch_size=batch_size).rank(prompt=prompt, images=images, **options)
+        return _print_json(result.to_dict()) if as_json else _print_ranking(prompt, images, result)
+    if manifest is None or out is None or prompt is not None or images:
+        raise ValueError("rank: expected --prompt and image files, or --manifest and --out, got another combination")
+
+    quieten_libraries()
+    from modeling_dina.manifest import TABLE_SUFFIXES, rank_manifest, read_manifest
+
+    check_output("out", out, TABLE_SUFFIXES)
+    if out.exists():
+        raise ValueError(f"out: expected a new file, got {out}, which exists")
+    read_manifest(manifest)  # a bad one is told of before a large model is loaded
+    scorer = model.open_scorer(batch_size=batch_size)
+    with scoring_progress() as advance:
+        table = rank_manifest(scorer, manifest, out, progress=advance, **options)
+    errors = int(table["error"].notna().sum())
+    if as_json:
+        _print_json({"rows": len(table), "errors": errors, "out": str(out)})
+    else:
+        console.print(f"{len(table)} rows, {errors} with an error: {escape(str(out))}", highlight=False)
+    if errors == len(table):
+        first = f"row {table['row'][0]}: {table['error'][0]}"
+        message = f"[bold red]Error:[/] no row could be scored; {escape(first)}"
+        error_console.print(message, soft_wrap=True, highlight=False)
+        raise typer.Exit(1)
+
+
+@app.command()
+@with_option_groups
+def convert(
+    official_dir: Annotated[Path, typer.Argument(help="A folder of the published layout.")],
+    out_dir: Annotated[Path, typer.Argument(help="A new folder.")],
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="The diffusion model it was trained on: a diffusers folder or a Hub id. Default: as named."),
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a backbone on the Hub.")] = None,
+    *,
+    hub: HubOptions,
+    keep_adapter: Annotated[
+        bool, typer.Option("--keep-adapter", help="Write LoRA and head alone, to be read on top of the backbone.")
+    ] = False,
+) -> None:
+    """Convert a published checkpoint to a folder that AutoModel loads."""
+    quieten_libraries()
+    from modeling_dina.modeling_dina import DinaRewardModel
+
+    out_dir = out_dir.absolute()
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        raise ValueError(f"OUT_DIR: expected a new or an empty folder, got {out_dir}")
+    # What is written names its backbone; a path relative to this shell would be lost.
+    source = os.path.abspath(backbone) if backbone and os.path.isdir(backbone) else backbone
+    with loading("OFFICIAL_DIR, backbone", f"{official_dir} on {backbone or 'the backbone it names'}"):
+        model = DinaRewardModel.from_official(
+            official_dir, source, revision=revision, keep_adapter=keep_adapter, **hub.hub_arguments()
+        )
+    partial = out_dir.with_name(f".{out_dir.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        model.save_pretrained(partial, adapter_only=keep_adapter)
+        os.replace(partial, out_dir)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    console.print(f"wrote {escape(str(out_dir))}", highlight=False)
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="A model: config.json, weights, and what else is to be published.")],
+    repo_id: Annotated[
+        str, typer.Argument(metavar="OWNER/NAME", help="A model repository; created if there is none.")
+    ],
+    public: Annotated[
+        bool, typer.Option("--public", help="Create it public, not private. One that exists stays as it is.")
+    ] = False,
+    tag: Annotated[str | None, typer.Option(help="A new tag for the commit, such as v1.0.")] = None,
+) -> None:
+    """Push a model to the Hub, in one commit, as the owner of HF_TOKEN or of `hf auth login`."""
+    from modeling_dina.hub.push import check_model_folder, push_folder
+
+    check_model_folder(folder)
+    commit = push_folder(folder, repo_id, private=not public, tag=tag)
+    console.print(commit.commit_url, soft_wrap=True, highlight=False)
+
+
+@app.command()
+@with_option_groups
+def info(model: SourceOptions, as_json: JsonOption = False) -> None:
+    """Show what a model is: its configuration, its size, and where its text encoders and VAE come from."""
+    quieten_libraries()
+    from modeling_dina.modeling_dina import DinaRewardModel
+
+    model.check()
+    with loading("model", model.model):
+        loaded = DinaRewardModel.from_pretrained(
+            model.model, dtype="auto", revision=model.revision or "main", **model.hub_arguments()
+        )
+    parts = {"backbone": loaded.backbone, "head": loaded.head}
+    config = loaded.config
+    sample_size = config.transformer_config["sample_size"]
+    facts = {
+        "model": model.model,
+        "parameters": {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts.items()},
+        "bytes": sum(weight.nbytes for weight in loaded.parameters()),
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "latents": [config.transformer_config["in_channels"], sample_size, sample_size],
+        "conditioning": loaded.conditioning_location()[:2] if config.conditioning_source else None,
+        "config": config.to_diff_dict(),
+    }
+    _print_json(facts) if as_json else _print_info(facts)
+
+
+app.command()(evaluate)
+app.command()(calibrate)
+app.command()(serve)
+
+
+def _print_comparison(prompt: str, images: list[Path], result) -> None:
+    table = Table("", "image", "score", "spread over draws", "preferred with probability", title=escape(prompt))
+    probabilities = (result.win_probability, 1 - result.win_probability)
+    for name, image, value, spread, probability in zip(
+        "AB", images, result.scores, result.spread, probabilities, strict=True
+    ):
+        table.add_row(name, escape(str(image)), f"{value:+.4f}", _number(spread), f"{probability:.3f}")
+    console.print(table)
+    console.print(
+        f"uncertainty of the preference: {result.entropy:.4f} nats, {result.disagreement:.4f} of it disagreement "
+        f"between noise levels and draws; standard error of the score difference: {_number(result.difference_error)}",
+        highlight=False,
+    )
+
+
+def _print_ranking(prompt: str, images: list[Path], result) -> None:
+    table = Table("rank", "image", "score", "beats the next with probability", title=escape(prompt))
+    probabilities = [f"{each:.3f}" for each in result.probability(result.order[:-1], result.order[1:])]
+    for place, (index, beats) in enumerate(zip(result.order, [*probabilities, ""], strict=True), start=1):
+        table.add_row(str(place), escape(str(images[index])), f"{result.scores[index]:+.4f}", beats)
+    console.print(table)
+
+
+def _print_info(facts: dict[str, Any]) -> None:
+    table = Table("", escape(facts["model"]))
+    for name, count in facts["parameters"].items():
+        table.add_row(f"{name} parameters", f"{count:,}")
+    table.add_row("weights", f"{facts['bytes'] / 1e6:,.1f} MB in {facts['dtype']}")
+    table.add_row("trained on latents", " x ".join(map(str, facts["latents"])))
+    place, revision = facts["conditioning"] or ("nothing", None)
+    table.add_row("conditioned by", escape(place if revision is None else f"{place} at {revision}"))
+    table.add_section()
+    for name, value in facts["config"].items():
+        table.add_row(name, escape(str(value)))
+    console.print(table)
+
+
+def _number(value) -> str:
+    # A NaN is a spread over a single draw.
+    return f"{value:.4f}" if value == value else "unknown (one draw)"
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, allow_nan=False))

@@ -1,0 +1,213 @@
+"""The commands of `dina` that measure a reward against preferences. What they need is imported when they run."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from modeling_dina.options import (
+    EMBEDDED_MODEL,
+    Dtype,
+    EnsembleOptions,
+    HubOptions,
+    JsonOption,
+    ModelOptions,
+    check_output,
+    console,
+    error_console,
+    exit_on_bad_input,
+    scoring_progress,
+    with_option_groups,
+)
+
+BenchmarkOption = Annotated[
+    str,
+    typer.Option(
+        help="imagereward, hpdv2, hpdv3, pickapic, genai-bench, mj-bench or mmrb2, or module:attribute of a Benchmark."
+    ),
+]
+DataOption = Annotated[
+    str | None, typer.Option(help="A folder laid out as the benchmark's public repository, or its Hub id.")
+]
+
+
+@with_option_groups
+def evaluate(
+    benchmark: BenchmarkOption,
+    out: Annotated[Path, typer.Option(help="File for the results, as JSON. An interrupted run goes on.")],
+    model: ModelOptions,
+    ensemble: EnsembleOptions,
+    scorer: Annotated[
+        str | None,
+        typer.Option(help="Instead of a model, module:function: (prompts, images) to one number each."),
+    ] = None,
+    data: DataOption = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images scored at a time.")] = 16,
+    limit: Annotated[int | None, typer.Option(min=1, help="Read only so many rows or prompts of each split.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse data of another than the published size.")] = False,
+) -> None:
+    """Measure how often a reward agrees with people on a preference benchmark."""
+    from modeling_dina.evaluation.benchmarks import find_benchmark, find_data
+    from modeling_dina.evaluation.evaluate import evaluate as measure
+    from modeling_dina.evaluation.rewards import shown
+
+    # All of it: whatever its scorer or its data makes impossible is found while images are scored.
+    with exit_on_bad_input():
+        check_output("out", out, (".json",))
+        found = find_benchmark(benchmark)
+        folder, revision = find_data(found, data)
+        with error_console.status("reading the benchmark"):
+            preferences = found.read(folder, limit)
+        reader = open_reader(scorer, model, ensemble, batch_size=batch_size)
+        with scoring_progress() as advance:
+            results = measure(
+                benchmark,
+                preferences,
+                reader,
+                out,
+                batch_size=batch_size,
+                folder=folder,
+                seed=ensemble.seed,
+                strict=strict,
+                settings={"data": data and shown(data), "data_revision": revision, "limit": limit},
+                progress=advance,
+            )
+        print_results(results)
+
+
+def open_reader(scorer: str | None, model: ModelOptions, ensemble: EnsembleOptions, *, batch_size: int):
+    """The reader of the callable `module:function` that `scorer` names, or the model that the options describe.
+
+    Raises:
+        ValueError: both are given, or what is given cannot be loaded.
+    """
+    from modeling_dina.evaluation.rewards import CallableReader, DinaReader
+
+    if scorer is not None:
+        given = {name: value for name, value in ensemble.arguments().items() if name != "seed" and value is not None}
+        if model.model != EMBEDDED_MODEL:
+            given["model"] = model.model
+        if given:
+            raise ValueError(f"scorer: expected no model and no noise levels beside a callable, got {given}")
+        return CallableReader(scorer)
+    return DinaReader(model.open_scorer(batch_size=batch_size), model.model, **ensemble.arguments())
+
+
+def print_results(results: dict[str, Any]) -> None:
+    """The numbers as a table."""
+    table = Table("", "accuracy", "± standard error", "log-likelihood", "Brier", "calibration error")
+
+    def add(label: str, measured: dict[str, Any]) -> None:
+        names = ("accuracy", "standard_error", "log_likelihood", "brier_score", "calibration_error")
+        values = [measured.get(name) for name in names]
+        table.add_row(escape(label), *("" if value is None else f"{value:.4f}" for value in values))
+
+    add(results["benchmark"], results)
+    for category, measured in results.get("categories", {}).items():
+        add(f"  {category}", measured)
+    for measured in results["levels"]:
+        add(f"  noise level {measured['sigma']:g} alone", measured)
+    console.print(table)
+    console.print(
+        f"{results['prompts']} prompts, {results['pairs']} pairs ({results['ties']} ties, {results['used']} used), "
+        f"{results['failed_pairs']} of them without a score; {results['failures']} images or rows failed",
+        highlight=False,
+    )
+    for failure in results["failed"][:5]:
+        console.print(f"  {escape(failure['name'])}: {escape(failure['error'])}", highlight=False)
+    if results["size_differences"]:
+        console.print(f"differs from the published sizes: {results['size_differences']}", highlight=False)
+
+
+@with_option_groups
+def calibrate(
+    model: Annotated[Path, typer.Option(help="A model folder.")],
+    benchmark: BenchmarkOption,
+    hub: HubOptions,
+    out: Annotated[
+        Path | None, typer.Option(help="A new folder for a calibrated copy. Default: the model's own config changes.")
+    ] = None,
+    data: DataOption = None,
+    limit: Annotated[int | None, typer.Option(min=2, help="Read only so many rows or prompts.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images scored at a time.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise and of the split.")] = 0,
+    device: Annotated[str | None, typer.Option(help="Device. Default: cuda if there is one.")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Floating-point type. Default: that of the weights.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fit temperature, mean and spread of a model's scores to preferences, and report on prompts not fitted to."""
+    from modeling_dina.evaluation.benchmarks import Ties, find_benchmark, find_data
+    from modeling_dina.evaluation.calibration import (
+        Calibration,
+        fit_calibration,
+        recalibrated,
+        split_by_cluster,
+        write_calibration,
+    )
+    from modeling_dina.evaluation.evaluate import content_of, likelihood, run_settings, score_items, scored
+    from modeling_dina.evaluation.rewards import DinaReader
+    from modeling_dina.files import Journal
+
+    if not (model / "config.json").is_file():
+        raise ValueError(f"model: expected a model folder, got {model}")
+    if out is None and model.resolve() == Path(EMBEDDED_MODEL).resolve():
+        raise ValueError(
+            "out: expected a folder for a copy of the model in the package, which stays as it is, got none"
+        )
+    if out is not None and (out.exists() or not out.absolute().parent.is_dir()):
+        raise ValueError(f"out: expected a new folder in one that is there, got {out}")
+
+    source = find_benchmark(benchmark)
+    folder, _ = find_data(source, data)
+    with error_console.status("reading the benchmark"):
+        preferences = source.read(folder, limit)
+    split = "validation" if source.ties is Ties.predicted else "test"
+    pairs = preferences.pairs(split).shuffled_sides(seed)
+    if source.ties is Ties.dropped:
+        pairs = pairs[pairs.label != 0.5]
+    options = ModelOptions(**vars(hub), model=str(model), device=device, dtype=dtype)
+    reader = DinaReader(options.open_scorer(batch_size=batch_size), str(model), seed=seed)
+    config = reader.scorer.model.config
+    current = Calibration(*(float(getattr(config, name)) for name in ("temperature", "score_mean", "score_std")))
+
+    place = (out or model).absolute()
+    journal = Journal(
+        place.with_name(f"{place.name}.calibration.partial"),
+        content_of(benchmark, preferences, folder) | run_settings(reader, seed),
+    )
+    with scoring_progress() as advance:
+        samples, failures = score_items(preferences.items, reader, journal, batch_size, advance)
+    rewards = reader.ensemble(samples)
+    fitted, held = split_by_cluster(pairs[scored(rewards, pairs)], seed)
+    if not len(fitted) or not len(held):
+        raise ValueError(f"data: expected preferences for two prompts or more, got {len(fitted) + len(held)} pairs")
+    found = fit_calibration(rewards, fitted, current)
+    reports = {
+        name: likelihood(*used.log_probabilities(held), held.target)
+        for name, used in {"before": rewards, "after": recalibrated(rewards, current, found)}.items()
+    }
+    write_calibration(model, found, out)
+    journal.remove()
+
+    result = {
+        **vars(found),
+        "benchmark": benchmark,
+        "pairs_fitted": len(fitted),
+        "pairs_held_out": len(held),
+        "failures": len(failures) + len(preferences.failures),
+        **reports,
+    }
+    if as_json:
+        return print(json.dumps(result, allow_nan=False))
+    console.print(
+        f"temperature {found.temperature:.4f}, score mean {found.score_mean:.4f}, score std {found.score_std:.4f}, "
+        f"fitted to {len(fitted)} pairs",
+        highlight=False,
+    )
+    for name, report in reports.items():
+        numbers = ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in report.items())
+        console.print(f"{name}, on {len(held)} held-out pairs: {numbers}", highlight=False)
+    console.print(f"wrote {out or model}", highlight=False)

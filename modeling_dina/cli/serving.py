@@ -1,0 +1,83 @@
+"""Commands that this package adds to `dina`. Each imports what its extra brings only when it runs."""
+
+import os
+from typing import Annotated
+
+import typer
+
+from modeling_dina.options import (
+    Dtype,
+    SourceOptions,
+    error_console,
+    loading,
+    quieten_libraries,
+    usable_device,
+    with_option_groups,
+)
+from modeling_dina.serving import TOKEN_VARIABLE
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@with_option_groups
+def serve(
+    *,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
+    model: SourceOptions,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="One worker for each; repeat it for several. Default: cuda where there is one.", show_default=False
+        ),
+    ] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Floating-point type. Default: that of the weights.")] = None,
+    latents_only: Annotated[
+        bool, typer.Option("--latents-only", help="No /v1/compare, and no VAE and text encoders in memory.")
+    ] = False,
+    max_batch_size: Annotated[int, typer.Option(min=1, help="Samples scored at a time. 1: no batching.")] = 32,
+    max_wait_ms: Annotated[float, typer.Option(min=0, help="How long a sample may wait for others.")] = 5,
+    max_queue: Annotated[int, typer.Option(min=1, help="Samples waiting; more are refused with 429.")] = 1024,
+    max_body_mb: Annotated[
+        int, typer.Option(min=1, help="MiB of one request; larger ones are refused with 413.")
+    ] = 64,
+    max_total_mb: Annotated[int, typer.Option(min=1, help="MiB of all requests waiting; then 429.")] = 1024,
+    body_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for a request to arrive; then 408.")] = 30,
+) -> None:
+    """Serve rewards over HTTP: POST /v1/score (latents), POST /v1/compare (images). If DINA_SERVER_TOKEN is set,
+    clients must send it as a bearer token."""
+    import torch
+
+    quieten_libraries()
+    from modeling_dina.serving.bodies import BodyLimits
+    from modeling_dina.serving.engine import RewardEngine
+    from modeling_dina.serving.server import serve_engines
+
+    devices = [usable_device(each) for each in device or [None]]
+    token = os.environ.get(TOKEN_VARIABLE) or None
+    if token is None and host not in LOOPBACK:
+        error_console.print(f"Anyone who reaches {host} may ask: {TOKEN_VARIABLE} is not set.", style="yellow")
+    model.check()
+    with loading("model", model.model):
+        engines = [
+            RewardEngine.from_pretrained(
+                model.model,
+                device=each,
+                dtype=None if dtype is None else getattr(torch, dtype.value),
+                latents_only=latents_only,
+                max_batch_size=max_batch_size,
+                revision=model.revision or "main",
+                **model.hub_arguments(),
+            )
+            for each in devices
+        ]
+    serve_engines(
+        engines,
+        host=host,
+        port=port,
+        max_batch_size=max_batch_size,
+        max_wait=max_wait_ms / 1000,
+        max_queue=max_queue,
+        limits=BodyLimits(max_body_mb * 2**20, max_total_mb * 2**20, body_timeout),
+        token=token,
+    )

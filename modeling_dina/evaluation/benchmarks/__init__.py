@@ -1,0 +1,124 @@
+"""Preference benchmarks: how each is read, and how its official accuracy is defined."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from pkgutil import resolve_name
+
+from huggingface_hub import snapshot_download
+
+from modeling_dina.evaluation.benchmarks.comparisons import (
+    read_genai_bench,
+    read_hpdv3,
+    read_mj_bench,
+    read_mmrb2,
+    read_pick_a_pic,
+)
+from modeling_dina.evaluation.benchmarks.preference_set import PreferenceSet
+from modeling_dina.evaluation.benchmarks.rankings import read_hpdv2, read_image_reward
+from modeling_dina.options import loading
+
+
+class Ties(str, Enum):
+    """What pairs that were labelled a tie count for."""
+
+    dropped = "dropped"
+    correct = "correct"  # whatever is predicted
+    predicted = "predicted"  # a tie can be predicted too, below a threshold chosen on the validation split
+    half = "half"  # as what the label 0.5 says: half of the votes agree, whatever is predicted
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """
+    A benchmark and its official accuracy.
+
+    Attributes:
+        read: its pairs, given a folder laid out as the public repository and how many rows to read (None for all).
+        ties: see `Ties`.
+        equal_prompts: the mean over prompts of each prompt's share of pairs, instead of the share of all pairs.
+        by_category: whether accuracy is reported by category too.
+        sizes: published counts, as `evaluate_preferences.count` names them.
+        files: patterns of what to download of the repository.
+        needs_data: whether it is read from a folder; one that makes its own images is not.
+    """
+
+    read: Callable[[Path, int | None], PreferenceSet]
+    ties: Ties = Ties.dropped
+    equal_prompts: bool = False
+    by_category: bool = False
+    sizes: dict[str, int] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
+    needs_data: bool = True
+
+
+BENCHMARKS = {
+    "imagereward": Benchmark(
+        read_image_reward,
+        sizes={"prompts": 466, "pairs": 7230, "ties": 831, "used": 6399},
+        files=("test.json", "metadata-test.parquet", "images/test/*"),
+    ),
+    "hpdv2": Benchmark(
+        read_hpdv2,
+        ties=Ties.correct,
+        equal_prompts=True,
+        sizes={"pairs": 15_300},
+        files=("test.json", "test/*", "test*.tar*", "test*.zip"),
+    ),
+    "hpdv3": Benchmark(read_hpdv3, files=("test.json", "*.tar*")),
+    "pickapic": Benchmark(
+        read_pick_a_pic,
+        ties=Ties.predicted,
+        sizes={"pairs": 500, "validation_pairs": 500},
+        files=("data/test_unique*", "data/validation_unique*"),
+    ),
+    "genai-bench": Benchmark(
+        read_genai_bench, sizes={"pairs": 1735, "used": 1306}, files=("image_generation/test_v1*",)
+    ),
+    "mj-bench": Benchmark(read_mj_bench, by_category=True, files=("data/*.parquet",)),
+    "mmrb2": Benchmark(read_mmrb2, sizes={"pairs": 1000}, files=("*t2i*",)),
+}
+
+
+def find_benchmark(name: str) -> Benchmark:
+    """
+    One of `BENCHMARKS` by its name, or a `Benchmark` of one's own by "module:attribute".
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name in BENCHMARKS:
+        return BENCHMARKS[name]
+    try:
+        found = resolve_name(name) if ":" in name else None
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"benchmark: expected module:attribute, got {name}: {error}") from error
+    if not isinstance(found, Benchmark):
+        raise ValueError(f"benchmark: expected one of {', '.join(BENCHMARKS)}, or module:attribute, got {name}")
+    return found
+
+
+def find_data(benchmark: Benchmark, data: str | None) -> tuple[Path | None, str | None]:
+    """
+    The folder that a benchmark is read from, and its revision if it came from the Hub.
+
+    Args:
+        benchmark: what is read.
+        data: a folder, or the Hub id of a data set, whose files are downloaded; None if the benchmark needs none.
+
+    Raises:
+        ValueError: `data` is missing or leads nowhere, or the Hub cannot be reached.
+    """
+    if benchmark.needs_data != (data is not None):
+        raise ValueError(f"data: expected {'a folder or a Hub id' if benchmark.needs_data else 'none'}, got {data}")
+    if data is None:
+        return None, None
+    folder = Path(data)
+    if folder.is_dir():
+        return folder, None
+    if folder.exists() or data.startswith(("/", ".", "~")) or data.count("/") != 1:
+        raise ValueError(f"data: expected a folder or a Hub id, got {data}")
+    with loading("data", data):
+        folder = Path(snapshot_download(data, repo_type="dataset", allow_patterns=list(benchmark.files)))
+    return folder, folder.name  # a snapshot's folder is named after its commit

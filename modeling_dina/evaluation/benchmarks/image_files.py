@@ -1,0 +1,142 @@
+"""Images of a data set that its annotations give by their paths: on the disk, or in the repository's archives."""
+
+import hashlib
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from huggingface_hub import cached_assets_path
+from PIL import Image
+
+from modeling_dina.evaluation.benchmarks.preference_set import Item
+from modeling_dina.images_dina import load_image
+
+
+class ImageFiles:
+    """
+    Finds images by the paths that annotations give.
+
+    Args:
+        folder: the data set's.
+        starts: folders, seen from `folder`, that paths may start from.
+        archives: patterns of .zip files, of .tar files with any compression, or of the numbered parts of one
+            (.tar.gz.00, …).
+    """
+
+    def __init__(self, folder: Path, starts: tuple[str, ...] = ("",), archives: tuple[str, ...] = ()):
+        self.folder = folder
+        self._starts = starts
+        self._archives = _find_archives(folder, archives)
+        self._wanted: set[str] = set()
+        self._unpacked: Path | None = None
+        if self._archives:
+            stats = [(str(part.resolve()), part.stat()) for parts in self._archives for part in parts]
+            content = repr([(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats])
+            place = hashlib.sha256(content.encode()).hexdigest()[:16]
+            self._unpacked = cached_assets_path("dina-lrm", "benchmarks", place)
+
+    def item(self, prompt: str, path: str) -> Item:
+        """The image at a path, for a prompt."""
+        if not isinstance(path, str) or not path:
+            raise ValueError(f"expected the path of an image, got {path!r}")
+        self._wanted.add(path)
+        return Item(prompt, path, partial(self._open, path))
+
+    def unpack(self) -> None:
+        """
+        Takes the images of all items that are not on the disk out of the archives, once, into the Hub's cache of
+        assets. An archive's members lie where unpacking it in place, or in a folder of its own name, would put them.
+        What no archive holds stays missing.
+
+        Raises:
+            ValueError: an archive is damaged.
+        """
+        missing = defaultdict(list)
+        for path in sorted(self._wanted):
+            if self._archives and not self._locate(path).is_file():
+                missing[PurePosixPath(path).name].append(path)
+        if not missing:
+            return
+        for parts in self._archives:
+            home = parts[0].parent.relative_to(self.folder).as_posix()
+            stem = parts[0].name.split(".")[0]
+            for member, file in _members(parts):
+                places = [f"/{home}/{member}", f"/{home}/{stem}/{member}"]
+                name = PurePosixPath(member).name
+                for path in missing.get(name, []):
+                    if any(place.endswith(f"/{PurePosixPath(path)}") for place in places):
+                        self._keep(path, file)
+                        missing[name].remove(path)
+                        break
+                if not any(missing.values()):
+                    return
+
+    def _open(self, path: str) -> Image.Image:
+        return load_image(self._locate(path))
+
+    def _locate(self, path: str) -> Path:
+        """Where an image is, or would be."""
+        places = [self.folder / start / path for start in self._starts]
+        if self._unpacked is not None:
+            places.append(self._unpacked_file(path))
+        return next((place for place in places if place.is_file()), places[0])
+
+    def _unpacked_file(self, path: str) -> Path:
+        return self._unpacked / (hashlib.sha256(path.encode()).hexdigest()[:32] + PurePosixPath(path).suffix)
+
+    def _keep(self, path: str, file: IO[bytes]) -> None:
+        target = self._unpacked_file(path)
+        writing = target.with_name(target.name + ".partial")
+        with writing.open("wb") as copy:
+            shutil.copyfileobj(file, copy)
+        writing.replace(target)
+
+
+def _find_archives(folder: Path, patterns: tuple[str, ...]) -> list[list[Path]]:
+    """Archives of a folder, each as its parts in order."""
+    archives = defaultdict(list)
+    for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
+        archives[path.with_suffix("") if path.suffix[1:].isdigit() else path].append(path)
+    return list(archives.values())
+
+
+def _members(parts: list[Path]) -> Iterator[tuple[str, IO[bytes]]]:
+    """Names and contents of an archive's files."""
+    try:
+        if parts[0].suffix == ".zip":
+            with zipfile.ZipFile(parts[0]) as archive:
+                for info in archive.infolist():
+                    if not info.is_dir():
+                        with archive.open(info) as file:
+                            yield info.filename.removeprefix("./"), file
+        else:
+            with tarfile.open(fileobj=_Joined(parts), mode="r|*") as archive:
+                for info in archive:
+                    if info.isfile():
+                        yield info.name.removeprefix("./"), archive.extractfile(info)
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error) as error:
+        raise ValueError(f"data: cannot read the archive {parts[0]}: {error}") from error
+
+
+class _Joined:
+    """Files read as one, forwards."""
+
+    def __init__(self, paths: list[Path]):
+        self._content = self._read(paths)
+
+    @staticmethod
+    def _read(paths: list[Path]) -> Iterator[bytes]:
+        for path in paths:
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    yield block
+
+    def read(self, size: int) -> bytes:
+        """The next block; tarfile does not mind another size than it asked for."""
+        return next(self._content, b"")

@@ -1,0 +1,215 @@
+"""Rewards of images at each noise level and of the ensemble, from a DiNa model or from any callable."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pkgutil import resolve_name
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from modeling_dina import DinaEnsembleOutput, DinaRewardModel, DinaScorer
+from modeling_dina.evaluation.benchmarks.preference_set import Pairs
+from modeling_dina.evaluation.statistics import logistic_log_probabilities, thurstone_log_probabilities
+from modeling_dina.identity import scoring_settings
+from modeling_dina.noising_dina import shared_noise
+from modeling_dina.thurstone_dina import precision_weights
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """
+    Rewards of N items, NaN for those without.
+
+    Attributes:
+        samples: [K, D, N] at K levels with D draws; K is 1 where levels are joined as features.
+        weights: [K] of the levels, summing to one.
+        variance: [K], the likelihood's variance of one sample; None for rewards that know none, whose preferences are
+            taken to follow Bradley and Terry.
+    """
+
+    samples: np.ndarray
+    weights: np.ndarray
+    variance: np.ndarray | None
+
+    @property
+    def scores(self) -> np.ndarray:
+        """[N]."""
+        return np.tensordot(self.weights, self.samples.mean(axis=1), axes=1)
+
+    def difference(self, pairs: Pairs) -> np.ndarray:
+        """Score of a less score of b [pairs]; NaN for pairs without."""
+        scores = self.scores
+        return scores[pairs.a] - scores[pairs.b]
+
+    def log_probabilities(self, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
+        """log P and log (1 - P) [pairs] of a's being preferred."""
+        if self.variance is None:
+            return logistic_log_probabilities(self.difference(pairs))
+        a, b = self.samples[..., pairs.a], self.samples[..., pairs.b]
+        return thurstone_log_probabilities(a, b, self.variance, self.weights)
+
+
+class RewardReader(Protocol):
+    """What is evaluated.
+
+    Attributes:
+        settings: all that its rewards depend on, ready for JSON.
+    """
+
+    settings: dict[str, Any]
+
+    def read(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> np.ndarray:
+        """Rewards [R, D, B] of B images: R readings, D draws."""
+
+    def ensemble(self, samples: np.ndarray) -> Rewards:
+        """The rewards that count, given the readings [R, D, N] of all items."""
+
+    def levels(self, samples: np.ndarray) -> dict[float, Rewards]:
+        """The rewards of each noise level alone; empty where there are none."""
+
+
+class DinaReader:
+    """
+    Rewards of a DiNa model, with one pass of VAE and backbone for all levels and the ensemble.
+
+    Args:
+        scorer: the model with its pipeline.
+        source: folder or Hub id that it was loaded from.
+        sigmas, num_draws, mode: the ensemble; None takes the model's defaults.
+        seed: of the noise.
+    """
+
+    def __init__(
+        self,
+        scorer: DinaScorer,
+        source: str,
+        *,
+        sigmas: Sequence[float] | None = None,
+        num_draws: int | None = None,
+        mode: str | None = None,
+        seed: int = 0,
+    ):
+        model = scorer.model
+        settings = scoring_settings(scorer, sigmas=sigmas, num_draws=num_draws, mode=mode)
+        self.settings = {"model": shown(source), **settings}
+        self.sigmas, self.num_draws, self.mode = settings["sigmas"], settings["draws"], settings["mode"]
+        self.seed = seed
+        levels = model.noise_path.snap(torch.tensor(self.sigmas))
+        self.variance = model.variance(levels).double().numpy()
+        if self.mode == "features":
+            scorer = DinaScorer(
+                _LevelsAndEnsemble(model),
+                scorer.pipeline,
+                batch_size=scorer.batch_size,
+                max_pixels=scorer.max_pixels,
+            )
+        self.scorer = scorer
+
+    def read(self, prompts, images):
+        # The levels are the samples of the mode "mean"; "precision" only weighs them otherwise.
+        mode = "features" if self.mode == "features" else "mean"
+        options = {"sigmas": self.sigmas, "num_draws": self.num_draws, "mode": mode, "seed": self.seed}
+        return self.scorer.score(prompts=prompts, images=images, **options).samples.double().numpy()
+
+    def ensemble(self, samples):
+        if self.mode == "features":
+            return Rewards(samples[-1:], np.ones(1), self.variance.mean(keepdims=True))
+        weights = np.full(len(self.sigmas), 1 / len(self.sigmas))
+        if self.mode == "precision":
+            weights = precision_weights(torch.from_numpy(self.variance)).numpy()
+        return Rewards(samples, weights, self.variance)
+
+    def levels(self, samples):
+        return {
+            sigma: Rewards(samples[[level]], np.ones(1), self.variance[[level]])
+            for level, sigma in enumerate(self.sigmas)
+        }
+
+
+class WrongCountError(TypeError):
+    """A scorer did not return one number for each image, for which no image is to blame."""
+
+
+class CallableReader:
+    """
+    Rewards of a callable on (prompts, images) that returns one number each.
+
+    Args:
+        source: "module:function".
+
+    Raises:
+        ValueError: there is no such callable.
+    """
+
+    def __init__(self, source: str):
+        try:
+            self.function: Callable[[list[str], list[Image.Image]], Sequence[float]] = resolve_name(source)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(f"scorer: expected module:function, got {source}: {error}") from error
+        if ":" not in source or not callable(self.function):
+            raise ValueError(f"scorer: expected module:function, got {source}")
+        unknown = ("revision", "conditioning", "sigmas", "draws", "mode", "text_length")
+        self.settings = {"model": source, **dict.fromkeys(unknown)}
+
+    def read(self, prompts, images):
+        values = [float(value) for value in self.function(list(prompts), list(images))]
+        if len(values) != len(images):
+            raise WrongCountError(f"scorer: expected {len(images)} numbers for as many images, got {len(values)}")
+        if not np.isfinite(values).all():
+            raise ValueError(f"scorer: expected finite numbers, got {values}")
+        return np.array(values)[None, None]
+
+    def ensemble(self, samples):
+        return Rewards(samples, np.ones(1), None)
+
+    def levels(self, samples):
+        return {}
+
+
+class _LevelsAndEnsemble:
+    """
+    A reward model for `DinaScorer` whose ensemble of features reports the rewards of its levels too: the head reads
+    the features of each level alone and of all together, and the backbone runs once.
+    """
+
+    training = False
+
+    def __init__(self, model: DinaRewardModel):
+        self.model = model
+        self.config = model.config
+
+    @property
+    def execution_device(self) -> torch.device:
+        return self.model.execution_device
+
+    def reward(
+        self, latents, prompt_embeds, pooled_prompt_embeds=None, *, sigmas, num_draws, mode, seed
+    ) -> DinaEnsembleOutput:
+        """As `DinaRewardModel.reward` in mode "features", with samples [K + 1, N, B]: the levels, then all at once."""
+        model = self.model
+        levels = model.noise_path.snap(torch.tensor(sigmas)).to(latents.device)
+        samples = []
+        for noise in shared_noise(latents.shape[1:], num_draws, seed).to(latents.device):
+            features = [
+                model.backbone(
+                    model.noise_path.add_noise(latents, noise, sigma),
+                    model.noise_path.timestep(sigma.expand(len(latents))),
+                    prompt_embeds,
+                    pooled_prompt_embeds,
+                )
+                for sigma in levels
+            ]
+            samples.append(torch.stack([*(model.head([level]) for level in features), model.head(features)]))
+        stacked = (torch.stack(samples, dim=1) - self.config.score_mean) / self.config.score_std
+        return DinaEnsembleOutput(
+            scores=stacked[-1].mean(dim=0), samples=stacked, sigmas=levels, variance=model.variance(levels)
+        )
+
+
+def shown(source: str) -> str:
+    """A folder as seen from here where it lies below, so that reports do not depend on the machine; else as it is."""
+    relative = os.path.relpath(source) if os.path.isdir(source) else source
+    return source if relative.startswith("..") else relative

@@ -1,0 +1,253 @@
+"""What every command and entry point shares: the options that load a model and define its noise, the checks of paths,
+and how a program ends on bad input."""
+
+import inspect
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, is_dataclass
+from enum import Enum
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, get_type_hints
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+# Whatever needs torch is imported inside the function that needs it, so that `dina --help` answers at once.
+
+EMBEDDED_MODEL = str(Path(__file__).parent / "tiny")
+EMBEDDED_NOTE = "The embedded model judges 64 x 64 scenes of coloured shapes and nothing else; --model names another."
+
+console = Console()
+error_console = Console(stderr=True)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@contextmanager
+def exit_on_bad_input() -> Iterator[None]:
+    """
+    Ends the program on bad input, with one line on stderr and exit code 2.
+
+    Every entry point of the project puts it around what reads and checks its input. What trains for hours stays
+    outside: a fault there is no bad input, and keeps its traceback.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except (ValueError, TypeError, OSError) as error:
+        fail(str(error), error)
+
+
+def fail(message: str, cause: Exception) -> NoReturn:
+    """Print an error as one line on stderr and end the program with exit code 2."""
+    message = " ".join(message.split())
+    error_console.print(f"[bold red]Error:[/] {escape(message)}", soft_wrap=True, highlight=False)
+    raise SystemExit(2) from cause
+
+
+class Mode(str, Enum):
+    """How noise levels are combined, as the model's config names it."""
+
+    features = "features"
+    mean = "mean"
+    precision = "precision"
+
+
+class Dtype(str, Enum):
+    """Names of torch's floating-point types."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+def _noise_levels(text: str) -> list[float]:
+    try:
+        levels = [float(part) for part in text.split(",")]
+    except ValueError:
+        levels = []
+    if not levels or not all(0 <= level <= 1 for level in levels):
+        raise typer.BadParameter(f"expected noise levels in [0, 1] such as 0.2,0.5,0.7, got {text!r}")
+    return levels
+
+
+@dataclass
+class HubOptions:
+    """How a command reaches the Hub."""
+
+    cache_dir: Annotated[
+        Path | None, typer.Option(help="Folder of downloads from the Hub. Default: the Hub's own.")
+    ] = None
+    token: Annotated[
+        str | None, typer.Option(help="Access token of the Hub. Default: HF_TOKEN, or that of `hf auth login`.")
+    ] = None
+    local_files_only: Annotated[
+        bool, typer.Option("--local-files-only", help="Read what has been downloaded already, without a network.")
+    ] = False
+
+    def hub_arguments(self) -> dict[str, Any]:
+        """Those that are given, as keyword arguments of the loaders of transformers and diffusers."""
+        given = {
+            "cache_dir": None if self.cache_dir is None else str(self.cache_dir),
+            "token": self.token,
+            "local_files_only": self.local_files_only,
+        }
+        return {name: value for name, value in given.items() if value}
+
+
+@dataclass
+class SourceOptions(HubOptions):
+    """Which reward model a command reads."""
+
+    model: Annotated[
+        str, typer.Option(help="A folder or a Hub id. Default: the small model in the package.", show_default=False)
+    ] = EMBEDDED_MODEL
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")] = None
+
+    def check(self) -> None:
+        """Refuse a path that leads nowhere, which would be taken for a Hub id; point out the embedded model."""
+        check_model(self.model)
+        if self.model == EMBEDDED_MODEL:
+            error_console.print(EMBEDDED_NOTE, style="dim", highlight=False)
+
+
+@dataclass
+class ModelOptions(SourceOptions):
+    """Which reward model a command computes with, where, and in which precision."""
+
+    device: Annotated[
+        str | None, typer.Option(help="Device: cpu, cuda, cuda:1 and so on. Default: cuda if there is one.")
+    ] = None
+    dtype: Annotated[Dtype | None, typer.Option(help="Floating-point type. Default: that of the weights.")] = None
+
+    def open_scorer(self, **options):
+        """The `DinaScorer` that the options describe; ValueError that names the option at fault."""
+        import torch
+
+        quieten_libraries()
+        from .scoring_dina import DinaScorer
+
+        device = usable_device(self.device)
+        self.check()
+        dtype = None if self.dtype is None else getattr(torch, self.dtype.value)
+        with loading("model", self.model):
+            return DinaScorer.from_pretrained(
+                self.model, device=device, dtype=dtype, revision=self.revision, **self.hub_arguments(), **options
+            )
+
+
+@dataclass
+class EnsembleOptions:
+    """The options of a command that scores images: the noise of the ensemble."""
+
+    sigmas: Annotated[
+        Any,
+        typer.Option(parser=_noise_levels, metavar="0.2,0.5,…", help="Noise levels in [0, 1]. Default: the model's."),
+    ] = None
+    draws: Annotated[int | None, typer.Option(min=1, help="Noise draws at each level. Default: the model's.")] = None
+    mode: Annotated[Mode | None, typer.Option(help="How levels are combined. Default: the model's.")] = None
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0
+
+    def arguments(self) -> dict[str, Any]:
+        """As keyword arguments of `DinaScorer.score`."""
+        mode = None if self.mode is None else self.mode.value
+        return {"sigmas": self.sigmas, "num_draws": self.draws, "mode": mode, "seed": self.seed}
+
+
+def with_option_groups(command: Callable) -> Callable:
+    """Let a command take dataclasses such as `ModelOptions`: each of their fields becomes an option of its own."""
+    signature, hints = inspect.signature(command), get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    parameters = []
+    for name, parameter in signature.parameters.items():
+        if name in groups:
+            types = get_type_hints(groups[name], include_extras=True)
+            options = inspect.signature(groups[name]).parameters.values()
+            parameters += [each.replace(annotation=types[each.name], kind=each.KEYWORD_ONLY) for each in options]
+        else:
+            parameters.append(parameter.replace(annotation=hints[name], kind=parameter.KEYWORD_ONLY))
+
+    @wraps(command)
+    def call(**values):
+        grouped = {
+            name: group(**{option: values.pop(option) for option in inspect.signature(group).parameters})
+            for name, group in groups.items()
+        }
+        return command(**values, **grouped)
+
+    call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return call
+
+
+def quieten_libraries() -> None:
+    """Bars of a second's loading and notes on absent extras would push the result off the screen."""
+    import diffusers
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.disable_progress_bar()
+
+
+def usable_device(device: str | None) -> str:
+    """The device asked for, or the best there is; ValueError for one that torch cannot use here."""
+    import torch
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device: expected one that torch can use here, got {device!r}: {error}") from error
+    return device
+
+
+def check_model(model: str, name: str = "model") -> None:
+    """A path that leads nowhere would be taken for a Hub id, and refused as a malformed one."""
+    if not os.path.isdir(model) and (os.path.exists(model) or model.startswith(("/", ".", "~"))):
+        raise ValueError(f"{name}: expected a folder or a Hub id, got {model}")
+
+
+@contextmanager
+def loading(name: str, source: Any) -> Iterator[None]:
+    """Names what was being read in the error. A stranger's folder fails in whatever way it likes: any exception is
+    its fault."""
+    try:
+        yield
+    except Exception as error:
+        reason = error if isinstance(error, ValueError | OSError) else repr(error)
+        raise ValueError(f"{name}: cannot load {source}: {reason}") from error
+
+
+def check_output(name: str, path: Path, suffixes: tuple[str, ...]) -> None:
+    """Told before the work rather than after it."""
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"{name}: expected a file ending in {', '.join(suffixes)}, got {path}")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder")
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise ValueError(f"{name}: expected a file that can be written, got {path}: {error}") from error
+
+
+def check_folder(name: str, path: Path) -> None:
+    """ValueError where a file is in the way of a folder."""
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise ValueError(f"{name}: expected a folder, there or to be made, got {path}, where {place} is a file")
+
+
+@contextmanager
+def scoring_progress() -> Iterator[Any]:
+    """A progress bar, as a callable on the numbers of finished and of all images."""
+    columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=error_console) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

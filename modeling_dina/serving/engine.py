@@ -1,0 +1,126 @@
+"""One reward model on one device, and how it answers a batch of requests. It knows of no network and no queue."""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+
+from modeling_dina import DinaRewardModel
+from modeling_dina.data.images import open_image
+from modeling_dina.noising_dina import shared_noise
+
+from .comparison import CompareRequest
+from .protocol import ScoreRequest
+
+Job = ScoreRequest | CompareRequest
+Answer = list[float] | dict
+logger = logging.getLogger(__name__)
+
+
+class ModelFaultError(RuntimeError):
+    """A good request that the model did not answer with finite scores."""
+
+
+class RewardEngine:
+    """
+    Args:
+        model: in evaluation mode.
+        scorer: a `DinaScorer` of the model; None answers latents only.
+        max_batch_size: samples that the model is given at a time. It bounds memory and changes no score beyond
+            rounding.
+    """
+
+    def __init__(self, model: DinaRewardModel, scorer=None, *, max_batch_size: int):
+        self.model = model
+        self.scorer = scorer
+        self.max_batch_size = max_batch_size
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str,
+        *,
+        device: str,
+        dtype: torch.dtype | None = None,
+        latents_only: bool = False,
+        max_batch_size: int = 32,
+        **options,
+    ) -> "RewardEngine":
+        """
+        Args:
+            source: folder or Hub id of a reward model.
+            dtype: None keeps that of the weights.
+            latents_only: spare the memory of the VAE and the text encoders.
+            options: further arguments of `DinaRewardModel.from_pretrained`, such as `revision` or `cache_dir`.
+
+        Raises:
+            ValueError, OSError: what was found is no reward model, lacks weights, or cannot be reached.
+        """
+        model = DinaRewardModel.from_pretrained(source, dtype=dtype or "auto", **options).to(device)
+        return cls(model, None if latents_only else model.scorer(), max_batch_size=max_batch_size)
+
+    def check(self, job: Job) -> None:
+        """Raises a ValueError that names the argument unless the model can take the job. One that passes is
+        fit for a batch with others."""
+        if isinstance(job, ScoreRequest):
+            self.model.backbone.check_inputs("latents", job.latents, job.prompt_embeds, job.pooled_prompt_embeds)
+        elif self.scorer is None:
+            raise ValueError("images: expected latents for /v1/score, as this server was started with latents only")
+
+    def answer(self, jobs: Sequence[Job]) -> list[Answer | Exception]:
+        """
+        What each job gets, in their order: the scores of its samples or the ranking of its images, a
+        `ModelFaultError`, or a ValueError for images that cannot be used. One that fails takes no other with it.
+
+        Args:
+            jobs: of one `batch_key`.
+        """
+        try:
+            return self._try(jobs)
+        except Exception as error:
+            if len(jobs) == 1:
+                logger.exception("the model failed on a request")
+                return [ModelFaultError(f"{type(error).__name__} in the model")]
+            # A batch fails for what one of them is, or for being too large for the device.
+            return [answer for job in jobs for answer in self.answer([job])]
+
+    @torch.no_grad()
+    def _try(self, jobs: Sequence[Job]) -> list[Answer | Exception]:
+        if isinstance(jobs[0], CompareRequest):
+            return [self._compare(job) for job in jobs]
+        answers: list[Answer | Exception] = []
+        for scores in self._score(jobs).split([job.size for job in jobs]):
+            finite = bool(scores.isfinite().all())
+            answers.append(scores.tolist() if finite else ModelFaultError("a score that is not finite"))
+        return answers
+
+    def _score(self, requests: Sequence[ScoreRequest]) -> torch.Tensor:
+        """Scores of all samples, float32 on the CPU: each is what `DinaRewardModel.reward` makes of it alone with its
+        one level, one draw and its seed."""
+        latents, embeds, pooled, sigma = (
+            torch.cat([getattr(request, name) for request in requests])
+            for name in ("latents", "prompt_embeds", "pooled_prompt_embeds", "sigma")
+        )
+        seeds = [seed for request in requests for seed in request.seeds]
+        levels, device = self.model.noise_path.snap(sigma), self.model.execution_device
+        scores = []
+        for start in range(0, len(latents), self.max_batch_size):
+            part = slice(start, start + self.max_batch_size)
+            clean, level = latents[part].to(device), levels[part].to(device)
+            noise = shared_noise(latents.shape[1:], 1, seeds[part])[0].to(device)
+            noisy = self.model.noise_path.add_noise(clean, noise, level)
+            scores.append(self.model(noisy, level, embeds[part].to(device), pooled[part].to(device)).scores.cpu())
+        return torch.cat(scores)
+
+    def _compare(self, request: CompareRequest) -> Answer | Exception:
+        try:
+            images = [
+                open_image({"bytes": data, "path": None}, f"images[{index}]")
+                for index, data in enumerate(request.images)
+            ]
+        except ValueError as error:
+            return error
+        ranking = self.scorer.rank(prompt=request.prompt, images=images)
+        if not ranking.scores.isfinite().all():
+            return ModelFaultError("a score that is not finite")
+        return ranking.to_dict()
