@@ -432,7 +432,7 @@ class DinaRewardModel(DinaPreTrainedModel):
         seeds = seed if isinstance(seed, Sequence) else [seed]
         if len(seeds) not in (1, batch) or min(seeds) < 0:
             raise ValueError(f"seed: expected one number of at least 0, or {batch} of them, got {seed}")
-        return shared_noise(shape, draws, seed).to(latents.device)
+        return _drawn_noise(shape, draws, seed).to(latents.device)
 
     def _check_inputs(self, name, latents, prompt_embeds, pooled_prompt_embeds) -> None:
         self.backbone.check_inputs(name, latents, prompt_embeds, pooled_prompt_embeds)
@@ -477,6 +477,10 @@ def _carry_card(origin: str | None, directory: str | Path, *, replace: bool = Fa
     for name in {card.name, *shown}:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+
+
+# A random generator is no part of a graph: under torch.compile, noise from a seed is drawn between two graphs.
+_drawn_noise = torch.compiler.disable(shared_noise)
 
 
 def _check_fields(config: dict) -> None:
