@@ -486,7 +486,7 @@ class DinaRewardModel(DinaPreTrainedModel):
         draws = self.config.default_num_draws if num_draws is None else num_draws
         if draws < 1 or draws != int(draws):
             raise ValueError(f"num_draws: expected a whole number of at least 1, got {draws}")
-        return shared_noise(shape, int(draws), check_seeds(seed, batch)).to(latents.device)
+        return _drawn_noise(shape, int(draws), check_seeds(seed, batch)).to(latents.device)
 
     def _check_inputs(self, name, latents, prompt_embeds, pooled_prompt_embeds) -> None:
         self.backbone.check_inputs(name, latents, prompt_embeds, pooled_prompt_embeds)
@@ -537,6 +537,10 @@ def _carry_card(origin: str | None, directory: str | Path, *, replace: bool = Fa
     for name in {card.name, *shown}:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+
+
+# A random generator is no part of a graph: under torch.compile, noise from a seed is drawn between two graphs.
+_drawn_noise = torch.compiler.disable(shared_noise)
 
 
 def _check_fields(config: dict) -> None:

@@ -42,6 +42,13 @@ def test_reward_of_given_noise_is_one_graph(tiny_model, tiny_inputs, mode):
     torch.testing.assert_close(compiled.samples, expected.samples)
 
 
+@torch.no_grad()
+def test_reward_of_a_seed_is_several_graphs(tiny_model, tiny_inputs):
+    options = {"seed": 5, "sigmas": [0.5], "mode": "mean"}
+    compiled = torch.compile(tiny_model.reward, backend="eager")(**tiny_inputs, **options)
+    torch.testing.assert_close(compiled.scores, tiny_model.reward(**tiny_inputs, **options).scores)
+
+
 @pytest.mark.parametrize("scheduler_config", [{}, {"scheduler_config": DDPM}])
 @torch.no_grad()
 def test_export(tiny_config, state, scheduler_config):

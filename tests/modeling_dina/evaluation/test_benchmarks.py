@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from datasets import Dataset, Features, Image, List, Value
-from tests.model_card.conftest import grey
 
 from tests.modeling_dina.evaluation import scorers
+from tests.modeling_dina.evaluation.conftest import grey
 
 
 def sigmoid(difference):

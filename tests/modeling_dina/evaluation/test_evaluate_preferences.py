@@ -19,7 +19,6 @@ from safetensors.torch import load_file, save_file
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from tests.model_card.conftest import SCORERS, grey
 
 from model_card.world_benchmark import read_world
 from modeling_dina import DinaScorer
@@ -31,6 +30,7 @@ from modeling_dina.files import Journal
 from modeling_dina.options import EMBEDDED_MODEL
 from modeling_dina.thurstone_dina import pair_statistics, precision_weights
 from tests.modeling_dina.evaluation import scorers
+from tests.modeling_dina.evaluation.conftest import SCORERS, grey
 from tests.processes import kill_after_lines
 from training.world.annotators import true_preference
 from training.world.groups import FIRST, SECOND, Groups, pairwise_accuracy
