@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from modeling_dina import DinaEnsembleOutput, DinaRewardModel, DinaScorer
+from modeling_dina import DinaScorer
 from modeling_dina.evaluation.benchmarks.preference_set import Pairs
 from modeling_dina.evaluation.statistics import logistic_log_probabilities, thurstone_log_probabilities
 from modeling_dina.identity import scoring_settings
-from modeling_dina.noising_dina import shared_noise
 from modeling_dina.thurstone_dina import precision_weights
 
 
@@ -99,20 +98,15 @@ class DinaReader:
         self.seed = seed
         levels = model.noise_path.snap(torch.tensor(self.sigmas))
         self.variance = model.variance(levels).double().numpy()
-        if self.mode == "features":
-            scorer = DinaScorer(
-                _LevelsAndEnsemble(model),
-                scorer.pipeline,
-                batch_size=scorer.batch_size,
-                max_pixels=scorer.max_pixels,
-            )
         self.scorer = scorer
 
     def read(self, prompts, images):
-        # The levels are the samples of the mode "mean"; "precision" only weighs them otherwise.
+        # Modes that average levels need no more than the levels' samples.
         mode = "features" if self.mode == "features" else "mean"
         options = {"sigmas": self.sigmas, "num_draws": self.num_draws, "mode": mode, "seed": self.seed}
-        return self.scorer.score(prompts=prompts, images=images, **options).samples.double().numpy()
+        scores = self.scorer.score(prompts=prompts, images=images, with_levels=True, **options)
+        joint = [scores.samples] if mode == "features" else []
+        return torch.cat([scores.level_samples, *joint]).double().numpy()
 
     def ensemble(self, samples):
         if self.mode == "features":
@@ -167,46 +161,6 @@ class CallableReader:
 
     def levels(self, samples):
         return {}
-
-
-class _LevelsAndEnsemble:
-    """
-    A reward model for `DinaScorer` whose ensemble of features reports the rewards of its levels too: the head reads
-    the features of each level alone and of all together, and the backbone runs once.
-    """
-
-    training = False
-
-    def __init__(self, model: DinaRewardModel):
-        self.model = model
-        self.config = model.config
-
-    @property
-    def execution_device(self) -> torch.device:
-        return self.model.execution_device
-
-    def reward(
-        self, latents, prompt_embeds, pooled_prompt_embeds=None, *, sigmas, num_draws, mode, seed
-    ) -> DinaEnsembleOutput:
-        """As `DinaRewardModel.reward` in mode "features", with samples [K + 1, N, B]: the levels, then all at once."""
-        model = self.model
-        levels = model.noise_path.snap(torch.tensor(sigmas)).to(latents.device)
-        samples = []
-        for noise in shared_noise(latents.shape[1:], num_draws, seed).to(latents.device):
-            features = [
-                model.backbone(
-                    model.noise_path.add_noise(latents, noise, sigma),
-                    model.noise_path.timestep(sigma.expand(len(latents))),
-                    prompt_embeds,
-                    pooled_prompt_embeds,
-                )
-                for sigma in levels
-            ]
-            samples.append(torch.stack([*(model.head([level]) for level in features), model.head(features)]))
-        stacked = (torch.stack(samples, dim=1) - self.config.score_mean) / self.config.score_std
-        return DinaEnsembleOutput(
-            scores=stacked[-1].mean(dim=0), samples=stacked, sigmas=levels, variance=model.variance(levels)
-        )
 
 
 def shown(source: str) -> str:
