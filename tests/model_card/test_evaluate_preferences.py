@@ -27,14 +27,13 @@ from modeling_dina.journal import Journal
 from modeling_dina.thurstone_dina import pair_statistics, precision_weights
 from tests.model_card import scorers
 from tests.model_card.conftest import SCORERS, grey
-from tests.processes import kill_after_lines
+from tests.processes import Worker, kill_after_lines
 from training.world.agreement import pairwise_accuracy
 from training.world.annotators import true_preference
 from training.world.preferences import FIRST, SECOND
 from training.world.utility import true_utility
 
 ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, "-m", "model_card.evaluate_preferences"]
 HPDV3 = [
     {"prompt": "a cat", "path1": "2.png", "path2": "1.png"},
     {"prompt": "a cat", "path1": "1.png", "path2": "0.png"},
@@ -205,7 +204,8 @@ def test_outlives_a_kill(run, tmp_path, data, write_json, write_greys, monkeypat
     monkeypatch.chdir(ROOT)
     options = {"--benchmark": "hpdv3", "--data": data, "--scorer": f"{SCORERS}:slow_brightness", "--out": out}
     arguments = [str(part) for option in options.items() for part in option]
-    kept = kill_after_lines([*COMMAND, *arguments, "--batch-size", "3"], journal, lines=4)
+    process = Worker("model_card.evaluate_preferences", *arguments, "--batch-size", 3, environment={"LOG": str(log)})
+    kept = kill_after_lines(process, journal, lines=4)
     assert not out.exists()
     assert 4 < kept.count(b"\n") < 27
     with journal.open("ab") as file:

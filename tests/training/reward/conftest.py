@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import Worker
 from training.train_reward import main
 from training.world.pairs import write_rendered_pairs
 
@@ -67,16 +68,20 @@ def launch(arguments):
     running = []
 
     def start(*flags, processes=1, environment=None):
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        command = [sys.executable, *(launcher if processes > 1 else []), "-m", "training.train_reward"]
-        process = subprocess.Popen(
-            [*command, *arguments, *map(str, flags)],
-            cwd=ROOT,
-            env={**(environment or os.environ), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        threads = {"OMP_NUM_THREADS": "1"}
+        if processes == 1 and environment is None:
+            process = Worker("training.train_reward", *arguments, *flags, environment=threads)
+        else:
+            launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+            command = [sys.executable, *(launcher if processes > 1 else []), "-m", "training.train_reward"]
+            process = subprocess.Popen(
+                [*command, *arguments, *map(str, flags)],
+                cwd=ROOT,
+                env={**(environment or os.environ), **threads},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
         running.append(process)
         return process
 
