@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 # Of the libraries alone: what is tested is imported by each process itself. Imports take eight seconds, a fork none.
-_FORKS = multiprocessing.get_context("forkserver")
+START_METHOD = "forkserver"
+_FORKS = multiprocessing.get_context(START_METHOD)
 _FORKS.set_forkserver_preload(
     [
         *("torch", "torch.distributed", "transformers", "transformers.trainer", "datasets", "accelerate", "peft"),
