@@ -53,9 +53,18 @@ def test_counting_changes_no_number():
         assert F.scaled_dot_product_attention(x, x, x).equal(expected)
 
 
-@pytest.mark.parametrize(("preset", "resolution"), [(Preset.small, 64), (Preset.sd35_medium, 512)])
-def test_flops_of_a_reward(preset, resolution):
-    result = measure(preset, Device.meta, resolution, 1, torch.float32)
+@pytest.fixture(scope="module")
+def counted():
+    """Of both presets, on the meta device."""
+    settings = {Preset.small: (64, torch.float32), Preset.sd35_medium: (512, torch.bfloat16)}
+    return {
+        preset: measure(preset, Device.meta, resolution, 1, dtype) for preset, (resolution, dtype) in settings.items()
+    }
+
+
+@pytest.mark.parametrize("preset", [Preset.small, Preset.sd35_medium])
+def test_flops_of_a_reward(counted, preset):
+    result = counted[preset]
     assert result["flops_ratios"]["1 level / (backbone + head)"] <= 1.001
     assert result["flops_ratios"]["3 levels / 1 level"] <= 3.1
     flops = result["flops"]
@@ -63,9 +72,9 @@ def test_flops_of_a_reward(preset, resolution):
     assert "seconds" not in result
 
 
-def test_parameters_of_sd35_medium():
+def test_parameters_of_sd35_medium(counted):
     """Half of the blocks of a 2.5 billion parameter transformer (its model card), and a head a tenth of that."""
-    parameters = measure(Preset.sd35_medium, Device.meta, 64, 1, torch.bfloat16)["parameters"]
+    parameters = counted[Preset.sd35_medium]["parameters"]
     assert 1.1e9 < parameters["backbone"] < 1.7e9
     assert parameters["head"] < 0.15 * parameters["backbone"]
 

@@ -31,13 +31,12 @@ from modeling_dina.options import EMBEDDED_MODEL
 from modeling_dina.thurstone_dina import pair_statistics, precision_weights
 from tests.modeling_dina.evaluation import scorers
 from tests.modeling_dina.evaluation.conftest import SCORERS, grey
-from tests.processes import kill_after_lines
+from tests.processes import Worker, kill_after_lines
 from training.world.annotators import true_preference
 from training.world.groups import FIRST, SECOND, Groups, pairwise_accuracy
 from training.world.seeds import Seed
 
 ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, "-m", "model_card.evaluate_preferences"]
 HPDV3 = [
     {"prompt": "a cat", "path1": "2.png", "path2": "1.png"},
     {"prompt": "a cat", "path1": "1.png", "path2": "0.png"},
@@ -225,7 +224,8 @@ def test_outlives_a_kill(run, tmp_path, data, write_json, write_greys, monkeypat
     monkeypatch.chdir(ROOT)
     options = {"--benchmark": "hpdv3", "--data": data, "--scorer": f"{SCORERS}:slow_brightness", "--out": out}
     arguments = [str(part) for option in options.items() for part in option]
-    kept = kill_after_lines([*COMMAND, *arguments, "--batch-size", "3"], journal, lines=4)
+    process = Worker("model_card.evaluate_preferences", *arguments, "--batch-size", 3, environment={"LOG": str(log)})
+    kept = kill_after_lines(process, journal, lines=4)
     assert not out.exists()
     assert 4 < kept.count(b"\n") < 27
     with journal.open("ab") as file:

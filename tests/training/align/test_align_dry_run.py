@@ -1,17 +1,18 @@
 """What a dry run counts, against what can be worked out."""
 
-import subprocess
-import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from training.align.__main__ import main
 from training.align.dry_run import Cost
 from training.align.run import parse_run
 
 CONFIGS = Path(__file__).parents[3] / "training" / "configs" / "align"
 
 
+@cache
 def cost(name: str, *flags: str) -> Cost:
     return Cost(*parse_run(["--config", str(CONFIGS / f"{name}.yaml"), *flags]))
 
@@ -26,8 +27,8 @@ def test_flops_grow_as_the_settings_say():
 
 def test_a_backward_pass_through_frozen_weights_costs_about_one_more_forward_pass():
     """Gradients of activations, and of the small LoRA alone: per evaluation, 2 to 2.5 forward passes."""
-    arguments, own = parse_run(["--config", str(CONFIGS / "small_world_dpo.yaml")])
-    counted, taken = Cost(arguments, own), own.evaluations()
+    _, own = parse_run(["--config", str(CONFIGS / "small_world_dpo.yaml")])
+    counted, taken = cost("small_world_dpo"), own.evaluations()
     ratio = (counted.flops["update"] / taken.update) / (counted.flops["sampling"] / taken.sampling)
     assert 1.9 < ratio < 2.6
 
@@ -47,15 +48,8 @@ def test_parameters_of_the_tiny_policy():
 
 
 @pytest.mark.slow
-def test_the_command_needs_no_weights(tmp_path):
+def test_the_command_needs_no_weights(tmp_path, capsys):
     """Of SD3.5 Medium, whose weights are nowhere here."""
-    command = [sys.executable, "-m", "training.align", "--config", str(CONFIGS / "sd35_medium_prfl.yaml")]
-    done = subprocess.run(
-        [*command, "--dry_run", "true", "--output_dir", str(tmp_path / "run")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "2,267.1 M" in done.stdout
+    main(["--config", str(CONFIGS / "sd35_medium_prfl.yaml"), "--dry_run", "--output_dir", str(tmp_path / "run")])
+    assert "2,267.1 M" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()

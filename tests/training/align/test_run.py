@@ -2,11 +2,8 @@
 
 import json
 import math
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,6 +14,7 @@ from accelerate import Accelerator
 from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file
 
+from tests.processes import Worker
 from training.align import run as run_module
 from training.align.rewards import Reward
 from training.align.run import build, parse_run, run
@@ -80,31 +78,25 @@ def test_sigterm_saves_and_a_new_process_goes_on(settings, tmp_path):
     arguments = asdict(whole[0]) | asdict(whole[1]) | changed
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({name: value for name, value in arguments.items() if value != []}))
-    command = [sys.executable, "-m", "training.align", "--config", str(config)]
+    command = ["training.align", "--config", config]
     environment = {
-        **os.environ,
         "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
         "TRACKIO_DIR": str(tmp_path / "trackio"),
     }
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        for line in process.stdout:
-            if line.startswith('{"kind": "train"'):
-                process.send_signal(signal.SIGTERM)
-                break
-        process.stdout.read()
+    process = Worker(*command, environment=environment)
+    for line in process.stdout:
+        if line.startswith('{"kind": "train"'):
+            process.send_signal(signal.SIGTERM)
+            break
+    process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
     (checkpoint,) = checkpoints(tmp_path / "killed")
     reached = int(checkpoint.name.split("-")[1])
     assert 1 <= reached < 4
-    resumed = subprocess.run(
-        [*command, "--updates", "4", "--resume_from_checkpoint", "last"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert resumed.returncode == 0, resumed.stderr
+    resumed = Worker(*command, "--updates", 4, "--resume_from_checkpoint", "last", environment=environment)
+    printed, _ = resumed.communicate()
+    assert resumed.returncode == 0, printed
     killed = settings("refl", QUICK["refl"], **BRIEF | {"output_dir": str(tmp_path / "killed")})
     assert_same(adapter(whole[0]), adapter(killed[0]))
     assert list((tmp_path / "trackio").glob("dina-align*.db"))

@@ -110,16 +110,16 @@ def test_kills_lose_nothing(launch, output_dir):
 
 
 @pytest.mark.slow
-def test_two_processes_are_one(train, launch, output_dir):
+def test_two_processes_are_one(train, launch_two, output_dir):
     """The loss curve of one process, and again when two go on from a checkpoint of two."""
     one = output_dir.with_name("one")
     train("--output_dir", one)
     for later in (None, (6, 8)):
         for step in later or ():
             shutil.rmtree(output_dir / f"checkpoint-{step}")
-        process = launch("--per_device_train_batch_size", 8, "--resume_from_checkpoint", "last", processes=2)
-        printed = process.communicate(timeout=240)[0]
-        assert process.returncode == 0, printed
+        for process in launch_two("--per_device_train_batch_size", 8, "--resume_from_checkpoint", "last"):
+            printed = process.communicate(timeout=240)[0]
+            assert process.returncode == 0, printed
         curves = [[row["loss"] for row in history(folder)] for folder in (one, output_dir)]
         assert curves[1] == pytest.approx(curves[0], abs=1e-4)
     assert json.loads((output_dir / "checkpoint-8" / "sampler.json").read_text())["num_replicas"] == 2
