@@ -178,7 +178,8 @@ def merge_lora(backbone: nn.Module) -> None:
 def freeze_base(backbone: nn.Module) -> None:
     """Leave the LoRA layers alone trainable."""
     for name, parameter in backbone.named_parameters():
-        parameter.requires_grad_(is_adapter_key(name))
+        # A quantiser may store the adapter in integers, which have no gradient.
+        parameter.requires_grad_(is_adapter_key(name) and parameter.is_floating_point())
 
 
 def is_adapter_key(key: str) -> bool:

@@ -8,7 +8,7 @@ from transformers import BitsAndBytesConfig, TorchAoConfig
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from modeling_dina import DinaRewardModel
+from modeling_dina import DinaConfig, DinaRewardModel
 
 FLOAT8 = torch.float8_e4m3fn
 
@@ -70,6 +70,18 @@ def test_bitsandbytes(saved, tiny_inputs, expected, dtype):
     model = DinaRewardModel.from_pretrained(saved, dtype=dtype, quantization_config=config)
     assert model.backbone.context_embedder.weight.dtype == torch.int8
     assert_computes(model, tiny_inputs, expected, dtype)
+
+
+@pytest.mark.filterwarnings("ignore")
+@torch.no_grad()
+def test_bitsandbytes_with_an_adapter(tiny_config, tiny_inputs, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    lora = {"rank": 2, "alpha": 4, "targets": ["to_q"]}
+    model = DinaRewardModel(DinaConfig(**tiny_config, lora=lora)).eval()
+    model.save_pretrained(tmp_path)
+    loaded = DinaRewardModel.from_pretrained(tmp_path, quantization_config=BitsAndBytesConfig(load_in_8bit=True))
+    assert_computes(loaded, tiny_inputs, model.reward(**tiny_inputs).scores)
 
 
 @pytest.mark.parametrize("skipped", [None, ["backbone.context_embedder"]])
