@@ -97,6 +97,8 @@ class SD3Backbone(nn.Module):
         patch, limit = whole["patch_size"], whole["patch_size"] * whole["pos_embed_max_size"]
         if latents.ndim != 4 or latents.shape[1] != whole["in_channels"]:
             raise ValueError(f"{latents_name}: expected [B, {whole['in_channels']}, H, W], got {list(latents.shape)}")
+        if not len(latents):
+            raise ValueError(f"{latents_name}: expected at least one sample, got {list(latents.shape)}")
         height, width = latents.shape[-2:]
         if height % patch or width % patch or not 0 < height <= limit or not 0 < width <= limit:
             raise ValueError(

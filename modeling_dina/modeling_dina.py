@@ -151,6 +151,11 @@ class DinaPreTrainedModel(PreTrainedModel):
         _refuse_inexact(info, origin=source)
         model.hub_options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         if model.config.adapter_only:
+            if kwargs.get("quantization_config") is not None:
+                raise ValueError(
+                    "quantization_config: expected none for an adapter-only checkpoint, whose base would stay as it is; "
+                    "save the loaded model whole, and quantise that"
+                )
             config = model.config
             base = read_transformer_weights(
                 config.backbone_type, config.base_model, config.base_revision, model.dtype, **model.hub_options

@@ -99,6 +99,15 @@ def test_features_are_computed_once_and_combined_in_every_way(tiny_model, tiny_i
     torch.testing.assert_close(fewer.scores, first_two.scores, rtol=0, atol=1e-6)
 
 
+def test_an_empty_batch_is_refused_by_name(tiny_model, tiny_inputs):
+    empty = {name: values[:0] for name, values in tiny_inputs.items()}
+    with pytest.raises(ValueError, match=r"latents: expected at least one sample, got \[0, 4, 8, 6\]"):
+        tiny_model.reward(**empty)
+    noisy_latents = empty.pop("latents")
+    with pytest.raises(ValueError, match=r"noisy_latents: expected at least one sample, got \[0, 4, 8, 6\]"):
+        tiny_model(noisy_latents, 0.5, **empty)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_each_sample_may_have_levels_of_its_own(tiny_model, tiny_inputs, mode):
     sigmas = torch.tensor([[0.1, 0.2, 0.3, 0.4, 0.5], [0.9, 0.8, 0.7, 0.6, 0.5]])

@@ -126,3 +126,15 @@ def test_other_attention_is_refused(saved, tiny_model, name):
         DinaRewardModel.from_pretrained(saved, attn_implementation=name)
     with pytest.raises(ValueError, match=refusal):
         tiny_model.set_attn_implementation(name)
+
+
+def test_an_adapter_alone_is_not_quantised(tmp_path, tiny_config):
+    pytest.importorskip("torchao")
+    torch.manual_seed(0)
+    lora = {"rank": 2, "alpha": 4, "targets": ["to_q"]}
+    model = DinaRewardModel(DinaConfig(**tiny_config, lora=lora, base_model="someone/base"))
+    model.save_pretrained(tmp_path, adapter_only=True)
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    with pytest.raises(ValueError, match="quantization_config: expected none for an adapter-only checkpoint"):
+        DinaRewardModel.from_pretrained(tmp_path, quantization_config=TorchAoConfig(Int8WeightOnlyConfig()))

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn.functional import logsigmoid
 
+from modeling_dina.noising_dina import rectified_flow_state
 from modeling_dina.thurstone_dina import win_probability
 from training.align.algorithm import Evaluations, Experience, GroupAlgorithm, guided
-from training.align.flow_matching import flow_matching_error, logit_normal_levels, noised, seeded_noise
+from training.align.flow_matching import flow_matching_error, logit_normal_levels, seeded_noise
 
 
 @dataclass
@@ -97,7 +98,7 @@ class DiffusionDPO(GroupAlgorithm):
         sigma, asked = batch["sigma"], batch.asked
         errors = []
         for latents in (batch["chosen"], batch["rejected"]):
-            velocity = self.policy.velocity(noised(latents, noise, sigma), sigma, asked)
+            velocity = self.policy.velocity(rectified_flow_state(latents, noise, sigma), sigma, asked)
             errors.append(flow_matching_error(velocity, latents, noise))
         return errors[0], errors[1]
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 import torch
 from diffusers.training_utils import EMAModel
 
+from modeling_dina.noising_dina import rectified_flow_state
 from training.align.algorithm import Evaluations, Experience, GroupAlgorithm, guided
-from training.align.flow_matching import noised, seeded_noise
+from training.align.flow_matching import seeded_noise
 from training.align.rollout import predict_clean
 
 
@@ -145,4 +146,4 @@ class DiffusionNFT(GroupAlgorithm):
 
 def _states(batch: Experience) -> torch.Tensor:
     """The noisy latents that a batch is trained at."""
-    return noised(batch["latents"], seeded_noise(batch["noise_seed"], batch["latents"]), batch["sigma"])
+    return rectified_flow_state(batch["latents"], seeded_noise(batch["noise_seed"], batch["latents"]), batch["sigma"])

@@ -9,8 +9,9 @@ from typing import Literal
 
 import torch
 
+from modeling_dina.noising_dina import rectified_flow_state
 from training.align.algorithm import Algorithm, Evaluations, Experience, guided
-from training.align.flow_matching import logit_normal_levels, noised
+from training.align.flow_matching import logit_normal_levels
 from training.align.rollout import Velocity, euler_step, predict_clean
 
 
@@ -153,7 +154,7 @@ class ReFL(Algorithm):
         noise = torch.randn(count, *latents.shape[1:], generator=generator, dtype=torch.float32, device="cpu").to(
             latents.device
         )
-        states, asked = noised(latents[rows], noise, sigma), asked.select(rows)
+        states, asked = rectified_flow_state(latents[rows], noise, sigma), asked.select(rows)
         with torch.no_grad(), self.policy.reference():
             expected = self.policy.velocity(states, sigma, asked)
         return (self.policy.velocity(states, sigma, asked) - expected).square().mean(dim=(1, 2, 3))
