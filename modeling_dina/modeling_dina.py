@@ -153,8 +153,8 @@ class DinaPreTrainedModel(PreTrainedModel):
         if model.config.adapter_only:
             if kwargs.get("quantization_config") is not None:
                 raise ValueError(
-                    "quantization_config: expected none for an adapter-only checkpoint, whose base would stay as it is; "
-                    "save the loaded model whole, and quantise that"
+                    "quantization_config: expected none for an adapter-only checkpoint, whose base would not be "
+                    "quantised; save the loaded model whole, and quantise that"
                 )
             config = model.config
             base = read_transformer_weights(

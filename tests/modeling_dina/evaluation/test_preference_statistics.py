@@ -22,7 +22,7 @@ from modeling_dina.evaluation.statistics import (
 )
 from modeling_dina.thurstone_dina import pair_statistics
 
-METRIC = Path(__file__).parents[2] / "model_card" / "metrics" / "preference_accuracy"
+METRIC = Path(__file__).parents[3] / "modeling_dina" / "evaluation" / "preference_accuracy"
 
 
 def test_agreement():
