@@ -17,6 +17,7 @@ from model_card.alignment.page import rows_table
 from model_card.study.table import claims_table
 from modeling_dina import DinaConfig, DinaRewardModel
 from modeling_dina.evaluation.rewards import shown
+from modeling_dina.files import write_text
 from modeling_dina.identity import weights_hash
 from modeling_dina.options import check_output, exit_on_bad_input, loading
 from training import card
@@ -278,7 +279,7 @@ def main(
             config = DinaConfig.from_pretrained(model)
         found = read_results(results, model, config)
         rendered = render(model, found, config, repo_id, dataset or ())
-    card.save_card(rendered, out)
+    write_text(out, rendered.content)
 
 
 if __name__ == "__main__":

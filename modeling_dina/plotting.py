@@ -1,6 +1,5 @@
 """The figure of a comparison: two images beside their rewards at every noise level."""
 
-import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from .files import atomic_path
 from .scoring_dina import Comparison
 
 # Blue and vermilion of Okabe and Ito: told apart with any colour vision, and in grey.
@@ -91,9 +91,5 @@ def draw_rewards(axes, comparison: Comparison) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
+    with atomic_path(path) as partial:
         figure.savefig(partial, facecolor="white")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

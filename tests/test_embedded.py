@@ -13,6 +13,7 @@ from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 
 from modeling_dina import DinaScorer
+from modeling_dina.remote_code import remote_code_files
 from training.world.groups import GROUP_SIZE, Groups, pairwise_accuracy
 from training.world.models.text import MAX_LENGTH
 from training.world.utility import read
@@ -68,6 +69,14 @@ def test_compares_the_examples_on_the_command_line(tmp_path):
     assert result["win_probability"] > 0.5
     assert result["scores"][0] > result["scores"][1]
     assert min(Image.open(plot).size) > 300
+
+
+def test_the_code_beside_the_weights_is_a_copy_of_the_package_s():
+    """`make code` brings it up to date."""
+    assert not [path for path in (ROOT / "modeling_dina").rglob("*") if path.is_symlink()]
+    assert sorted(EMBEDDED.glob("*.py")) == [EMBEDDED / path.name for path in remote_code_files()]
+    for path in remote_code_files():
+        assert (EMBEDDED / path.name).read_bytes() == path.read_bytes(), f"{path.name} has changed: run `make code`"
 
 
 def test_loads_and_scores_alike_where_the_package_cannot_be_imported(scorer, tmp_path):

@@ -9,6 +9,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from modeling_dina import DinaConfig
+from modeling_dina.files import write_text
 
 # Its blocks are what a card made of measurements says otherwise (model_card.write).
 TEMPLATE = """\
@@ -75,6 +76,8 @@ def write_card(
     settings: dict[str, Any],
     metrics: dict[str, Any],
     repo_id: str | None = None,
+    *,
+    name: str | None = None,
 ) -> None:
     """Write `README.md` into the model folder, unless it has one.
 
@@ -84,6 +87,7 @@ def write_card(
         settings: how it was trained, name by name.
         metrics: its last evaluation, name by name; none are shown if there are none.
         repo_id: where the model will be pushed to, for the example and the title.
+        name: that the folder will have, for the example without a `repo_id`; the one that it has by default.
     """
     path = Path(folder, "README.md")
     if path.exists():
@@ -96,12 +100,12 @@ def write_card(
         title=repo_id.partition("/")[2] if repo_id else "DiNa-LRM",
         config=config,
         base=base or "its base model",
-        source=repo_id or Path(folder).name,
+        source=repo_id or name or Path(folder).name,
         example="what both should show",
         tables={heading: _cells(rows) for heading, rows in tables.items() if rows},
         licence=licence,
     )
-    save_card(card, path)
+    write_text(path, card.content)
 
 
 def describe(config: DinaConfig) -> tuple[str | None, dict[str, Any], str]:
@@ -117,13 +121,6 @@ def describe(config: DinaConfig) -> tuple[str | None, dict[str, Any], str]:
         data |= {"base_model": base, "base_model_relation": "adapter" if config.adapter_only else "finetune"}
     tags = ["reward-model", "preference-learning", "diffusion"]
     return base, {"library_name": "transformers", "tags": tags, **data}, licence
-
-
-def save_card(card: ModelCard, path: Path) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(card.content, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _is_hub_id(source: str | None) -> bool:

@@ -1,10 +1,8 @@
-"""Checkpoints that are whole or not there: folders written beside their name, then renamed onto it."""
+"""Checkpoints of a training, each complete or absent: which there are, and which a run resumes from."""
 
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from modeling_dina.options import check_folder
@@ -13,45 +11,8 @@ TERMINATED = 128 + 15  # what a shell reports of a process that SIGTERM ended
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
-@contextmanager
-def atomic_directory(path: Path) -> Iterator[Path]:
-    """
-    A new folder beside `path` that is renamed onto it when the block ends, and removed when it raises.
-
-    Whatever was at `path` is replaced. Files are flushed to disk before the rename, so that a name that is there after
-    a crash of the machine stands for whole files.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        commit_directory(partial, path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def commit_directory(partial: Path, path: Path) -> None:
-    """Flush the files under `partial` to disk and rename the folder onto `path`, replacing what was there."""
-    for file in [entry for entry in partial.rglob("*") if entry.is_file()]:
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    if path.exists():
-        # A folder cannot be renamed onto one that is not empty. `last_checkpoint` passes over the name it leaves by.
-        outgoing = path.with_name(f".{path.name}.outgoing")
-        shutil.rmtree(outgoing, ignore_errors=True)
-        os.rename(path, outgoing)
-        os.rename(partial, path)
-        shutil.rmtree(outgoing)
-    else:
-        os.rename(partial, path)
-
-
 def checkpoints(output_dir: Path) -> list[Path]:
-    """The folders `checkpoint-<step>` of `output_dir`, whole by construction, by rising step."""
+    """The folders `checkpoint-<step>` of `output_dir`, all complete, by rising step."""
     found = [entry for entry in Path(output_dir).glob("checkpoint-*") if _NAME.fullmatch(entry.name)]
     return sorted(found, key=lambda entry: int(entry.name.rpartition("-")[2]))
 

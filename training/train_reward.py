@@ -73,7 +73,9 @@ class ModelArguments:
         with names_reward_config():
             default = DinaConfig()
             for name, value in self.reward_fields.items():
-                setattr(default, name, value)  # checks the type of one field; all together depend on the base model
+                super(DinaConfig, default).__setattr__(
+                    name, value
+                )  # checks the type of one field; all together depend on the base model
         self.noise_levels = NoiseLevels(self.sigma_density, self.sigma_parameters)
 
     @property

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +12,7 @@ from typer.core import TyperGroup
 
 from modeling_dina.cli.evaluation import calibrate, evaluate
 from modeling_dina.cli.serving import serve
+from modeling_dina.files import atomic_path
 from modeling_dina.options import (
     EnsembleOptions,
     HubOptions,
@@ -195,13 +195,8 @@ def convert(
         model = DinaRewardModel.from_official(
             official_dir, source, revision=revision, keep_adapter=keep_adapter, **hub.hub_arguments()
         )
-    partial = out_dir.with_name(f".{out_dir.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with atomic_path(out_dir) as partial:
         model.save_pretrained(partial, adapter_only=keep_adapter)
-        os.replace(partial, out_dir)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     console.print(f"wrote {escape(str(out_dir))}", highlight=False)
 
 

@@ -1,40 +1,8 @@
-"""Folders that are whole or not there, and which of them a run goes on from."""
+"""Which checkpoints of a run there are, and which are removed."""
 
 import pytest
 
-from training.checkpoints import atomic_directory, checkpoints, last_checkpoint, rotate_checkpoints
-
-
-def save(folder, text="new"):
-    with atomic_directory(folder) as partial:
-        (partial / "deep").mkdir()
-        (partial / "deep" / "file").write_text(text)
-        assert partial.parent == folder.parent
-        there = folder / "deep" / "file"
-        assert not there.exists() or there.read_text() != text
-
-
-def test_a_folder_is_replaced_at_once(tmp_path):
-    folder = tmp_path / "checkpoint-1"
-    save(folder, "old")
-    save(folder, "new")
-    assert (folder / "deep" / "file").read_text() == "new"
-    assert list(tmp_path.iterdir()) == [folder]
-
-
-def test_a_failure_leaves_what_was_there(tmp_path):
-    folder = tmp_path / "checkpoint-1"
-    save(folder, "old")
-
-    def fail():
-        with atomic_directory(folder) as partial:
-            (partial / "file").write_text("half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fail()
-    assert (folder / "deep" / "file").read_text() == "old"
-    assert list(tmp_path.iterdir()) == [folder]
+from training.checkpoints import checkpoints, last_checkpoint, rotate_checkpoints
 
 
 def test_checkpoints_are_in_the_order_of_their_steps(tmp_path):

@@ -18,13 +18,14 @@ from diffusers.utils import make_image_grid
 from safetensors.torch import save_file
 from torch.nn.utils import get_total_norm
 
+from modeling_dina.files import atomic_path
 from modeling_dina.noising_dina import seeded_generator
 from training.align.algorithm import Algorithm, Draws, Experience
 from training.align.arguments import AlignArguments
 from training.align.policy import Policy
 from training.align.prompts import Prompts
 from training.align.rewards import Reward
-from training.checkpoints import atomic_directory, rotate_checkpoints
+from training.checkpoints import rotate_checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -261,7 +262,8 @@ class AlignmentTrainer:
     def save(self) -> None:
         """A whole checkpoint, and none but the newest few."""
         if self.accelerator.is_main_process:
-            with atomic_directory(self.output_dir / f"checkpoint-{self.update}") as partial:
+            with atomic_path(self.output_dir / f"checkpoint-{self.update}") as partial:
+                partial.mkdir()
                 torch.save(self.state_dict(), partial / STATE)
                 with self.policy.weights_of(self.average):
                     self.policy.save_adapter(partial)
@@ -273,7 +275,7 @@ class AlignmentTrainer:
         if self.best_weights is not None:
             self.average.shadow_params = self.best_weights
         if self.accelerator.is_main_process:
-            with atomic_directory(self.output_dir / "adapter") as partial, self.policy.weights_of(self.average):
+            with atomic_path(self.output_dir / "adapter") as partial, self.policy.weights_of(self.average):
                 self.policy.save_adapter(partial)
         self.accelerator.wait_for_everyone()
 

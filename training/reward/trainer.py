@@ -21,9 +21,10 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
 from modeling_dina import DinaConfig, DinaRewardModel
+from modeling_dina.files import atomic_path, commit
 from modeling_dina.hub.background import CheckpointPusher
 from training.card import write_card
-from training.checkpoints import atomic_directory, commit_directory, last_checkpoint, rotate_checkpoints
+from training.checkpoints import last_checkpoint, rotate_checkpoints
 from training.reward.data import PairLoader
 from training.reward.evaluation import Encoder, mean_agreement, sum_agreement
 from training.reward.noise_levels import NoiseLevels, seeded_draws
@@ -301,7 +302,7 @@ class RewardTrainer(Trainer):
             self.args.output_dir = str(output_dir)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            commit_directory(partial / name, output_dir / name)
+            commit(partial / name, output_dir / name)
             partial.rmdir()
             rotate_checkpoints(output_dir, self.args.save_total_limit)
             if self.pusher is not None and self.args.hub_strategy != HubStrategy.END:
@@ -329,12 +330,12 @@ class RewardTrainer(Trainer):
         weights = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
         model = objective.model
         model.save_pretrained(folder, state_dict=weights, adapter_only=model.config.lora is not None)
-        self._write_card(folder, model.config)
+        self._write_card(folder, model.config, folder.name)
 
-    def _write_card(self, folder: Path, config: DinaConfig) -> None:
+    def _write_card(self, folder: Path, config: DinaConfig, name: str) -> None:
         measured = [logged for logged in self.state.log_history if "eval_agreement_ensemble" in logged]
         metrics = {name.removeprefix("eval_"): value for name, value in measured[-1].items()} if measured else {}
-        write_card(folder, config, self.card_settings, metrics, self.args.hub_model_id)
+        write_card(folder, config, self.card_settings, metrics, self.args.hub_model_id, name=name)
 
     def finish(self, folder: Path) -> None:
         """Write the model of the last checkpoint with its adapter, if it has one, merged."""
@@ -342,9 +343,9 @@ class RewardTrainer(Trainer):
             return
         model = DinaRewardModel.from_pretrained(last_checkpoint(self.args.output_dir), dtype="auto")
         model.merge_adapter()
-        with atomic_directory(folder) as partial:
+        with atomic_path(folder) as partial:
             model.save_pretrained(partial)
-            self._write_card(partial, model.config)
+            self._write_card(partial, model.config, folder.name)
         if self.pusher is not None:
             self.pusher.push(folder, self.state.global_step)
 

@@ -15,6 +15,7 @@ from huggingface_hub import cached_assets_path
 from PIL import Image
 
 from modeling_dina.evaluation.benchmarks.preference_set import Item
+from modeling_dina.files import atomic_path
 from modeling_dina.images_dina import load_image
 
 
@@ -91,11 +92,8 @@ class ImageFiles:
         return self._unpacked / (hashlib.sha256(path.encode()).hexdigest()[:32] + PurePosixPath(path).suffix)
 
     def _keep(self, path: str, file: IO[bytes]) -> None:
-        target = self._unpacked_file(path)
-        writing = target.with_name(target.name + ".partial")
-        with writing.open("wb") as copy:
+        with atomic_path(self._unpacked_file(path)) as partial, partial.open("wb") as copy:
             shutil.copyfileobj(file, copy)
-        writing.replace(target)
 
 
 def _find_archives(folder: Path, patterns: tuple[str, ...]) -> list[list[Path]]:

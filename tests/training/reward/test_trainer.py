@@ -64,7 +64,10 @@ def test_a_run(train, output_dir, pairs_folder):
             if f"model.{name}" in averaged:
                 torch.testing.assert_close(weight, averaged[f"model.{name}"], rtol=0, atol=0)
     assert not torch.equal(averaged["model.head.head.weight"], trained["model.head.head.weight"])
-    assert "noise levels" in (output_dir / "model" / "README.md").read_text()
+    for name in ("model", "checkpoint-8"):
+        card = (output_dir / name / "README.md").read_text()
+        assert "noise levels" in card
+        assert f'from_pretrained("{name}", ' in card
 
 
 def test_accumulated_batches_are_one(train, output_dir):

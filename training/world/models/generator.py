@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.functional import mse_loss
 from torch.utils.data import Dataset
 
+from modeling_dina.files import atomic_path
 from modeling_dina.noising_dina import rectified_flow_state
 from training.world.latents import Shard, build_shards, encode, load_shards
 from training.world.models.pictures import Pictures
@@ -126,5 +127,6 @@ def build_generator(
         learning_rate=1e-3,
         dataloader_num_workers=0,
     )
-    pipeline.save_pretrained(directory / "pipeline")
+    with atomic_path(directory / "pipeline") as partial:
+        pipeline.save_pretrained(partial)
     return pipeline
