@@ -99,8 +99,8 @@ def test_halves_share_no_prompt():
 # The command
 
 
-def calibrate(*arguments):
-    return CliRunner().invoke(app, ["calibrate", *map(str, arguments)])
+def calibrate(*arguments, benchmark="model_card.world_benchmark:WORLD"):
+    return CliRunner().invoke(app, ["calibrate", "--benchmark", benchmark, *map(str, arguments)])
 
 
 def contents(folder):

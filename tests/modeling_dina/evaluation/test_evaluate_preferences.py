@@ -36,7 +36,7 @@ from training.world.annotators import true_preference
 from training.world.groups import FIRST, SECOND, Groups, pairwise_accuracy
 from training.world.seeds import Seed
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 read_hpdv3 = BENCHMARKS["hpdv3"].read
 COMMAND = [sys.executable, "-m", "model_card.evaluate_preferences"]
 HPDV3 = [
@@ -187,7 +187,7 @@ def test_limit(run, hpdv3):
     ("benchmark", "options", "scorer", "message"),
     [
         ("hpdv3", ["--data", "/nowhere"], None, "data: expected a folder or a Hub id, got /nowhere"),
-        ("world", ["--data", "some/set"], None, "data: expected a folder or a Hub id for all but the world"),
+        ("world", ["--data", "some/set"], None, "data: expected none, got some/set"),
         ("hpdv3", ["--data", "some/set"], None, "data: cannot load some/set"),
         ("pickapic", [], None, "data: expected **/*test_unique*.parquet"),
         ("hpdv3", ["--sigmas", "0.5"], "brightness", "scorer: expected no model and no noise levels"),
@@ -198,7 +198,7 @@ def test_limit(run, hpdv3):
         ("hpdv3", ["--model", "/nowhere"], None, "model: expected a folder or a Hub id, got /nowhere"),
         ("hpdv3", ["--out", "results.txt"], "brightness", "out: expected a file ending in .json"),
         ("hpdv3", ["--out", "/nowhere/results.json"], "brightness", "out: expected a file that can be written"),
-        ("hpdv4", [], None, "is not one of"),
+        ("hpdv4", [], None, "benchmark: expected one of imagereward, hpdv2"),
     ],
 )
 def test_refusals(run, write_json, benchmark, options, scorer, message, write_greys):
@@ -394,7 +394,10 @@ def test_hub(tmp_path):
         "HF_HOME": str(tmp_path / "home"),
         "HF_HUB_DISABLE_XET": "1",
     }
-    code = "from modeling_dina.evaluation.benchmarks import find_data; print(*find_data('hpdv3', 'owner/set'))"
+    code = (
+        "from modeling_dina.evaluation.benchmarks import BENCHMARKS, find_data\n"
+        "print(*find_data(BENCHMARKS['hpdv3'], 'owner/set'))"
+    )
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     server.should_exit = True
     thread.join()
