@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo space test embed card style quality
+.PHONY: setup demo space test embed code card style quality
 
 setup: .venv/.done
 
@@ -24,10 +24,14 @@ test: setup
 
 # Ship a finished build of the small world: make embed BUILD=runs/world
 embed:
+	test -f $(BUILD)/model/config.json
 	rm -rf modeling_dina/tiny
 	cp -r $(BUILD)/model modeling_dina/tiny
-	cd modeling_dina/tiny && for file in *.py; do ln -sf ../$$file $$file; done
-	$(MAKE) card
+	$(MAKE) code card
+
+# Copy the code that travels with a model's weights into the embedded model's folder.
+code: setup
+	$(BIN)/python -m modeling_dina.remote_code modeling_dina/tiny
 
 # Measure the embedded default on fresh scenes, and write its card.
 card: setup
@@ -40,6 +44,7 @@ card: setup
 style: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(MAKE) code
 
 quality: setup
 	$(BIN)/ruff format --check .

@@ -26,15 +26,14 @@ from model_card.alignment.measurement import Judges
 from model_card.alignment.page import alignment_page
 from model_card.alignment.rows import CONFIGS, ROWS, read_arguments
 from model_card.alignment.summary import summarize
-from model_card.markdown import write_page
 from model_card.study_folder import StudyFolder, device_name
 from modeling_dina.evaluation.evaluate import LIBRARIES
 from modeling_dina.evaluation.rewards import shown
-from modeling_dina.files import write_json
+from modeling_dina.files import write_json, write_text
 from modeling_dina.identity import weights_hash
 from modeling_dina.options import EMBEDDED_MODEL, exit_on_bad_input
 from training.align.run import run
-from training.checkpoints import TERMINATED
+from training.run_control import TERMINATED
 from training.world.groups import pairwise_accuracy
 from training.world.models.pixel_reward import measure, test_groups, train_pixel_reward
 from training.world.models.scores import group_scores
@@ -219,7 +218,7 @@ def study(found: StudyFolder, pipeline_dir: str, size: Size, seeds: int, tell: C
     write_json(out / "results.json", results)
     prompts = list(judges.asked.prompts[: 2 * SHOWN : 2])
     figures = draw_figures(results, pictures(results, judges, out), prompts, out)
-    write_page(alignment_page(results, figures), out / "alignment.md")
+    write_text(out / "alignment.md", alignment_page(results, figures))
     return results
 
 

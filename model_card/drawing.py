@@ -1,11 +1,11 @@
 """What the studies' figures share."""
 
-import os
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from modeling_dina.files import atomic_path
 from modeling_dina.plotting import FAINT, INK
 
 
@@ -38,7 +38,6 @@ def line(axes: Axes, points: list[tuple[float, float]], color: str, label: str, 
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Whole or not at all."""
-    writing = path.with_name(f".{path.stem}.writing{path.suffix}")
-    figure.savefig(writing, facecolor="white")
-    os.replace(writing, path)
+    """Write a figure as `atomic_path` does."""
+    with atomic_path(path) as partial:
+        figure.savefig(partial, facecolor="white")

@@ -11,12 +11,13 @@ from typing import Annotated, Any, NamedTuple
 import torch
 import typer
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from jinja2 import ChoiceLoader, DictLoader, Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from model_card.alignment.page import rows_table
 from model_card.study.table import claims_table
 from modeling_dina import DinaConfig, DinaRewardModel
 from modeling_dina.evaluation.rewards import shown
+from modeling_dina.files import write_text
 from modeling_dina.identity import weights_hash
 from modeling_dina.options import check_output, exit_on_bad_input, loading
 from training import card
@@ -222,7 +223,7 @@ def render(
         **data,
     )
     environment = Environment(
-        loader=ChoiceLoader([DictLoader({"card.md": card.TEMPLATE}), FileSystemLoader(TEMPLATES)]),
+        loader=FileSystemLoader([TEMPLATES, card.TEMPLATES]),
         undefined=StrictUndefined,
         keep_trailing_newline=True,
     )
@@ -278,7 +279,7 @@ def main(
             config = DinaConfig.from_pretrained(model)
         found = read_results(results, model, config)
         rendered = render(model, found, config, repo_id, dataset or ())
-    card.save_card(rendered, out)
+    write_text(out, rendered.content)
 
 
 if __name__ == "__main__":

@@ -97,6 +97,8 @@ class SD3Backbone(nn.Module):
         patch, limit = whole["patch_size"], whole["patch_size"] * whole["pos_embed_max_size"]
         if latents.ndim != 4 or latents.shape[1] != whole["in_channels"]:
             raise ValueError(f"{latents_name}: expected [B, {whole['in_channels']}, H, W], got {list(latents.shape)}")
+        if not len(latents):
+            raise ValueError(f"{latents_name}: expected at least one sample, got {list(latents.shape)}")
         height, width = latents.shape[-2:]
         if height % patch or width % patch or not 0 < height <= limit or not 0 < width <= limit:
             raise ValueError(
@@ -178,7 +180,8 @@ def merge_lora(backbone: nn.Module) -> None:
 def freeze_base(backbone: nn.Module) -> None:
     """Leave the LoRA layers alone trainable."""
     for name, parameter in backbone.named_parameters():
-        parameter.requires_grad_(is_adapter_key(name))
+        # A quantiser may store the adapter in integers, which have no gradient.
+        parameter.requires_grad_(is_adapter_key(name) and parameter.is_floating_point())
 
 
 def is_adapter_key(key: str) -> bool:

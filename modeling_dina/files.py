@@ -1,10 +1,87 @@
-"""Files that are whole or not there: the results of a run as JSON, and line by line while it goes on, so that an
-interrupted run goes on where it stopped."""
+"""Files and folders that are complete or absent, and results that an interrupted run does not compute again."""
 
 import json
 import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """
+    A path at which the block writes a file or a folder, which replaces `path` when the block ends.
+
+    It is a hidden name beside `path`, `.name.partial.suffix`, where nothing is yet. If the block raises an exception,
+    what it wrote is removed and `path` stays as it was. Files are flushed to disk before they are renamed, so that
+    `path` is complete or absent even after a crash of the machine. Folders above `path` are created.
+
+    Args:
+        path: of the file or folder. Whatever is there is replaced, except that no file replaces a folder.
+    """
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove(partial)  # of a process that was killed
+    try:
+        yield partial
+        commit(partial, path)
+    finally:
+        _remove(partial)
+
+
+def commit(partial: Path, path: Path) -> None:
+    """Flush a file, or the files of a folder, to disk and rename it to `path`, replacing what was there."""
+    for file in partial.rglob("*") if partial.is_dir() else [partial]:
+        if file.is_file():
+            _flush(file)
+    if partial.is_dir() and os.path.lexists(path):
+        # A folder cannot be renamed to the name of one that is not empty.
+        outgoing = path.with_name(f".{path.name}.outgoing")
+        _remove(outgoing)
+        os.rename(path, outgoing)
+        os.rename(partial, path)
+        _remove(outgoing)
+    else:
+        os.replace(partial, path)
+
+
+def _flush(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file as `atomic_path` does."""
+    with atomic_path(path) as partial:
+        partial.write_text(text, "utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file as `atomic_path` does.
+
+    Raises:
+        ValueError: `content` contains NaN or infinity, which JSON does not have.
+    """
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def load_or_compute(path: Path, make: Callable[[], Any]) -> Any:
+    """The content of the JSON file `path`. If there is no such file, it is written with what `make` returns."""
+    if not path.exists():
+        write_json(path, make())
+    return json.loads(path.read_text("utf-8"))
 
 
 class Journal:
@@ -64,10 +141,3 @@ def _differences(expected: dict[str, Any], found: Any) -> str:
 
 def _line(record: dict[str, Any]) -> bytes:
     return json.dumps(record, allow_nan=False).encode() + b"\n"
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all; NaN is no JSON."""
-    writing = path.with_name(f".{path.name}.writing")
-    writing.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    os.replace(writing, path)

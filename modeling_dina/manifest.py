@@ -6,14 +6,13 @@ While a run goes on, its results are in a journal beside the table; the table ap
 import csv
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from .files import Journal
+from .files import Journal, atomic_path
 from .identity import scoring_settings
 from .images_dina import load_image
 from .isolation import PROBE_PROMPT, error_text, isolate_failures, probe_image
@@ -191,12 +190,11 @@ def _writable(value: Any) -> str | None:
 
 
 def _write_table(table: pd.DataFrame, out: Path) -> None:
-    partial = Path(f"{out}.writing")
     suffix = out.suffix.lower()
-    if suffix == ".csv":
-        table.to_csv(partial, index=False)
-    elif suffix == ".jsonl":
-        table.to_json(partial, orient="records", lines=True, force_ascii=False)
-    else:
-        table.to_parquet(partial, index=False)
-    os.replace(partial, out)
+    with atomic_path(out) as partial:
+        if suffix == ".csv":
+            table.to_csv(partial, index=False)
+        elif suffix == ".jsonl":
+            table.to_json(partial, orient="records", lines=True, force_ascii=False)
+        else:
+            table.to_parquet(partial, index=False)

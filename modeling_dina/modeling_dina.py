@@ -6,10 +6,10 @@ import filecmp
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -19,6 +19,7 @@ from transformers.utils import ModelOutput, cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from .backbone_dina import (
+    Features,
     build_backbone,
     compute_dtype,
     freeze_base,
@@ -70,12 +71,35 @@ class DinaEnsembleOutput(ModelOutput):
     variance (`torch.FloatTensor` of shape `(K,)`):
         The likelihood's variance of one sample, in squared units of `scores`; in mode "features" the mean of the
         levels' variances.
+    weights (`torch.FloatTensor` of shape `(K,)`):
+        The weight of each sample's level in `scores`; they sum to one.
+    level_samples (`torch.FloatTensor` of shape `(number of levels, N, batch_size)`, *optional*):
+        Rewards of each noise level alone. They are the samples, except in mode "features", where they are returned
+        with `with_levels=True`.
+    level_variance (`torch.FloatTensor` of shape `(number of levels,)`):
+        The likelihood's variance of one reward at each noise level, in squared units of `scores`.
     """
 
     scores: torch.Tensor | None = None
     samples: torch.Tensor | None = None
     sigmas: torch.Tensor | None = None
     variance: torch.Tensor | None = None
+    weights: torch.Tensor | None = None
+    level_samples: torch.Tensor | None = None
+    level_variance: torch.Tensor | None = None
+
+
+class EnsembleFeatures(NamedTuple):
+    """What the backbone computes for an ensemble, and the head combines.
+
+    Attributes:
+        sigmas: [K] noise levels, or [K, B] if each sample has its own.
+        draws: for each noise draw, the features at each of the K levels. An iterator computes them one draw at a time
+            and can be read once; `list(draws)` keeps them.
+    """
+
+    sigmas: torch.Tensor
+    draws: Iterable[list[Features]]
 
 
 class DinaPreTrainedModel(PreTrainedModel):
@@ -127,6 +151,11 @@ class DinaPreTrainedModel(PreTrainedModel):
         _refuse_inexact(info, origin=source)
         model.hub_options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         if model.config.adapter_only:
+            if kwargs.get("quantization_config") is not None:
+                raise ValueError(
+                    "quantization_config: expected none for an adapter-only checkpoint, whose base would not be "
+                    "quantised; save the loaded model whole, and quantise that"
+                )
             config = model.config
             base = read_transformer_weights(
                 config.backbone_type, config.base_model, config.base_revision, model.dtype, **model.hub_options
@@ -383,6 +412,7 @@ class DinaRewardModel(DinaPreTrainedModel):
         mode: str | None = None,
         seed: int | Sequence[int] = 0,
         noise: torch.Tensor | None = None,
+        with_levels: bool = False,
     ) -> DinaEnsembleOutput:
         """The noise-ensembled reward of clean latents, differentiable in them.
 
@@ -393,44 +423,82 @@ class DinaRewardModel(DinaPreTrainedModel):
             latents: [B, C, H, W], clean, in model space (VAE output shifted and scaled).
             prompt_embeds: [B, L, D].
             pooled_prompt_embeds: [B, P].
-            sigmas: K noise levels in [0, 1], each taken to the scheduler's nearest; `default_sigmas` if None.
+            sigmas: K noise levels in [0, 1], each taken to the scheduler's nearest; `default_sigmas` if None. A tensor
+                [K, B] gives each sample levels of its own.
             num_draws: N noise draws at each level; `default_num_draws` if None.
             mode: "features" (the head reads the tokens of all levels at once), "mean" of the levels' rewards, or
                 "precision" (a mean weighted by 1 / variance); `ensemble_mode` if None.
             seed: of the noise, at least 0: one for all, or one a sample (B of them).
             noise: the noise itself, [N, B or 1, C, H, W], or [B or 1, C, H, W] for one draw, in place of a seed.
+            with_levels: return `level_samples` in mode "features" too, for one more head pass a level and draw.
 
         Raises:
             ValueError: naming an argument of a wrong shape or range, what came and what was expected.
         """
+        features = self.features(
+            latents, prompt_embeds, pooled_prompt_embeds, sigmas=sigmas, num_draws=num_draws, seed=seed, noise=noise
+        )
+        return self.combine(features, mode, with_levels=with_levels)
+
+    def features(
+        self,
+        latents: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        pooled_prompt_embeds: torch.Tensor | None = None,
+        *,
+        sigmas: Sequence[float] | torch.Tensor | None = None,
+        num_draws: int | None = None,
+        seed: int | Sequence[int] = 0,
+        noise: torch.Tensor | None = None,
+    ) -> EnsembleFeatures:
+        """The backbone's half of `reward`, with the same arguments: features at every noise level and draw. Those of a
+        draw are computed when `draws` comes to it, so that only one draw's need to be in memory."""
         self._check_inputs("latents", latents, prompt_embeds, pooled_prompt_embeds)
+        noise = self._noise_for(latents, num_draws, seed, noise)
+        levels = self._levels(sigmas, len(latents)).to(latents.device)
+        per_sample = levels if levels.ndim == 2 else levels[:, None].expand(-1, len(latents))
+
+        def at(sigma: torch.Tensor, draw: torch.Tensor) -> Features:
+            noisy_latents = self.noise_path.add_noise(latents, draw, sigma)
+            return self._features(noisy_latents, sigma, prompt_embeds, pooled_prompt_embeds)
+
+        return EnsembleFeatures(levels, ([at(sigma, draw) for sigma in per_sample] for draw in noise))
+
+    def combine(
+        self, features: EnsembleFeatures, mode: str | None = None, *, with_levels: bool = False
+    ) -> DinaEnsembleOutput:
+        """The head's half of `reward`: rewards from features at several noise levels and draws.
+
+        Args:
+            features: what `features` returned, or a part of it: fewer levels, or fewer draws.
+            mode, with_levels: as in `reward`.
+        """
         mode = self.config.ensemble_mode if mode is None else mode
         if mode not in ENSEMBLE_MODES:
             raise ValueError(f"mode: expected one of {ENSEMBLE_MODES}, got {mode!r}")
-        noise = self._noise_for(latents, num_draws, seed, noise)
-        levels = self._levels(sigmas).to(latents.device)
+        is_joint = mode == "features"
+        joint, single = [], []
+        for draw in features.draws:
+            if is_joint:
+                joint.append(self.head(draw))
+            if with_levels or not is_joint:
+                single.append(torch.stack([self.head([level]) for level in draw]))
+        level_samples = self._calibrate(torch.stack(single, dim=1)) if single else None
+        samples: Any = self._calibrate(torch.stack(joint))[None] if is_joint else level_samples
 
-        samples = []
-        for draw in noise:
-            features = [
-                self._features(
-                    self.noise_path.add_noise(latents, draw, sigma),
-                    sigma.expand(len(latents)),
-                    prompt_embeds,
-                    pooled_prompt_embeds,
-                )
-                for sigma in levels
-            ]
-            readings = [features] if mode == "features" else [[level] for level in features]
-            samples.append(torch.stack([self.head(reading) for reading in readings]))
-        stacked = self._calibrate(torch.stack(samples, dim=1))
-
-        variance = self.variance(levels)
-        if mode == "features":
-            variance = variance.mean(dim=0, keepdim=True)
+        level_variance = self.variance(features.sigmas)
+        variance = level_variance.mean(dim=0, keepdim=True) if is_joint else level_variance
         weights = precision_weights(variance) if mode == "precision" else torch.full_like(variance, 1 / len(variance))
-        scores = (weights[:, None] * stacked.mean(dim=1)).sum(dim=0)
-        return DinaEnsembleOutput(scores=scores, samples=stacked, sigmas=levels, variance=variance)
+        scores = (weights.reshape(len(weights), -1) * samples.mean(dim=1)).sum(dim=0)
+        return DinaEnsembleOutput(
+            scores=scores,
+            samples=samples,
+            sigmas=features.sigmas,
+            variance=variance,
+            weights=weights,
+            level_samples=level_samples,
+            level_variance=level_variance,
+        )
 
     def variance(self, sigma: torch.Tensor) -> torch.Tensor:
         """The likelihood's variance of one reward at noise level `sigma` (any shape), in squared units of the scores.
@@ -462,14 +530,16 @@ class DinaRewardModel(DinaPreTrainedModel):
     def _calibrate(self, raw: torch.Tensor) -> torch.Tensor:
         return (raw - self.config.score_mean) / self.config.score_std
 
-    def _levels(self, sigmas) -> torch.Tensor:
+    def _levels(self, sigmas, batch: int) -> torch.Tensor:
         sigmas = self.config.default_sigmas if sigmas is None else sigmas
         try:
             sigmas = torch.as_tensor(sigmas, dtype=torch.float32, device="cpu")
         except (TypeError, ValueError) as error:
             raise ValueError(f"sigmas: expected a list of noise levels, got {sigmas!r}") from error
-        if sigmas.ndim != 1 or not len(sigmas):
+        if not sigmas.numel() or sigmas.ndim not in (1, 2):
             raise ValueError(f"sigmas: expected a list of noise levels, got {sigmas.tolist()}")
+        if sigmas.ndim == 2 and sigmas.shape[1] != batch:
+            raise ValueError(f"sigmas: expected [K, {batch}], levels of each sample, got {list(sigmas.shape)}")
         _check_range("sigmas", sigmas)
         return self.noise_path.snap(sigmas)
 
@@ -598,4 +668,4 @@ def _unchecked(values: torch.Tensor) -> bool:
 DinaConfig.register_for_auto_class()
 DinaRewardModel.register_for_auto_class("AutoModel")
 
-__all__ = ["DinaEnsembleOutput", "DinaPreTrainedModel", "DinaRewardModel", "DinaRewardOutput"]
+__all__ = ["DinaEnsembleOutput", "DinaPreTrainedModel", "DinaRewardModel", "DinaRewardOutput", "EnsembleFeatures"]

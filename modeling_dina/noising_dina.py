@@ -37,6 +37,12 @@ class NoisePath(ABC):
         return self.sigmas[(self.sigmas - asked.unsqueeze(-1)).abs().argmin(dim=-1)]
 
 
+def rectified_flow_state(latents: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """The state (1 - sigma) x0 + sigma noise, for latents and noise [B, C, H, W] and `sigma` [B] or scalar."""
+    sigma = _per_sample(sigma, latents)
+    return (1 - sigma) * latents + sigma * noise
+
+
 class RectifiedFlow(NoisePath):
     """x_sigma = (1 - sigma) x0 + sigma noise, timestep = 1000 sigma (arXiv 2403.03206, section 3)."""
 
@@ -46,8 +52,7 @@ class RectifiedFlow(NoisePath):
         self.num_timesteps = scheduler.config.num_train_timesteps
 
     def add_noise(self, latents, noise, sigma):
-        sigma = _per_sample(sigma, latents)
-        return (1 - sigma) * latents + sigma * noise
+        return rectified_flow_state(latents, noise, sigma)
 
     def timestep(self, sigma):
         return self.num_timesteps * sigma
@@ -161,6 +166,7 @@ __all__ = [
     "VariancePreserving",
     "check_seeds",
     "path_from_scheduler",
+    "rectified_flow_state",
     "seeded_generator",
     "shared_noise",
 ]

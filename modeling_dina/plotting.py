@@ -1,15 +1,16 @@
 """The figure of a comparison: two images beside their rewards at every noise level."""
 
-import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from .files import atomic_path
 from .scoring_dina import Comparison
 
 # Blue and vermilion of Okabe and Ito: told apart with any colour vision, and in grey.
@@ -17,9 +18,7 @@ COLORS = ("#0072B2", "#D55E00")
 INK, FAINT = "#222222", "#d9d9d9"
 
 
-def plot_comparison(
-    path: Path, prompt: str, images: Sequence[Image.Image], comparison: Comparison, levels: Comparison
-) -> None:
+def plot_comparison(path: Path, prompt: str, images: Sequence[Image.Image], comparison: Comparison) -> None:
     """
     Draws two images beside their rewards against the noise level, each point a mean over draws with its standard
     deviation, and writes the figure whole or not at all.
@@ -27,8 +26,7 @@ def plot_comparison(
     Args:
         path: its ending chooses the format: PNG, PDF, SVG, JPEG or WebP.
         images: the two images, RGB.
-        comparison: the verdict, quoted under the images and in the title.
-        levels: the same pair with `mode="mean"` at the levels to draw, at least two draws each.
+        comparison: of the two images, made with `with_levels=True`.
     """
     figure = Figure(figsize=(11, 4.3), dpi=200, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))
     grid = figure.add_gridspec(1, 3, width_ratios=(1, 1, 1.75))
@@ -40,7 +38,7 @@ def plot_comparison(
         _draw_image(axes, image, color)
         axes.set_title(name, color=color, fontweight="bold", fontsize=14)
         axes.set_xlabel(_caption(comparison, column), color=INK, fontsize=10, labelpad=8)
-    draw_rewards(figure.add_subplot(grid[2]), levels)
+    draw_rewards(figure.add_subplot(grid[2]), comparison)
     _save(figure, path)
 
 
@@ -59,13 +57,17 @@ def _caption(comparison: Comparison, column: int) -> str:
     return f"reward {comparison.scores[column]:+.3f}{deviation}\npreferred with probability {probability:.2f}"
 
 
-def draw_rewards(axes, levels: Comparison) -> None:
-    """Draws both images' rewards against the noise level on matplotlib axes; `levels` as in `plot_comparison`."""
-    means, spreads = levels.samples.mean(dim=1), levels.samples.std(dim=1)
+def draw_rewards(axes, comparison: Comparison) -> None:
+    """Draws both images' rewards at each noise level on matplotlib axes; `comparison` as in `plot_comparison`."""
+    if comparison.level_samples is None:
+        raise ValueError("comparison: expected one made with with_levels=True, got none of its level_samples")
+    num_draws = comparison.level_samples.shape[1]
+    means = comparison.level_samples.mean(dim=1)
+    spreads = comparison.level_samples.std(dim=1) if num_draws > 1 else torch.zeros_like(means)
     # A little apart, so that neither error bar hides the other.
     for column, (name, color, marker, shift) in enumerate(zip("AB", COLORS, "os", (-0.006, 0.006), strict=True)):
         axes.errorbar(
-            levels.sigmas + shift,
+            comparison.sigmas + shift,
             means[:, column],
             yerr=spreads[:, column],
             color=color,
@@ -76,10 +78,11 @@ def draw_rewards(axes, levels: Comparison) -> None:
             capsize=3,
             label=name,
         )
-    axes.set_xlim(0, 1)
+    axes.set_xlim(0, min(1, 1.15 * comparison.sigmas.max().item()))
     axes.set_xlabel(r"noise level $\sigma$ (0: clean, 1: noise alone)", fontsize=11, color=INK)
     axes.set_ylabel("reward", fontsize=11, color=INK)
-    axes.set_title(f"mean ± standard deviation of {levels.samples.shape[1]} noise draws", fontsize=10, color=INK)
+    title = f"mean ± standard deviation of {num_draws} noise draws" if num_draws > 1 else "one noise draw"
+    axes.set_title(title, fontsize=10, color=INK)
     axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.grid(axis="y", color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -88,9 +91,5 @@ def draw_rewards(axes, levels: Comparison) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
+    with atomic_path(path) as partial:
         figure.savefig(partial, facecolor="white")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

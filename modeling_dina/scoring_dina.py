@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from PIL import Image
@@ -23,20 +23,23 @@ from .conditioning_dina import (
 from .images_dina import fit_size, load_image
 from .latents_dina import encode_images
 from .noising_dina import check_seeds
-from .thurstone_dina import pair_statistics, precision_weights, spread_over_draws
+from .thurstone_dina import pair_statistics, spread_over_draws
 
 ImageLike = str | os.PathLike | Image.Image
 
 # Encoded prompts a scorer remembers. At the width of Stable Diffusion 3.5 one takes 1.7 MB in bfloat16.
 REMEMBERED_PROMPTS = 64
+# Fields of `DinaEnsembleOutput` whose last dimension counts samples.
+PER_SAMPLE = ("scores", "samples", "level_samples")
 
 
 class _Result:
     """What the results share: plain values for JSON."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as numbers and nested lists. NaN (a spread over a single draw) becomes None."""
-        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}  # type: ignore[arg-type]
+        """The fields that are given, as numbers and nested lists. NaN (a spread over a single draw) becomes None."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        return {name: _plain(value) for name, value in values.items() if value is not None}
 
 
 def _plain(value):
@@ -57,12 +60,14 @@ class Scores(_Result):
         spread: [B], standard deviation over the noise draws; NaN for a single draw.
         samples: [K, N, B], the rewards at K levels with N draws each; K is 1 where the levels are joined as features.
         sigmas: the noise levels.
+        level_samples: [number of levels, N, B], the rewards at each level alone; None unless `with_levels`.
     """
 
     scores: torch.Tensor
     spread: torch.Tensor
     samples: torch.Tensor
     sigmas: torch.Tensor
+    level_samples: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +84,7 @@ class Comparison(_Result):
         difference_error: standard error over the draws of the difference of scores; NaN for a single draw.
         samples: [K, N, 2].
         sigmas: the noise levels.
+        level_samples: [number of levels, N, 2], the rewards at each level alone; None unless `with_levels`.
     """
 
     scores: torch.Tensor
@@ -90,6 +96,7 @@ class Comparison(_Result):
     difference_error: float
     samples: torch.Tensor
     sigmas: torch.Tensor
+    level_samples: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,14 +109,14 @@ class Ranking(_Result):
         scores: [M], in the order the images were given.
         samples: [K, N, M].
         variance: [K], the likelihood's variance of one sample.
-        weights: [K], the levels' weights, summing to one; None weighs them equally.
+        weights: [K], the levels' weights, summing to one.
     """
 
     order: list[int]
     scores: torch.Tensor
     samples: torch.Tensor
     variance: torch.Tensor
-    weights: torch.Tensor | None
+    weights: torch.Tensor
 
     @cached_property
     def win_probability(self) -> torch.Tensor:
@@ -125,14 +132,6 @@ class Ranking(_Result):
     def to_dict(self) -> dict[str, Any]:
         """`order`, `scores` and the whole `win_probability`, as numbers and nested lists."""
         return {name: _plain(getattr(self, name)) for name in ("order", "scores", "win_probability")}
-
-
-class _Ensemble(NamedTuple):
-    scores: torch.Tensor  # [B]
-    samples: torch.Tensor  # [K, N, B]
-    sigmas: torch.Tensor
-    variance: torch.Tensor  # [K]
-    weights: torch.Tensor | None  # [K], None for equal weights
 
 
 class DinaScorer:
@@ -234,6 +233,7 @@ class DinaScorer:
         num_draws: int | None = None,
         mode: str | None = None,
         seed: int | Sequence[int] = 0,
+        with_levels: bool = False,
     ) -> Scores:
         """
         The rewards of images, or of latents, for one prompt each.
@@ -242,14 +242,21 @@ class DinaScorer:
             prompts: B prompts.
             images: B paths or PIL images of any sizes.
             latents: instead of images, clean latents in model space [B, C, H, W].
-            sigmas, num_draws, mode, seed: as in `DinaRewardModel.reward`; None takes the model's defaults.
+            sigmas, num_draws, mode, seed, with_levels: as in `DinaRewardModel.reward`; None takes the model's
+                defaults.
 
         Raises:
             ValueError, TypeError: naming the argument, what was expected and what came.
         """
-        ensemble = self._ensemble(prompts, images, latents, sigmas, num_draws, mode, seed)
-        spread = spread_over_draws(ensemble.samples)
-        return Scores(scores=ensemble.scores, spread=spread, samples=ensemble.samples, sigmas=ensemble.sigmas)
+        options = {"sigmas": sigmas, "num_draws": num_draws, "mode": mode, "with_levels": with_levels}
+        ensemble = self._ensemble(prompts, images, latents, seed, options)
+        return Scores(
+            scores=ensemble.scores,
+            spread=spread_over_draws(ensemble.samples),
+            samples=ensemble.samples,
+            sigmas=ensemble.sigmas,
+            level_samples=ensemble.level_samples if with_levels else None,
+        )
 
     def compare(
         self,
@@ -260,6 +267,7 @@ class DinaScorer:
         num_draws: int | None = None,
         mode: str | None = None,
         seed: int | Sequence[int] = 0,
+        with_levels: bool = False,
     ) -> Comparison:
         """
         Which of two images is preferred for a prompt, how probably, and how sure that is. Both are scored under the
@@ -268,13 +276,14 @@ class DinaScorer:
         Args:
             prompt: the prompt of both images.
             images: two paths or PIL images.
-            sigmas, num_draws, mode, seed: as in `score`.
+            sigmas, num_draws, mode, seed, with_levels: as in `score`.
         """
         images = _as_list("images", images)
         if len(images) != 2:
             raise ValueError(f"images: expected two images to compare, got {len(images)}")
         check_prompt(prompt)
-        ensemble = self._ensemble([prompt] * 2, images, None, sigmas, num_draws, mode, seed)
+        options = {"sigmas": sigmas, "num_draws": num_draws, "mode": mode, "with_levels": with_levels}
+        ensemble = self._ensemble([prompt] * 2, images, None, seed, options)
         samples_a, samples_b = ensemble.samples.unbind(-1)
         pair = pair_statistics(samples_a, samples_b, ensemble.variance, ensemble.weights)
         return Comparison(
@@ -283,6 +292,7 @@ class DinaScorer:
             **{name: value.item() for name, value in pair._asdict().items()},
             samples=ensemble.samples,
             sigmas=ensemble.sigmas,
+            level_samples=ensemble.level_samples if with_levels else None,
         )
 
     def rank(
@@ -305,7 +315,8 @@ class DinaScorer:
         """
         images = _as_list("images", images)
         check_prompt(prompt)
-        ensemble = self._ensemble([prompt] * len(images), images, None, sigmas, num_draws, mode, seed)
+        options = {"sigmas": sigmas, "num_draws": num_draws, "mode": mode}
+        ensemble = self._ensemble([prompt] * len(images), images, None, seed, options)
         return Ranking(
             order=ensemble.scores.argsort(descending=True).tolist(),
             scores=ensemble.scores,
@@ -315,8 +326,9 @@ class DinaScorer:
         )
 
     @torch.no_grad()
-    def _ensemble(self, prompts, images, latents, sigmas, num_draws, mode, seed) -> _Ensemble:
-        """Checks what came, and rewards it batch by batch. Scores and samples are in the order of the prompts."""
+    def _ensemble(self, prompts, images, latents, seed, options: dict[str, Any]):
+        """Checks what came, and rewards it batch by batch: a `DinaEnsembleOutput` in the order of the prompts, float32
+        on the CPU. `options` are further arguments of `reward`."""
         if self.model.training:
             raise ValueError("model: expected it in evaluation mode (model.eval()), got training mode")
         prompts = _as_list("prompts", prompts)
@@ -338,20 +350,20 @@ class DinaScorer:
         parts, order = [], []
         for indices, batch in self._batches(count, images, latents):
             embeds, pooled = self._encode_prompts([prompts[index] for index in indices])
-            options = {"sigmas": sigmas, "num_draws": num_draws, "mode": mode}
             batch_seed = seeds if len(seeds) == 1 else [seeds[index] for index in indices]
             parts.append(self.model.reward(batch, embeds, pooled, seed=batch_seed, **options))
             order += indices
         restore = torch.tensor(order, device="cpu").argsort()
-        scores = torch.cat([part.scores.float().cpu() for part in parts])[restore]
-        samples = torch.cat([part.samples.float().cpu() for part in parts], dim=-1)[..., restore]
-        if not scores.isfinite().all():
-            broken = (~scores.isfinite()).nonzero().flatten().tolist()
+        joined = {
+            name: torch.cat([part[name].float().cpu() for part in parts], dim=-1)[..., restore]
+            for name in parts[0]
+            if name in PER_SAMPLE
+        }
+        if not joined["scores"].isfinite().all():
+            broken = (~joined["scores"].isfinite()).nonzero().flatten().tolist()
             raise ValueError(f"scores: expected finite numbers, got NaN or infinity for the images {broken}")
-        variance = parts[0].variance.float().cpu()
-        is_weighted = (mode or self.model.config.ensemble_mode) == "precision"
-        weights = precision_weights(variance) if is_weighted else None
-        return _Ensemble(scores, samples, parts[0].sigmas.float().cpu(), variance, weights)
+        shared = {name: value.float().cpu() for name, value in parts[0].items() if name not in PER_SAMPLE}
+        return type(parts[0])(**joined, **shared)
 
     def _batches(self, count: int, images, latents) -> Iterator[tuple[list[int], torch.Tensor]]:
         """Indices and latents of at most `batch_size` samples of one size. No more images are in memory at a time."""

@@ -126,7 +126,7 @@ def add_endpoints(judge: Judge) -> None:
         images = [opened_image(image_a, "image_a"), opened_image(image_b, "image_b")]
         comparison = judge_compare(prompt, images, sigmas, num_draws, mode, seed)
         answer = comparison.to_dict()
-        del answer["samples"]
+        del answer["samples"], answer["level_samples"]
         preferred = "a" if comparison.win_probability >= 0.5 else "b"
         return {"preferred": preferred, "near_tie": views.is_near_tie(comparison.win_probability), **answer}
 

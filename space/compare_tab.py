@@ -30,14 +30,13 @@ def compare_tab(judge: Judge, examples: list[dict]) -> None:
                 visible=False, label="A | B", interactive=False, elem_id="compare-slider", buttons=["fullscreen"]
             )
 
-    compare, levels = on_accelerator(judge.compare), on_accelerator(judge.levels)
+    compare = on_accelerator(judge.compare)
 
     def answer(prompt, upload_a, upload_b, sigmas, draws, mode, seed):
         images = [opened_image(upload_a, "image A"), opened_image(upload_b, "image B")]
         comparison = compare(prompt, images, sigmas, draws, mode, seed)
-        yield views.verdict(comparison), gr.skip(), gr.ImageSlider(views.overlaid(images), visible=True)
-        curves = figures.reward_figure(levels(prompt, images, seed))
-        yield gr.skip(), views.titled("Score against noise level", figure=curves), gr.skip()
+        figure = views.titled("Score at each noise level", figure=figures.reward_figure(comparison))
+        return views.verdict(comparison), figure, gr.ImageSlider(views.overlaid(images), visible=True)
 
     inputs, outputs = [prompt, image_a, image_b, *settings], [verdict, figure, slider]
     run_on(answer, [button.click, prompt.submit], inputs, outputs, filled)

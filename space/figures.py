@@ -31,15 +31,16 @@ SIZE = (5.0, 3.2)
 LABEL_GAP = 0.055
 
 
-def reward_figure(levels: Comparison) -> str:
-    """Rewards of both images against the noise level, with error bars; `levels` comes from `Judge.levels`."""
+def reward_figure(comparison: Comparison) -> str:
+    """Rewards of both images at each noise level, with error bars; `comparison` comes from `Judge.compare`."""
     figure = Figure(figsize=SIZE, layout="constrained")
-    draw_rewards(figure.add_subplot(), levels)
-    means = levels.samples.mean(dim=1)
+    draw_rewards(figure.add_subplot(), comparison)
+    means = comparison.level_samples.mean(dim=1)
     gaps = "; ".join(
-        f"at {sigma:.1f} A {a:+.2f}, B {b:+.2f}" for sigma, (a, b) in zip(levels.sigmas, means.tolist(), strict=True)
+        f"at {sigma:.1f} A {a:+.2f}, B {b:+.2f}"
+        for sigma, (a, b) in zip(comparison.sigmas, means.tolist(), strict=True)
     )
-    return to_svg(figure, f"Rewards of both images against the noise level: {gaps}")
+    return to_svg(figure, f"Rewards of both images at each noise level: {gaps}")
 
 
 def settling_figure(comparisons: Sequence[Comparison], most_draws: int) -> str:

@@ -27,7 +27,6 @@ from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 
 from modeling_dina import DinaScorer
-from modeling_dina.cli.app import PLOT_DRAWS, PLOT_SIGMAS
 from modeling_dina.conditioning_dina import encode_prompts, encoding_lock, load_pipeline
 from modeling_dina.configuration_dina import ENSEMBLE_MODES
 from modeling_dina.latents_dina import decode_latents
@@ -119,20 +118,14 @@ class Judge:
     def compare(
         self, prompt: str, images: Sequence[Image.Image], sigmas=None, num_draws=None, mode=None, seed=0
     ) -> Comparison:
-        """Compares two images for a prompt."""
+        """Compares two images for a prompt, with the rewards at each noise level."""
         options = checked_ensemble(sigmas, num_draws, mode, seed)
-        return self.scorer.compare(prompt=self.checked_prompt(prompt), images=images, **options)
+        return self.scorer.compare(prompt=self.checked_prompt(prompt), images=images, with_levels=True, **options)
 
     def rank(self, prompt: str, images: Sequence, sigmas=None, num_draws=None, mode=None, seed=0) -> Ranking:
         """Ranks images, paths or PIL images, for a prompt."""
         options = checked_ensemble(sigmas, num_draws, mode, seed)
         return self.scorer.rank(prompt=self.checked_prompt(prompt), images=images, **options)
-
-    def levels(self, prompt: str, images: Sequence[Image.Image], seed=0) -> Comparison:
-        """Compares two images at every noise level, for `modeling_dina.plotting.draw_rewards`."""
-        return self.scorer.compare(
-            prompt=prompt, images=images, sigmas=PLOT_SIGMAS, num_draws=PLOT_DRAWS, mode="mean", seed=seed
-        )
 
     def settle(
         self, prompt: str, images: Sequence[Image.Image], most_draws: int, sigmas=None, mode=None, seed=0

@@ -35,6 +35,17 @@ TINY_TRANSFORMER = {
 }
 
 
+WINGS = ("modeling_dina", "training", "model_card", "space")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Marks every test by the folder that it is in: `-m model_card` runs one wing."""
+    for item in items:
+        wing = item.path.relative_to(config.rootpath / "tests").parts[0]
+        if wing in WINGS:
+            item.add_marker(wing)
+
+
 @pytest.fixture
 def tiny_config():
     """Fields of a `DinaConfig` over a 4-block transformer of width 32; each test may change its own copy."""

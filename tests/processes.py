@@ -1,14 +1,87 @@
-"""Processes that come to a sudden end."""
+"""Processes that come to a sudden end, and processes that begin without importing the libraries again."""
 
+import multiprocessing
+import os
+import runpy
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
+# Of the libraries alone: what is tested is imported by each process itself. Imports take eight seconds, a fork none.
+START_METHOD = "forkserver"
+_FORKS = multiprocessing.get_context(START_METHOD)
+_FORKS.set_forkserver_preload(
+    [
+        *("torch", "torch.distributed", "transformers", "transformers.trainer", "datasets", "accelerate", "peft"),
+        *("diffusers.training_utils", "diffusers.models.transformers.transformer_sd3"),
+        "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3",
+    ]
+)
 
-def kill_after_lines(command: list[str], journal: Path, lines: int) -> bytes:
-    """Runs a command until its journal has more than `lines` lines, kills it, and returns what the journal holds."""
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+def _run(module: str, arguments: list[str], environment: dict[str, str], path: list[str], output) -> None:
+    for stream in (1, 2):
+        os.dup2(output.fileno(), stream)
+    os.environ.update(environment)
+    import torch
+
+    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", 1)))
+    sys.path[:], sys.argv = path, [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+class Worker:
+    """
+    `python -m module arguments` in a process forked from one that has the libraries, with what tests use of
+    `subprocess.Popen`. `stdout` has what it prints, errors included.
+
+    Variables that libraries read when they are imported cannot be in `environment`.
+    """
+
+    def __init__(self, module: str, *arguments, environment: dict[str, str]) -> None:
+        reader, writer = _FORKS.Pipe(duplex=False)
+        command = module, [*map(str, arguments)], environment, sys.path, writer
+        self._process = _FORKS.Process(target=_run, args=command, daemon=True)
+        self._process.start()
+        writer.close()
+        self.stdout = os.fdopen(os.dup(reader.fileno()), "r")
+        reader.close()
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs."""
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        """As `returncode`."""
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        """To a process that may have ended."""
+        if self.poll() is None:
+            os.kill(self._process.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def wait(self, timeout: float = 600) -> int:
+        """What it ended with."""
+        self._process.join(timeout)
+        assert self.returncode is not None, "it has not ended"
+        return self.returncode
+
+    def communicate(self, timeout: float = 600) -> tuple[str, None]:
+        """What else it printed, once it has ended."""
+        printed = self.stdout.read()
+        self.wait(timeout)
+        return printed, None
+
+
+def kill_after_lines(process: Worker | subprocess.Popen, journal: Path, lines: int) -> bytes:
+    """Waits until a process's journal has more than `lines` lines, kills it, and returns what the journal holds."""
     deadline = time.monotonic() + 600  # a machine may be busy
     while not (journal.exists() and journal.read_bytes().count(b"\n") > lines):
         assert process.poll() is None

@@ -13,6 +13,7 @@ from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 
 from modeling_dina import DinaScorer
+from modeling_dina.remote_code import remote_code_files
 from training.world.groups import GROUP_SIZE, Groups, pairwise_accuracy
 from training.world.models.text import MAX_LENGTH
 from training.world.utility import read
@@ -70,6 +71,14 @@ def test_compares_the_examples_on_the_command_line(tmp_path):
     assert min(Image.open(plot).size) > 300
 
 
+def test_the_code_beside_the_weights_is_a_copy_of_the_package_s():
+    """`make code` brings it up to date."""
+    assert not [path for path in (ROOT / "modeling_dina").rglob("*") if path.is_symlink()]
+    assert sorted(EMBEDDED.glob("*.py")) == [EMBEDDED / path.name for path in remote_code_files()]
+    for path in remote_code_files():
+        assert (EMBEDDED / path.name).read_bytes() == path.read_bytes(), f"{path.name} has changed: run `make code`"
+
+
 def test_loads_and_scores_alike_where_the_package_cannot_be_imported(scorer, tmp_path):
     """The code beside the weights is this package's own, and enough."""
     code = """
@@ -109,6 +118,7 @@ def test_generates_pictures_that_show_shapes():
 
 
 def test_stays_small():
-    files = [path for path in EMBEDDED.rglob("*") if path.is_file()]
+    """Weights, tokenizers and card; the code is the package's own."""
+    files = [path for path in EMBEDDED.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
     assert sum(path.stat().st_size for path in files) <= 25e6
     assert not {path.suffix for path in files} & {".bin", ".pt", ".pth", ".ckpt", ".pkl"}

@@ -9,64 +9,9 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from modeling_dina import DinaConfig
+from modeling_dina.files import write_text
 
-# Its blocks are what a card made of measurements says otherwise (model_card.write).
-TEMPLATE = """\
----
-{{ card_data }}
----
-
-# {{ title }}
-
-{% block summary -%}
-A [DiNa latent reward model](https://arxiv.org/abs/2602.11146): it scores an image for a prompt by what the first
-{{ config.num_layers }} blocks of a diffusion transformer see in its noisy latents, and says how probably one image is
-preferred to another.
-{%- if config.adapter_only %} Here are its LoRA adapter and its head; the rest is read from {{ base }}.{% endif %}
-{%- endblock %}
-
-## Use
-
-```python
-from PIL import Image
-from transformers import AutoModel
-
-model = AutoModel.from_pretrained("{{ source }}", trust_remote_code=True)
-images = [Image.open("a.png"), Image.open("b.png")]
-result = model.scorer().compare(prompt="{{ example }}", images=images)
-print(f"a is preferred with probability {result.win_probability:.2f}")
-```
-
-`model.reward(latents, prompt_embeds, pooled_prompt_embeds)` takes clean latents and is differentiable in them;
-`model(noisy_latents, sigma, prompt_embeds, pooled_prompt_embeds)` takes a sampler's own. Scores of different prompts
-do not compare.
-{% block evidence %}
-{%- for heading, rows in tables.items() %}
-## {{ heading }}
-
-| | |
-|---|---|
-{%- for name, value in rows.items() %}
-| {{ name }} | {{ value }} |
-{%- endfor %}
-{% endfor %}
-{%- endblock %}
-## Licence
-
-{{ licence }}
-
-## Citation
-
-```bibtex
-@article{liu2026beyond,
-  title   = {Beyond VLM-Based Rewards: Diffusion-Native Latent Reward Modeling},
-  author  = {Liu, Gongye and Yang, Bo and Zhi, Yida and Zhong, Zhizhou and Ke, Lei and Deng, Didan and Gao, Han and
-             Huang, Yongxiang and Zhang, Kaihao and Fu, Hongbo and Luo, Wenhan},
-  journal = {arXiv preprint arXiv:2602.11146},
-  year    = {2026}
-}
-```
-"""
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_card(
@@ -75,6 +20,8 @@ def write_card(
     settings: dict[str, Any],
     metrics: dict[str, Any],
     repo_id: str | None = None,
+    *,
+    name: str | None = None,
 ) -> None:
     """Write `README.md` into the model folder, unless it has one.
 
@@ -84,6 +31,7 @@ def write_card(
         settings: how it was trained, name by name.
         metrics: its last evaluation, name by name; none are shown if there are none.
         repo_id: where the model will be pushed to, for the example and the title.
+        name: that the folder will have, for the example without a `repo_id`; the one that it has by default.
     """
     path = Path(folder, "README.md")
     if path.exists():
@@ -92,16 +40,16 @@ def write_card(
     tables = {"Training": settings, "Evaluation": metrics}
     card = ModelCard.from_template(
         ModelCardData(**data),
-        template_str=TEMPLATE,
+        template_path=str(TEMPLATES / "model.md"),
         title=repo_id.partition("/")[2] if repo_id else "DiNa-LRM",
         config=config,
         base=base or "its base model",
-        source=repo_id or Path(folder).name,
+        source=repo_id or name or Path(folder).name,
         example="what both should show",
         tables={heading: _cells(rows) for heading, rows in tables.items() if rows},
         licence=licence,
     )
-    save_card(card, path)
+    write_text(path, card.content)
 
 
 def describe(config: DinaConfig) -> tuple[str | None, dict[str, Any], str]:
@@ -117,13 +65,6 @@ def describe(config: DinaConfig) -> tuple[str | None, dict[str, Any], str]:
         data |= {"base_model": base, "base_model_relation": "adapter" if config.adapter_only else "finetune"}
     tags = ["reward-model", "preference-learning", "diffusion"]
     return base, {"library_name": "transformers", "tags": tags, **data}, licence
-
-
-def save_card(card: ModelCard, path: Path) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(card.content, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _is_hub_id(source: str | None) -> bool:

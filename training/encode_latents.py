@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from modeling_dina.conditioning_dina import Location
 from modeling_dina.data.images import open_image
+from modeling_dina.files import atomic_path, load_or_compute, write_text
 from modeling_dina.identity import parts_identity
 from modeling_dina.isolation import error_text, isolate_failures
 from modeling_dina.latents_dina import encode_images
@@ -196,11 +197,7 @@ def check_settings(out: Path, settings: dict[str, Any]) -> None:
     Raises:
         ValueError: the folder was begun with other settings.
     """
-    path = out / "encoding.json"
-    if not path.exists():
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda partial: partial.write_text(json.dumps(settings, indent=2) + "\n"))
-    begun = json.loads(path.read_text())
+    begun = load_or_compute(out / "encoding.json", lambda: settings)
     for name, value in settings.items():
         if begun.get(name) != value:
             raise ValueError(f"{name}: expected {begun.get(name)}, with which {out} was begun, got {value}")
@@ -247,7 +244,7 @@ def encode_shards(
                 error_file = out / "errors" / f"{shard:05d}.jsonl"
                 if errors:
                     lines = [json.dumps({"index": row, "error": errors[row]}) + "\n" for row in sorted(errors)]
-                    write_atomically(error_file, lambda partial, lines=lines: partial.write_text("".join(lines)))
+                    write_text(error_file, "".join(lines))
                 else:
                     error_file.unlink(missing_ok=True)  # of an interrupted run, after which the images were mended
                 # Last: a shard that exists is complete, and so is its report.
@@ -332,17 +329,8 @@ def write_shard(path: Path, latents: dict[int, torch.Tensor], labels: Dataset) -
         },
         features=LATENT_FEATURES,
     )
-    write_atomically(path, lambda partial: shard.to_parquet(partial))
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file under another name and, once it is on the disk, give it its own."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    write(partial)
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with atomic_path(path) as partial:
+        shard.to_parquet(partial)
 
 
 app = typer.Typer(pretty_exceptions_enable=False)

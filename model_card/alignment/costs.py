@@ -1,6 +1,7 @@
 """What an update costs: in the small world measured, at the size of Stable Diffusion 3.5 Medium counted."""
 
 import tempfile
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 
@@ -8,10 +9,11 @@ import torch
 from accelerate import Accelerator
 
 from model_card.alignment.rows import CONFIGS, ROWS, read_arguments
-from model_card.cost_counters import count_flops, measure_peak_bytes, measure_seconds
-from model_card.measure_cost import DINA, HPSV3, Preset, count_all
+from model_card.cost_counters import measure_peak_bytes, measure_seconds
+from model_card.measure_cost import DINA, HPSV3, Preset, build_inputs, build_model, contenders, count, policy
 from training.align.dry_run import Cost
 from training.align.run import build, load_run
+from training.costs import count_flops
 
 RESOLUTION = 1024
 FULL_SIZE = {
@@ -44,13 +46,23 @@ def measure_updates(pipeline_dir: str, pixel_dir: Path, prompts: float, rounds: 
         }
 
 
-def count_full_size() -> dict[str, dict[str, dict[str, float]]]:
+def count_full_size(names: Collection[str] = tuple(FULL_SIZE)) -> dict[str, dict[str, dict[str, float]]]:
     """FLOPs and bytes, by their parts, of an update on one prompt of Stable Diffusion 3.5 Medium at 1024 pixels, with
-    one level of DiNa-LRM and with HPSv3; on the meta device, with fused attention and without recomputation."""
-    counted = count_all(Preset.sd35_medium, RESOLUTION, 1, torch.bfloat16, others=True)
+    one level of DiNa-LRM and with HPSv3; on the meta device, with fused attention and without recomputation.
+
+    Args:
+        names: of `FULL_SIZE`.
+    """
+    dtype = torch.bfloat16
+    model = build_model(Preset.sd35_medium, "meta", dtype)
+    inputs = build_inputs(model, RESOLUTION, 1)
+    rewards = contenders(Preset.sd35_medium, model, inputs, dtype, compiled=False)
+    counted = {reward: count(rewards[reward], inputs[0]) for reward in {FULL_SIZE[name][1] for name in names}}
+    generator = count(policy(model, inputs, dtype), inputs[0])
     found = {}
-    for name, (config, reward) in FULL_SIZE.items():
-        cost, judged, generator = full_size_run(config), counted["rewards"][reward], counted["generator"]
+    for name in names:
+        config, reward = FULL_SIZE[name]
+        cost, judged = full_size_run(config), counted[reward]
         found[name] = {
             "flops": {
                 "sampling": cost.flops["sampling"],

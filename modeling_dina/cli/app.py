@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,11 +12,11 @@ from typer.core import TyperGroup
 
 from modeling_dina.cli.evaluation import calibrate, evaluate
 from modeling_dina.cli.serving import serve
+from modeling_dina.files import atomic_path
 from modeling_dina.options import (
     EnsembleOptions,
     HubOptions,
     JsonOption,
-    Mode,
     ModelOptions,
     SourceOptions,
     check_output,
@@ -33,8 +32,6 @@ from modeling_dina.options import (
 
 # The extra that brings what a command imports.
 EXTRAS = {"serve": "serving", "evaluate": "evaluation", "calibrate": "evaluation"}
-PLOT_SIGMAS = [level / 10 for level in range(1, 10)]
-PLOT_DRAWS = 8
 PLOT_SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
 
 ImagesArgument = Annotated[list[Path], typer.Argument(help="Image files.", metavar="IMAGE")]
@@ -96,7 +93,8 @@ def compare(
     ensemble: EnsembleOptions,
     as_json: JsonOption = False,
     plot: Annotated[
-        Path | None, typer.Option(help="Write a figure: both images, and their rewards at every noise level.")
+        Path | None,
+        typer.Option(help="Write a figure: both images, and their rewards at each noise level of the ensemble."),
     ] = None,
 ) -> None:
     """Say which of two images is preferred, how probably, and how sure that is."""
@@ -105,15 +103,13 @@ def compare(
     if plot is not None:
         check_output("plot", plot, PLOT_SUFFIXES)
     images = [load_image(image_a, "IMAGE_A"), load_image(image_b, "IMAGE_B")]
-    scorer = model.open_scorer()
-    result = scorer.compare(prompt=prompt, images=images, **ensemble.arguments())
+    result = model.open_scorer().compare(
+        prompt=prompt, images=images, with_levels=plot is not None, **ensemble.arguments()
+    )
     if plot is not None:
-        at_levels = EnsembleOptions(PLOT_SIGMAS, max(ensemble.draws or 0, PLOT_DRAWS), Mode.mean, ensemble.seed)
-        levels = scorer.compare(prompt=prompt, images=images, **at_levels.arguments())
-
         from modeling_dina.plotting import plot_comparison
 
-        plot_comparison(plot, prompt, images, result, levels)
+        plot_comparison(plot, prompt, images, result)
     if as_json:
         return _print_json(result.to_dict())
     _print_comparison(prompt, [image_a, image_b], result)
@@ -199,13 +195,8 @@ def convert(
         model = DinaRewardModel.from_official(
             official_dir, source, revision=revision, keep_adapter=keep_adapter, **hub.hub_arguments()
         )
-    partial = out_dir.with_name(f".{out_dir.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with atomic_path(out_dir) as partial:
         model.save_pretrained(partial, adapter_only=keep_adapter)
-        os.replace(partial, out_dir)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     console.print(f"wrote {escape(str(out_dir))}", highlight=False)
 
 

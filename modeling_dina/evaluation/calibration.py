@@ -6,7 +6,6 @@ deviations, which changes probabilities and nothing else (`DinaRewardModel.varia
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from modeling_dina.evaluation.benchmarks.preference_set import Pairs, Preference
 from modeling_dina.evaluation.evaluate import content_of, likelihood, run_settings, score_items, scored
 from modeling_dina.evaluation.rewards import DinaReader, Rewards
 from modeling_dina.evaluation.statistics import negative_log_likelihood
-from modeling_dina.files import Journal
+from modeling_dina.files import Journal, atomic_path, write_text
 
 # Natural logarithm of the smallest and of the largest factor on the temperature that is looked at.
 LARGEST_LOG_FACTOR = math.log(1000)
@@ -176,20 +175,13 @@ def write_calibration(folder: Path, calibration: Calibration, out: Path | None) 
     """
     if out is None:
         return _write_config(folder, calibration)
-    writing = out.with_name(f".{out.name}.writing")
-    shutil.rmtree(writing, ignore_errors=True)
-    try:
-        shutil.copytree(folder, writing)
-        _write_config(writing, calibration)
-        os.replace(writing, out)
-    finally:
-        shutil.rmtree(writing, ignore_errors=True)
+    with atomic_path(out) as partial:
+        shutil.copytree(folder, partial)
+        _write_config(partial, calibration)
 
 
 def _write_config(folder: Path, calibration: Calibration) -> None:
     path = folder / "config.json"
-    writing = folder / ".config.json.writing"
     config = json.loads(path.read_text("utf-8")) | vars(calibration)
     # As transformers writes it.
-    writing.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
-    os.replace(writing, path)
+    write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")

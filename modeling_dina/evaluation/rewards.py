@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from modeling_dina import DinaEnsembleOutput, DinaRewardModel, DinaScorer
+from modeling_dina import DinaScorer
 from modeling_dina.evaluation.benchmarks.preference_set import Pairs
 from modeling_dina.evaluation.statistics import logistic_log_probabilities
 from modeling_dina.identity import scoring_settings
-from modeling_dina.noising_dina import shared_noise
 from modeling_dina.thurstone_dina import log_probabilities, precision_weights
 
 
@@ -100,22 +99,17 @@ class DinaReader:
         self.seed = seed
         levels = model.noise_path.snap(torch.tensor(self.sigmas))
         self.variance = model.variance(levels).double().numpy()
-        if self.mode == "features":
-            scorer = DinaScorer(
-                _LevelsAndEnsemble(model),
-                scorer.pipeline,
-                batch_size=scorer.batch_size,
-                max_pixels=scorer.max_pixels,
-            )
         self.scorer = scorer
 
-    def read(self, prompts, images):
-        # The levels are the samples of the mode "mean"; "precision" only weighs them otherwise.
+    def read(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> np.ndarray:
+        # Modes that average levels need no more than the levels' samples.
         mode = "features" if self.mode == "features" else "mean"
         options = {"sigmas": self.sigmas, "num_draws": self.num_draws, "mode": mode, "seed": self.seed}
-        return self.scorer.score(prompts=prompts, images=images, **options).samples.double().numpy()
+        scores = self.scorer.score(prompts=prompts, images=images, with_levels=True, **options)
+        parts = scores.level_samples, scores.samples if mode == "features" else None
+        return torch.cat([part for part in parts if part is not None]).double().numpy()
 
-    def ensemble(self, samples):
+    def ensemble(self, samples: np.ndarray) -> Rewards:
         if self.mode == "features":
             return Rewards(samples[-1:], np.ones(1), self.variance.mean(keepdims=True))
         weights = np.full(len(self.sigmas), 1 / len(self.sigmas))
@@ -123,7 +117,7 @@ class DinaReader:
             weights = precision_weights(torch.from_numpy(self.variance)).numpy()
         return Rewards(samples, weights, self.variance)
 
-    def levels(self, samples):
+    def levels(self, samples: np.ndarray) -> dict[float, Rewards]:
         return {
             sigma: Rewards(samples[[level]], np.ones(1), self.variance[[level]])
             for level, sigma in enumerate(self.sigmas)
@@ -155,7 +149,7 @@ class CallableReader:
         unknown = ("revision", "conditioning", "sigmas", "draws", "mode", "text_length")
         self.settings = {"model": source, **dict.fromkeys(unknown)}
 
-    def read(self, prompts, images):
+    def read(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> np.ndarray:
         values = [float(value) for value in self.function(list(prompts), list(images))]
         if len(values) != len(images):
             raise WrongCountError(f"scorer: expected {len(images)} numbers for as many images, got {len(values)}")
@@ -163,51 +157,11 @@ class CallableReader:
             raise ValueError(f"scorer: expected finite numbers, got {values}")
         return np.array(values)[None, None]
 
-    def ensemble(self, samples):
+    def ensemble(self, samples: np.ndarray) -> Rewards:
         return Rewards(samples, np.ones(1), None)
 
-    def levels(self, samples):
+    def levels(self, samples: np.ndarray) -> dict[float, Rewards]:
         return {}
-
-
-class _LevelsAndEnsemble:
-    """
-    A reward model for `DinaScorer` whose ensemble of features reports the rewards of its levels too: the head reads
-    the features of each level alone and of all together, and the backbone runs once.
-    """
-
-    training = False
-
-    def __init__(self, model: DinaRewardModel):
-        self.model = model
-        self.config = model.config
-
-    @property
-    def execution_device(self) -> torch.device:
-        return self.model.execution_device
-
-    def reward(
-        self, latents, prompt_embeds, pooled_prompt_embeds=None, *, sigmas, num_draws, mode, seed
-    ) -> DinaEnsembleOutput:
-        """As `DinaRewardModel.reward` in mode "features", with samples [K + 1, N, B]: the levels, then all at once."""
-        model = self.model
-        levels = model.noise_path.snap(torch.tensor(sigmas)).to(latents.device)
-        samples = []
-        for noise in shared_noise(latents.shape[1:], num_draws, seed).to(latents.device):
-            features = [
-                model.backbone(
-                    model.noise_path.add_noise(latents, noise, sigma),
-                    model.noise_path.timestep(sigma.expand(len(latents))),
-                    prompt_embeds,
-                    pooled_prompt_embeds,
-                )
-                for sigma in levels
-            ]
-            samples.append(torch.stack([*(model.head([level]) for level in features), model.head(features)]))
-        stacked = (torch.stack(samples, dim=1) - self.config.score_mean) / self.config.score_std
-        return DinaEnsembleOutput(
-            scores=stacked[-1].mean(dim=0), samples=stacked, sigmas=levels, variance=model.variance(levels)
-        )
 
 
 def shown(source: str) -> str:

@@ -28,8 +28,9 @@ from huggingface_hub.utils import httpx, validate_repo_id
 logger = logging.getLogger(__name__)
 
 LAST_CHECKPOINT = "last-checkpoint"
-# Files and folders of these names are never published: hidden, half-written, or by-products.
-LITTER = (".*", "__pycache__", "*.pyc", "*.partial", "*.writing", "*.tmp", "*.lock")
+# Files and folders of these names are never published: hidden ones, among them what `atomic_path` has not finished;
+# journals of interrupted runs, `*.partial`; and by-products.
+LITTER = (".*", "__pycache__", "*.pyc", "*.partial", "*.tmp", "*.lock")
 # Nor, beside a model, what only a training run has a use for: its state, as this package's trainer, transformers,
 # Accelerate, FSDP and DeepSpeed name it, its earlier checkpoints, and its logs.
 TRAINING_STATE = (

@@ -7,7 +7,6 @@ import torch
 
 from modeling_dina import DinaRewardModel
 from modeling_dina.data.images import open_image
-from modeling_dina.noising_dina import shared_noise
 
 from .comparison import CompareRequest
 from .protocol import ScoreRequest
@@ -102,14 +101,12 @@ class RewardEngine:
             for name in ("latents", "prompt_embeds", "pooled_prompt_embeds", "sigma")
         )
         seeds = [seed for request in requests for seed in request.seeds]
-        levels, device = self.model.noise_path.snap(sigma), self.model.execution_device
-        scores = []
+        device, scores = self.model.execution_device, []
         for start in range(0, len(latents), self.max_batch_size):
             part = slice(start, start + self.max_batch_size)
-            clean, level = latents[part].to(device), levels[part].to(device)
-            noise = shared_noise(latents.shape[1:], 1, seeds[part])[0].to(device)
-            noisy = self.model.noise_path.add_noise(clean, noise, level)
-            scores.append(self.model(noisy, level, embeds[part].to(device), pooled[part].to(device)).scores.cpu())
+            inputs = (values[part].to(device) for values in (latents, embeds, pooled))
+            options = {"sigmas": sigma[None, part], "num_draws": 1, "seed": seeds[part], "mode": "mean"}
+            scores.append(self.model.reward(*inputs, **options).scores.cpu())
         return torch.cat(scores)
 
     def _compare(self, request: CompareRequest) -> Answer | Exception:

@@ -1,1 +1,258 @@
-../conditioning_dina.py
+"""The diffusers pipeline around a reward model: where its text encoders and VAE are, which ones the model was trained
+with, and how they encode prompts."""
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from threading import Lock, RLock
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusion3Pipeline
+from huggingface_hub import snapshot_download
+from transformers import AutoConfig
+from transformers.utils import cached_file
+
+logger = logging.getLogger(__name__)
+
+# What the loaders of transformers and diffusers take to reach the Hub, beside the revision.
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
+TEXT_ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2", "text_encoder_3": "tokenizer_3"}
+VAE_FIELDS = ("latent_channels", "scaling_factor", "shift_factor")
+QUOTED_CHARACTERS = 60
+
+_locks: WeakKeyDictionary[Any, AbstractContextManager] = WeakKeyDictionary()
+_locks_lock = Lock()
+
+
+class Location(NamedTuple):
+    """Where a model or pipeline is.
+
+    Attributes:
+        source: a local folder, or a Hub id.
+        revision: branch, tag or commit of a Hub id; None for its main branch, and for a folder.
+        subfolder: folder inside a Hub repository; "" for its root.
+    """
+
+    source: str
+    revision: str | None = None
+    subfolder: str = ""
+
+
+def absolute_source(source: str | os.PathLike) -> str:
+    """A local folder as an absolute path; anything else, which is a Hub id, unchanged.
+
+    A relative path must not be recorded: read from another working directory it would name somebody's repository on
+    the Hub.
+    """
+    source = os.fspath(source)
+    return os.path.abspath(source) if os.path.isdir(source) else source
+
+
+def is_relative_source(source: str | None) -> bool:
+    """Whether a recorded source is a path relative to the weights: ".", "./…" or "../…"."""
+    return source is not None and source.split("/")[0] in (".", "..")
+
+
+def warn_of_local_sources(folder: str | os.PathLike) -> None:
+    """Warn if the model in a folder that is about to be published needs a folder that only this machine has."""
+    path = os.path.join(folder, "config.json")
+    if not os.path.isfile(path):
+        return
+    with open(path, encoding="utf-8") as file:
+        config = json.load(file)
+    names = ["conditioning_source", *(["base_model"] if config.get("adapter_only") else [])]
+    for name in names:
+        if os.path.isabs(source := config.get(name) or ""):
+            logger.warning(
+                "%s: expected a Hub id, or a path inside the repository, got %s, which only this machine has; nobody "
+                "else can %s",
+                *(name, source, "load the model" if name == "base_model" else "score images with the model"),
+            )
+
+
+def load_pipeline(model, *, without: Sequence[str] = ("transformer",), **parts) -> StableDiffusion3Pipeline:
+    """
+    The diffusers pipeline that a loaded model's config names, on the device and in the dtype that the model computes
+    in. It is read with the options of the Hub that the model was loaded with (`cache_dir`, `token` and so on).
+
+    Args:
+        model: a `DinaRewardModel`.
+        without: components that are not loaded.
+        parts: components to use instead of loading them.
+
+    Raises:
+        ValueError, OSError: `conditioning_source` is missing, or leads to no pipeline.
+    """
+    location, options = model.conditioning_location(), dict(model.hub_options)
+    source, revision = location.source, location.revision
+    if location.subfolder:
+        kept = {name: value for name, value in options.items() if name != "proxies"}
+        patterns = [f"{location.subfolder}/*"]
+        source = os.path.join(
+            snapshot_download(source, revision=revision, allow_patterns=patterns, **kept), location.subfolder
+        )
+        revision, options = None, {}
+    if os.path.isdir(source) and not os.path.isfile(os.path.join(source, "model_index.json")):
+        raise ValueError(f"conditioning_source: expected a diffusers pipeline, got {source} without model_index.json")
+    pipeline = StableDiffusion3Pipeline.from_pretrained(
+        source, revision=revision, dtype=model.compute_dtype, **options, **dict.fromkeys(without), **parts
+    )
+    return pipeline.to(model.execution_device)
+
+
+def read_conditioning(source: str, revision: str | None = None, **options) -> dict[str, Any] | None:
+    """
+    What `describe_conditioning` says of the pipeline in a diffusers folder or Hub repository, read off its
+    configuration files alone; None where there is no pipeline, but a bare transformer.
+
+    Args:
+        options: `HUB_OPTIONS` of the loaders.
+    """
+    where = {"revision": revision, **options}
+    if cached_file(source, "model_index.json", _raise_exceptions_for_missing_entries=False, **where) is None:
+        return None
+    index = StableDiffusion3Pipeline.load_config(source, **where)
+    present = [name for name in TEXT_ENCODERS if index.get(name, [None])[0] is not None]
+    configs = {name: AutoConfig.from_pretrained(source, subfolder=name, **where) for name in present}
+    return _record(configs, AutoencoderKL.load_config(source, subfolder="vae", **where))
+
+
+def describe_conditioning(pipeline) -> dict[str, Any]:
+    """
+    What a model trained with a pipeline depends on.
+
+    Returns:
+        {"text_encoders": {name: width of its hidden states}, "vae": {name: value of `VAE_FIELDS`}}; a text encoder
+        that the pipeline lacks is not named, and without a VAE there are no values.
+    """
+    encoders = {name: part for name in TEXT_ENCODERS if (part := getattr(pipeline, name)) is not None}
+    configs = {name: part.config for name, part in encoders.items()}
+    return _record(configs, None if pipeline.vae is None else pipeline.vae.config)
+
+
+def _record(text_encoders: dict[str, Any], vae: Any) -> dict[str, Any]:
+    return {
+        "text_encoders": {name: config.hidden_size for name, config in text_encoders.items()},
+        "vae": {} if vae is None else {name: vae.get(name) for name in VAE_FIELDS},
+    }
+
+
+def check_conditioning(pipeline, config) -> None:
+    """
+    Raise a ValueError that names what differs unless a pipeline conditions a model as its training did. A config
+    without a record is not checked; nor is the text of a pipeline without any text encoder, which is given embeddings.
+
+    Args:
+        config: the model's `DinaConfig`.
+    """
+    if config.conditioning is None:
+        return
+    found = describe_conditioning(pipeline)
+    for kind, expected in config.conditioning.items():
+        for name in sorted(set(expected) | set(found[kind])) if found[kind] else ():
+            if expected.get(name) != found[kind].get(name):
+                raise ValueError(
+                    f"pipeline: expected {kind} with {name}={expected.get(name)}, as the model was trained with, "
+                    f"got {name}={found[kind].get(name)}"
+                )
+
+
+def encode_prompts(pipeline, prompts: Sequence[str], max_sequence_length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Text conditioning of B prompts, on the pipeline's device. Threads may share the pipeline.
+
+    Args:
+        pipeline: a `StableDiffusion3Pipeline`.
+        prompts: B texts. One that is cut by a tokenizer is warned of.
+        max_sequence_length: tokens that the third text encoder reads.
+
+    Returns:
+        Embeddings [B, L, D] and pooled embeddings [B, P].
+    """
+    distinct = list(dict.fromkeys(prompts))
+    with encoding_lock(pipeline), _without_truncation_warnings():
+        _warn_of_cut_prompts(pipeline, distinct, max_sequence_length)
+        embeds, _, pooled, _ = pipeline.encode_prompt(
+            distinct,
+            prompt_2=None,
+            prompt_3=None,
+            do_classifier_free_guidance=False,
+            max_sequence_length=max_sequence_length,
+        )
+    rows = [distinct.index(prompt) for prompt in prompts]
+    return embeds[rows], pooled[rows]
+
+
+def encoding_lock(pipeline) -> AbstractContextManager:
+    """The lock of a pipeline's text encoding, shared by all pipelines with the same tokenizer.
+
+    A fast tokenizer holds the padding and truncation of the call in progress, so that two threads would mix them.
+    """
+    with _locks_lock:
+        return _locks.setdefault(pipeline.tokenizer, RLock())
+
+
+def _warn_of_cut_prompts(pipeline, prompts: list[str], max_sequence_length: int) -> None:
+    limits = {"tokenizer": pipeline.tokenizer_max_length, "tokenizer_2": pipeline.tokenizer_max_length}
+    if pipeline.text_encoder_3 is not None:
+        limits["tokenizer_3"] = max_sequence_length
+    cuts: dict[str, list[str]] = {}
+    for name, limit in limits.items():
+        for prompt, ids in zip(prompts, getattr(pipeline, name)(prompts, verbose=False).input_ids, strict=True):
+            if len(ids) > limit:
+                cuts.setdefault(prompt, []).append(f"{limit} of {len(ids)} tokens of {name}")
+    for prompt, parts in cuts.items():
+        quoted = prompt if len(prompt) <= QUOTED_CHARACTERS else f"{prompt[:QUOTED_CHARACTERS]}…"
+        logger.warning("prompt %r is cut: the model reads %s", quoted, ", ".join(parts))
+
+
+@contextmanager
+def _without_truncation_warnings() -> Iterator[None]:
+    """The pipeline's own warnings quote all that is cut off, once for every tokenizer."""
+    library = logging.getLogger(StableDiffusion3Pipeline.__module__)
+    library.addFilter(_is_no_truncation)
+    try:
+        yield
+    finally:
+        library.removeFilter(_is_no_truncation)
+
+
+def _is_no_truncation(record: logging.LogRecord) -> bool:
+    return "was truncated" not in record.getMessage()
+
+
+def conditioning_state(pipeline) -> tuple:
+    """A value that changes when a text encoder or tokenizer of a pipeline is replaced, or its weights are written to.
+
+    The weights of an offloaded encoder move at every call: there only a replacement is seen.
+    """
+    state: list[Any] = []
+    for name, tokenizer in TEXT_ENCODERS.items():
+        encoder = getattr(pipeline, name)
+        state += [id(getattr(pipeline, tokenizer)), id(encoder)]
+        if encoder is not None and not hasattr(encoder, "_hf_hook"):
+            state += [
+                (id(weight), weight.dtype, None if weight.is_inference() else weight._version)
+                for weight in encoder.parameters()
+            ]
+    return tuple(state)
+
+
+__all__ = [
+    "HUB_OPTIONS",
+    "Location",
+    "absolute_source",
+    "check_conditioning",
+    "conditioning_state",
+    "describe_conditioning",
+    "encode_prompts",
+    "encoding_lock",
+    "is_relative_source",
+    "load_pipeline",
+    "read_conditioning",
+    "warn_of_local_sources",
+]

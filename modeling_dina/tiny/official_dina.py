@@ -1,1 +1,134 @@
-../official_dina.py
+"""Reader of the published DiNa-LRM layout: `config.json` (with `model` and `training`), `checkpoint/backbone_lora/`,
+`checkpoint/rm_head.pt` or `checkpoint/full_model.pt`. It is read, never written."""
+
+import json
+import re
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+
+from .backbone_dina import is_adapter_key
+
+
+class OfficialCheckpoint(NamedTuple):
+    """A published checkpoint in this package's terms.
+
+    Attributes:
+        config: fields of `DinaConfig` that the layout determines (all but those of the backbone itself).
+        base_model: the Hub id of the diffusion model that the layout names.
+        head: state dict of the head.
+        adapter: state dict of the LoRA layers, empty without them.
+        backbone: state dict of the backbone's base weights, empty where the base model's own are meant.
+    """
+
+    config: dict[str, Any]
+    base_model: str
+    head: dict[str, torch.Tensor]
+    adapter: dict[str, torch.Tensor]
+    backbone: dict[str, torch.Tensor]
+
+
+def read_official(checkpoint_dir: str | Path) -> OfficialCheckpoint:
+    """Read a folder of the published layout.
+
+    Raises:
+        FileNotFoundError: naming the file that is not there.
+        ValueError: for a file that is not of this layout, or a setting that this package has no counterpart of.
+    """
+    root = Path(checkpoint_dir)
+    settings = json.loads((root / "config.json").read_text()).get("model")
+    if not isinstance(settings, dict):
+        raise ValueError(f"checkpoint_dir: expected a config.json with a 'model' section, got none in {root}")
+    try:
+        config = _translate(settings)
+    except KeyError as error:
+        raise ValueError(f"{root / 'config.json'}: expected {error} in its 'model' section, got none") from None
+    weights = root / "checkpoint"
+
+    adapter, backbone = {}, {}
+    lora = settings.get("lora_config") or {}
+    if (weights / "full_model.pt").is_file():
+        whole = _load_tensors(weights / "full_model.pt")
+        head = _below(whole, "query_tokens")
+        below = _below(whole, "pos_embed.proj.weight")
+        adapter = {key: value for key, value in below.items() if is_adapter_key(key)}
+        backbone = {key.replace(".base_layer.", "."): value for key, value in below.items() if key not in adapter}
+        # Such a backbone may be no pretrained model's any more, so none may stand in for it later.
+        config["base_model"] = config["base_revision"] = None
+    else:
+        head = _load_tensors(weights / "rm_head.pt")
+        if settings.get("use_lora"):
+            lora = json.loads((weights / "backbone_lora" / "adapter_config.json").read_text())
+            saved = load_file(weights / "backbone_lora" / "adapter_model.safetensors")
+            adapter = {_injected_name(key): value for key, value in saved.items()}
+
+    adapter = {key: value for key, value in adapter.items() if _block(key) < config["num_layers"]}
+    if adapter:
+        config["lora"] = _translate_lora(lora, adapter)
+    return OfficialCheckpoint(config, settings["backbone_model_id"], head, adapter, backbone)
+
+
+def _translate(settings: dict[str, Any]) -> dict[str, Any]:
+    """The layout's `model` section to fields of `DinaConfig`."""
+    head = settings["reward_head"]
+    expected = {"use_text_features": True, "use_t_embed": True}
+    for name, value in expected.items():
+        if settings.get(name, value) != value:
+            raise ValueError(f"model.{name}: expected {value}, got {settings[name]}")
+    if head.get("out_dim", 1) != 1:
+        raise ValueError(f"model.reward_head.out_dim: expected 1, got {head['out_dim']}")
+    visual, text = settings["visual_head_idx"], settings["text_head_idx"]
+    return {
+        # Blocks past the deepest tap, which the layout may count, do not reach the score.
+        "num_layers": max(*visual, *text),
+        "visual_layers": visual,
+        "text_layers": text,
+        "head_width": head["width"] if head["width"] > 0 else None,
+        "num_queries": head["num_queries"],
+        "num_attention_heads": head["num_attn_heads"],
+        "head_dropout": head["dropout"],
+        "project_in": head["use_proj_in"],
+        "logistic": settings["use_logistic"],
+    }
+
+
+def _translate_lora(lora: dict[str, Any], adapter: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """PEFT's settings to `DinaConfig.lora`; targets are read off the weights themselves."""
+    for name in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern"):
+        if lora.get(name):
+            raise ValueError(f"lora: expected a plain adapter, got {name}={lora[name]}")
+    modules = {key.split(".lora_")[0] for key in adapter}
+    targets = sorted({re.sub(r"^transformer_blocks\.\d+\.attn2?\.", "", module) for module in modules})
+    return {"rank": lora["r"], "alpha": lora["lora_alpha"], "targets": targets}
+
+
+def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        raise ValueError(f"{path}: expected a state dict of tensors, got what torch cannot load: {error}") from error
+
+
+def _below(weights: dict[str, torch.Tensor], marker: str) -> dict[str, torch.Tensor]:
+    """The part of a whole model's state dict that lies beside the weight called `marker`, without its prefix."""
+    prefixes = [key.removesuffix(marker) for key in weights if key.endswith(marker)]
+    if len(prefixes) != 1:
+        raise ValueError(f"full_model.pt: expected one weight named …{marker}, got {len(prefixes)}")
+    prefix = prefixes[0]
+    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+
+
+def _injected_name(key: str) -> str:
+    """A key of a PEFT adapter file to the name of the same weight inside the backbone."""
+    return re.sub(r"\.(lora_[AB])\.weight$", r".\1.default.weight", key.removeprefix("base_model.model."))
+
+
+def _block(key: str) -> int:
+    match = re.match(r"transformer_blocks\.(\d+)\.", key)
+    return int(match[1]) if match else -1
+
+
+__all__ = ["OfficialCheckpoint", "read_official"]

@@ -1,1 +1,130 @@
-../reward_head_dina.py
+"""The reward head: timestep-conditioned adapters over the tapped tokens, and learnt queries that attend to them and
+are read out as one reward (arXiv 2602.11146)."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.utils.generic import maybe_autocast
+
+
+class FilmAdapter(nn.Module):
+    """One tapped layer's tokens, modulated by the time-text embedding and reduced to a quarter of the width."""
+
+    def __init__(self, token_width: int, conditioning_width: int, width: int, project_in: bool):
+        super().__init__()
+        needs_projection = project_in or token_width != width
+        self.proj_in = nn.Linear(token_width, width) if needs_projection else nn.Identity()
+        self.layer_embed = nn.Parameter(torch.zeros(1, 1, width))
+        modulation = nn.Linear(2 * width, 2 * width)
+        # A fresh adapter lets its tokens through unchanged.
+        nn.init.zeros_(modulation.weight)
+        nn.init.zeros_(modulation.bias)
+        self.cond_mlp = nn.Sequential(nn.Linear(conditioning_width, 2 * width), nn.SiLU(), modulation)
+        self.proj = nn.Linear(width, width // 4)
+
+    def forward(self, tokens: torch.Tensor, conditioning: torch.Tensor) -> torch.Tensor:
+        """tokens [B, S, token width], conditioning [B, conditioning width] -> [B, S, width / 4]."""
+        gamma, beta = self.cond_mlp(conditioning).unsqueeze(1).chunk(2, dim=-1)
+        return self.proj(self.proj_in(tokens) * (1 + gamma) + beta + self.layer_embed)
+
+
+class QueryAttention(nn.Module):
+    """Queries attend to visual tokens, and `with_text` also to text tokens through keys and values of their own: then
+    every value is scaled by a token-wise gate and the two results are added. Pre-norm, residual."""
+
+    def __init__(self, width: int, num_heads: int, dropout: float, with_text: bool):
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm_q = nn.RMSNorm(width)
+        self.norm_v = nn.RMSNorm(width)
+        self.to_q = nn.Linear(width, width)
+        self.to_k_vis = nn.Linear(width, width)
+        self.to_v_vis = nn.Linear(width, width)
+        if with_text:
+            self.norm_t = nn.RMSNorm(width)
+            self.to_k_text = nn.Linear(width, width)
+            self.to_v_text = nn.Linear(width, width)
+            self.gate_vis = _gate(width)
+            self.gate_text = _gate(width)
+        self.to_out = nn.Sequential(nn.Linear(width, width), nn.Dropout(dropout))
+
+    def forward(self, queries: torch.Tensor, visual: torch.Tensor, text: torch.Tensor | None = None) -> torch.Tensor:
+        """queries [B, Q, width], visual [B, V, width], text [B, T, width] -> [B, Q, width]."""
+        q = self.to_q(self.norm_q(queries))
+        visual = self.norm_v(visual)
+        values = self.to_v_vis(visual)
+        if text is None:
+            return queries + self.to_out(self._attend(q, self.to_k_vis(visual), values))
+        text = self.norm_t(text)
+        gated = values * self.gate_vis(visual).sigmoid()
+        text_gated = self.to_v_text(text) * self.gate_text(text).sigmoid()
+        attended = self._attend(q, self.to_k_vis(visual), gated) + self._attend(q, self.to_k_text(text), text_gated)
+        return queries + self.to_out(attended)
+
+    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        q, k, v = (tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for tokens in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+class RewardHead(nn.Module):
+    """From tapped features to one reward. Module names are those of the published weights."""
+
+    def __init__(self, config, token_width: int):
+        super().__init__()
+        width = config.head_width or token_width
+        dropout = config.head_dropout
+
+        def adapters(layers):
+            return nn.ModuleList(FilmAdapter(token_width, token_width, width, config.project_in) for _ in layers)
+
+        self.layer_adapters_visual = adapters(config.visual_layers)
+        self.layer_adapters_text = adapters(config.text_layers)
+        self.agg_visual = nn.Linear(len(config.visual_layers) * (width // 4), width)
+        self.agg_text = nn.Linear(len(config.text_layers) * (width // 4), width)
+        self.query_tokens = nn.Parameter(0.02 * torch.randn(1, config.num_queries, width))
+        self.attn1 = QueryAttention(width, config.num_attention_heads, dropout, with_text=True)
+        self.attn2 = QueryAttention(width, config.num_attention_heads, dropout, with_text=False)
+        self.norm_ff = nn.RMSNorm(width)
+        self.ff = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.head = nn.Linear(width, 1)
+        self.logistic = config.logistic
+
+    def forward(self, levels: list) -> torch.Tensor:
+        """One reward a sample, [B], from the backbone's features at one noise level or at several.
+
+        The tokens of several levels, each conditioned on its own timestep, are read side by side in one pass. A reward
+        is always computed in the head's own precision, whatever autocast the backbone runs under.
+        """
+        # The weights of an offloaded head are on the meta device until its layers run.
+        with maybe_autocast(device_type=levels[0].conditioning.device.type, enabled=False):
+            visual, text = zip(*(self._tokens(features) for features in levels), strict=True)
+            rewards = self._read(torch.cat(visual, dim=1), torch.cat(text, dim=1))
+        return rewards.sigmoid() if self.logistic else rewards
+
+    def _tokens(self, features) -> tuple[torch.Tensor, torch.Tensor]:
+        """Backbone features of one noise level to visual tokens [B, V, width] and text tokens [B, T, width]."""
+        dtype = self.query_tokens.dtype  # no quantisation or casting of layers reaches it
+        conditioning = features.conditioning.to(dtype)
+
+        def adapt(adapters, layers):
+            tapped = zip(adapters, layers, strict=True)
+            return torch.cat([adapter(tokens.to(dtype), conditioning) for adapter, tokens in tapped], dim=-1)
+
+        visual = self.agg_visual(adapt(self.layer_adapters_visual, features.visual))
+        text = self.agg_text(adapt(self.layer_adapters_text, features.text))
+        return visual, text
+
+    def _read(self, visual: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """Tokens [B, V, width] and [B, T, width] to rewards [B]."""
+        queries = self.query_tokens.expand(visual.shape[0], -1, -1)
+        queries = self.attn1(queries, visual, text)
+        queries = self.attn2(queries, visual)
+        queries = queries + self.ff(self.norm_ff(queries))
+        return self.head(queries).mean(dim=(1, 2))
+
+
+def _gate(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
+
+
+__all__ = ["FilmAdapter", "QueryAttention", "RewardHead"]

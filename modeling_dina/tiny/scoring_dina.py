@@ -1,1 +1,428 @@
-../scoring_dina.py
+"""From prompts and images to results: the reward model together with the text encoders and the VAE of a diffusers
+pipeline. Nothing here knows how a reward is computed."""
+
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from PIL import Image
+
+from .conditioning_dina import (
+    check_conditioning,
+    conditioning_state,
+    encode_prompts,
+    encoding_lock,
+    load_pipeline,
+)
+from .images_dina import fit_size, load_image
+from .latents_dina import encode_images
+from .noising_dina import check_seeds
+from .thurstone_dina import pair_statistics, spread_over_draws
+
+ImageLike = str | os.PathLike | Image.Image
+
+# Encoded prompts a scorer remembers. At the width of Stable Diffusion 3.5 one takes 1.7 MB in bfloat16.
+REMEMBERED_PROMPTS = 64
+# Fields of `DinaEnsembleOutput` whose last dimension counts samples.
+PER_SAMPLE = ("scores", "samples", "level_samples")
+
+
+class _Result:
+    """What the results share: plain values for JSON."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that are given, as numbers and nested lists. NaN (a spread over a single draw) becomes None."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        return {name: _plain(value) for name, value in values.items() if value is not None}
+
+
+def _plain(value):
+    if isinstance(value, torch.Tensor):
+        return _plain(value.tolist())
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+@dataclass(frozen=True, eq=False)
+class Scores(_Result):
+    """
+    Rewards of B images, float32 on the CPU.
+
+    Attributes:
+        scores: [B].
+        spread: [B], standard deviation over the noise draws; NaN for a single draw.
+        samples: [K, N, B], the rewards at K levels with N draws each; K is 1 where the levels are joined as features.
+        sigmas: the noise levels.
+        level_samples: [number of levels, N, B], the rewards at each level alone; None unless `with_levels`.
+    """
+
+    scores: torch.Tensor
+    spread: torch.Tensor
+    samples: torch.Tensor
+    sigmas: torch.Tensor
+    level_samples: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison(_Result):
+    """
+    Two images of one prompt: the `Scores` of both, and `thurstone_dina.PairStatistics` of the pair.
+
+    Attributes:
+        scores, spread: [2].
+        win_probability: probability that the first image is preferred.
+        entropy: uncertainty of that preference, in nats; the sum of the next two.
+        disagreement: the part on which levels and draws disagree.
+        likelihood_entropy: the part that each of them holds undecided.
+        difference_error: standard error over the draws of the difference of scores; NaN for a single draw.
+        samples: [K, N, 2].
+        sigmas: the noise levels.
+        level_samples: [number of levels, N, 2], the rewards at each level alone; None unless `with_levels`.
+    """
+
+    scores: torch.Tensor
+    spread: torch.Tensor
+    win_probability: float
+    entropy: float
+    disagreement: float
+    likelihood_entropy: float
+    difference_error: float
+    samples: torch.Tensor
+    sigmas: torch.Tensor
+    level_samples: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking(_Result):
+    """
+    M images of one prompt.
+
+    Attributes:
+        order: indices of the images, best first.
+        scores: [M], in the order the images were given.
+        samples: [K, N, M].
+        variance: [K], the likelihood's variance of one sample.
+        weights: [K], the levels' weights, summing to one.
+    """
+
+    order: list[int]
+    scores: torch.Tensor
+    samples: torch.Tensor
+    variance: torch.Tensor
+    weights: torch.Tensor
+
+    @cached_property
+    def win_probability(self) -> torch.Tensor:
+        """[M, M], probability that the image of the row is preferred to that of the column; computed on first use."""
+        images = range(len(self.scores))
+        return torch.stack([self.probability([row], images) for row in images])
+
+    def probability(self, first: Sequence[int], second: Sequence[int]) -> torch.Tensor:
+        """[P], probability that image `first[p]` is preferred to image `second[p]`; a single index is repeated."""
+        samples_a, samples_b = (self.samples[..., list(indices)] for indices in (first, second))
+        return pair_statistics(samples_a, samples_b, self.variance, self.weights).win_probability
+
+    def to_dict(self) -> dict[str, Any]:
+        """`order`, `scores` and the whole `win_probability`, as numbers and nested lists."""
+        return {name: _plain(getattr(self, name)) for name in ("order", "scores", "win_probability")}
+
+
+class DinaScorer:
+    """
+    Scores images for prompts.
+
+    The pipeline supplies text encoding, image pre-processing and the VAE. It may lack its transformer, and it is never
+    changed: a generator or other scorers can share it. Threads may share a scorer.
+
+    Args:
+        model: a `DinaRewardModel` in evaluation mode.
+        pipeline: a `StableDiffusion3Pipeline` with the VAE and the text encoders the model was trained on.
+        batch_size: how many images and prompts are decoded, encoded and scored at a time. It bounds memory and changes
+            no score.
+        max_pixels: images of more pixels are shrunk to it; None takes the area the transformer was trained at.
+
+    Raises:
+        ValueError: an argument is out of range, or the pipeline's VAE or text encoders are not those that the model's
+            config records.
+    """
+
+    def __init__(self, model, pipeline, *, batch_size: int = 8, max_pixels: int | None = None):
+        transformer = SimpleNamespace(**model.config.transformer_config)
+        if pipeline.vae.config.latent_channels != transformer.in_channels:
+            raise ValueError(
+                f"pipeline: expected a VAE with {transformer.in_channels} latent channels, "
+                f"got {pipeline.vae.config.latent_channels}"
+            )
+        check_conditioning(pipeline, model.config)
+        if pipeline.text_encoder_3 is None and pipeline.transformer is None:
+            # Such a pipeline asks its transformer how wide the zeros in place of the missing text must be.
+            pipeline = type(pipeline)(**pipeline.components)
+            pipeline.transformer = SimpleNamespace(config=transformer)
+
+        self._multiple = pipeline.vae_scale_factor * transformer.patch_size
+        self._max_side = self._multiple * transformer.pos_embed_max_size
+        if max_pixels is None:
+            max_pixels = (pipeline.vae_scale_factor * transformer.sample_size) ** 2
+        if max_pixels < self._multiple**2:
+            raise ValueError(f"max_pixels: expected at least {self._multiple**2}, one patch, got {max_pixels}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+        self.model = model
+        self.pipeline = pipeline
+        self.batch_size = batch_size
+        self.max_pixels = max_pixels
+        self._encoded: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._encoded_by = conditioning_state(pipeline)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike,
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
+        batch_size: int = 8,
+        max_pixels: int | None = None,
+        **options,
+    ) -> "DinaScorer":
+        """
+        A scorer from a folder or a Hub repository, with the pipeline that the model's config names.
+
+        Args:
+            source: folder that `save_pretrained` wrote, or Hub id.
+            device: of model and pipeline; None leaves the model where it was loaded, which is the CPU unless
+                `device_map` says otherwise.
+            dtype: of model and pipeline; None keeps that of the weights.
+            revision: branch, tag or commit of the Hub repository.
+            batch_size, max_pixels: of the scorer.
+            options: further arguments of `DinaRewardModel.from_pretrained`, such as `cache_dir`, `token`,
+                `local_files_only`, `subfolder` or `device_map`. Those that concern the Hub also reach the pipeline.
+
+        Raises:
+            ValueError, OSError: what was found is no reward model, lacks weights, or cannot be reached.
+        """
+        from .modeling_dina import DinaRewardModel
+
+        model = DinaRewardModel.from_pretrained(
+            os.fspath(source), dtype=dtype or "auto", revision=revision or "main", **options
+        )
+        if device is not None:
+            model = model.to(device)
+        return cls(model, load_pipeline(model), batch_size=batch_size, max_pixels=max_pixels)
+
+    @classmethod
+    def from_pipeline(cls, model, pipe, **options) -> "DinaScorer":
+        """A scorer that shares a pipeline its caller already holds, a generator's for instance; see the class."""
+        return cls(model, pipe, **options)
+
+    def score(
+        self,
+        *,
+        prompts: Sequence[str],
+        images: Sequence[ImageLike] | None = None,
+        latents: torch.Tensor | None = None,
+        sigmas: Sequence[float] | None = None,
+        num_draws: int | None = None,
+        mode: str | None = None,
+        seed: int | Sequence[int] = 0,
+        with_levels: bool = False,
+    ) -> Scores:
+        """
+        The rewards of images, or of latents, for one prompt each.
+
+        Args:
+            prompts: B prompts.
+            images: B paths or PIL images of any sizes.
+            latents: instead of images, clean latents in model space [B, C, H, W].
+            sigmas, num_draws, mode, seed, with_levels: as in `DinaRewardModel.reward`; None takes the model's
+                defaults.
+
+        Raises:
+            ValueError, TypeError: naming the argument, what was expected and what came.
+        """
+        options = {"sigmas": sigmas, "num_draws": num_draws, "mode": mode, "with_levels": with_levels}
+        ensemble = self._ensemble(prompts, images, latents, seed, options)
+        return Scores(
+            scores=ensemble.scores,
+            spread=spread_over_draws(ensemble.samples),
+            samples=ensemble.samples,
+            sigmas=ensemble.sigmas,
+            level_samples=ensemble.level_samples if with_levels else None,
+        )
+
+    def compare(
+        self,
+        *,
+        prompt: str,
+        images: Sequence[ImageLike],
+        sigmas: Sequence[float] | None = None,
+        num_draws: int | None = None,
+        mode: str | None = None,
+        seed: int | Sequence[int] = 0,
+        with_levels: bool = False,
+    ) -> Comparison:
+        """
+        Which of two images is preferred for a prompt, how probably, and how sure that is. Both are scored under the
+        same noise (where their sizes agree), which cancels in their difference.
+
+        Args:
+            prompt: the prompt of both images.
+            images: two paths or PIL images.
+            sigmas, num_draws, mode, seed, with_levels: as in `score`.
+        """
+        images = _as_list("images", images)
+        if len(images) != 2:
+            raise ValueError(f"images: expected two images to compare, got {len(images)}")
+        check_prompt(prompt)
+        options = {"sigmas": sigmas, "num_draws": num_draws, "mode": mode, "with_levels": with_levels}
+        ensemble = self._ensemble([prompt] * 2, images, None, seed, options)
+        samples_a, samples_b = ensemble.samples.unbind(-1)
+        pair = pair_statistics(samples_a, samples_b, ensemble.variance, ensemble.weights)
+        return Comparison(
+            scores=ensemble.scores,
+            spread=spread_over_draws(ensemble.samples),
+            **{name: value.item() for name, value in pair._asdict().items()},
+            samples=ensemble.samples,
+            sigmas=ensemble.sigmas,
+            level_samples=ensemble.level_samples if with_levels else None,
+        )
+
+    def rank(
+        self,
+        *,
+        prompt: str,
+        images: Sequence[ImageLike],
+        sigmas: Sequence[float] | None = None,
+        num_draws: int | None = None,
+        mode: str | None = None,
+        seed: int | Sequence[int] = 0,
+    ) -> Ranking:
+        """
+        Images of one prompt, best first.
+
+        Args:
+            prompt: the prompt of all images.
+            images: M paths or PIL images.
+            sigmas, num_draws, mode, seed: as in `score`.
+        """
+        images = _as_list("images", images)
+        check_prompt(prompt)
+        options = {"sigmas": sigmas, "num_draws": num_draws, "mode": mode}
+        ensemble = self._ensemble([prompt] * len(images), images, None, seed, options)
+        return Ranking(
+            order=ensemble.scores.argsort(descending=True).tolist(),
+            scores=ensemble.scores,
+            samples=ensemble.samples,
+            variance=ensemble.variance,
+            weights=ensemble.weights,
+        )
+
+    @torch.no_grad()
+    def _ensemble(self, prompts, images, latents, seed, options: dict[str, Any]):
+        """Checks what came, and rewards it batch by batch: a `DinaEnsembleOutput` in the order of the prompts, float32
+        on the CPU. `options` are further arguments of `reward`."""
+        if self.model.training:
+            raise ValueError("model: expected it in evaluation mode (model.eval()), got training mode")
+        prompts = _as_list("prompts", prompts)
+        for index, prompt in enumerate(prompts):
+            check_prompt(prompt, f"prompts[{index}]")
+        if (images is None) == (latents is None):
+            raise ValueError(f"images, latents: expected one of them, got {'none' if images is None else 'both'}")
+        if images is not None:
+            images = _as_list("images", images)
+        elif not isinstance(latents, torch.Tensor):
+            raise TypeError(f"latents: expected a tensor [B, C, H, W], got {type(latents).__name__}")
+        name, count = ("latents", len(latents)) if images is None else ("images", len(images))
+        if count == 0:
+            raise ValueError(f"{name}: expected at least one, got 0")
+        if count != len(prompts):
+            raise ValueError(f"prompts, {name}: expected one prompt for each, got {len(prompts)} and {count}")
+        seeds = check_seeds(seed, count)
+
+        parts, order = [], []
+        for indices, batch in self._batches(count, images, latents):
+            embeds, pooled = self._encode_prompts([prompts[index] for index in indices])
+            batch_seed = seeds if len(seeds) == 1 else [seeds[index] for index in indices]
+            parts.append(self.model.reward(batch, embeds, pooled, seed=batch_seed, **options))
+            order += indices
+        restore = torch.tensor(order, device="cpu").argsort()
+        joined = {
+            name: torch.cat([part[name].float().cpu() for part in parts], dim=-1)[..., restore]
+            for name in parts[0]
+            if name in PER_SAMPLE
+        }
+        if not joined["scores"].isfinite().all():
+            broken = (~joined["scores"].isfinite()).nonzero().flatten().tolist()
+            raise ValueError(f"scores: expected finite numbers, got NaN or infinity for the images {broken}")
+        shared = {name: value.float().cpu() for name, value in parts[0].items() if name not in PER_SAMPLE}
+        return type(parts[0])(**joined, **shared)
+
+    def _batches(self, count: int, images, latents) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """Indices and latents of at most `batch_size` samples of one size. No more images are in memory at a time."""
+        for start in range(0, count, self.batch_size):
+            indices = list(range(start, min(start + self.batch_size, count)))
+            if latents is not None:
+                yield indices, latents[indices]
+                continue
+            by_size = defaultdict(list)
+            for index in indices:
+                image = load_image(images[index], f"images[{index}]")
+                by_size[self._fit(image)].append((index, image))
+            for size, members in by_size.items():
+                yield [index for index, _ in members], self._encode_images([image for _, image in members], size)
+
+    def _fit(self, image: Image.Image) -> tuple[int, int]:
+        return fit_size(*image.size, multiple=self._multiple, max_pixels=self.max_pixels, max_side=self._max_side)
+
+    def _encode_images(self, images: list[Image.Image], size: tuple[int, int]) -> torch.Tensor:
+        """RGB images to clean latents in model space [B, C, H, W]: the mode of the posterior, shifted and scaled."""
+        width, height = size
+        pixels = self.pipeline.image_processor.preprocess(images, height=height, width=width)
+        latents = encode_images(self.pipeline.vae, pixels.to(self.pipeline._execution_device))
+        return latents.to(self.model.execution_device)
+
+    def _encode_prompts(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings [B, L, D] and pooled embeddings [B, P] on the model's device; each prompt is encoded once."""
+        with encoding_lock(self.pipeline):
+            state = conditioning_state(self.pipeline)
+            if state != self._encoded_by:
+                check_conditioning(self.pipeline, self.model.config)
+                self._encoded.clear()
+                self._encoded_by = state
+            new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._encoded]
+            if new:
+                encoded = encode_prompts(self.pipeline, new, self.model.config.max_sequence_length)
+                rows = zip(*(part.to(self.model.execution_device) for part in encoded), strict=True)
+                self._encoded.update(zip(new, rows, strict=True))
+            embeds, pooled = zip(*(self._encoded[prompt] for prompt in prompts), strict=True)
+            while len(self._encoded) > REMEMBERED_PROMPTS:
+                del self._encoded[next(iter(self._encoded))]
+        return torch.stack(embeds), torch.stack(pooled)
+
+
+def check_prompt(prompt: str, name: str = "prompt") -> None:
+    """Raises a ValueError or TypeError that calls it `name` unless the prompt is a text that says something."""
+    if not isinstance(prompt, str):
+        raise TypeError(f"{name}: expected a text, got {type(prompt).__name__}")
+    if not prompt.strip():
+        raise ValueError(f"{name}: expected a text, got {prompt!r}, which is empty")
+    if any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise ValueError(f"{name}: expected Unicode text, got {prompt!r} with half of a surrogate pair")
+
+
+def _as_list(name: str, values) -> list:
+    # A text is a sequence too, of letters that would each pass for a prompt or a path.
+    if isinstance(values, str | os.PathLike | Image.Image | torch.Tensor):
+        raise TypeError(f"{name}: expected a list, got {type(values).__name__}")
+    return list(values)
+
+
+__all__ = ["Comparison", "DinaScorer", "Ranking", "Scores"]

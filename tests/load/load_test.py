@@ -35,6 +35,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save
 
+from modeling_dina.files import write_json
 from modeling_dina.options import check_output, exit_on_bad_input
 from modeling_dina.serving import TOKEN_VARIABLE
 from modeling_dina.serving.protocol import VERSION, VERSION_HEADER
@@ -425,9 +426,7 @@ def main(
         console.print(f"{name} …", highlight=False)
         result[name] = stage()
         if out is not None:
-            partial = out.with_name(f".{out.name}.partial")
-            partial.write_text(json.dumps(result, indent=1) + "\n")
-            os.replace(partial, out)
+            write_json(out, result)
     print_result(result)
 
 

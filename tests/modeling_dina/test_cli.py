@@ -16,10 +16,9 @@ from transformers import AutoModel
 from typer.testing import CliRunner
 
 from modeling_dina.cli.app import app
-from tests.processes import kill_after_lines
+from tests.processes import Worker, kill_after_lines
 
 PARITY = Path(__file__).parents[1] / "parity"
-COMMAND = [sys.executable, "-c", "from modeling_dina.cli.app import app; app()"]
 
 
 @pytest.fixture
@@ -327,7 +326,8 @@ def test_manifest_outlives_a_kill(run, files, folder, tmp_path):
     manifest, out = long_manifest(tmp_path, files), tmp_path / "out.csv"
     journal = tmp_path / "out.csv.partial"
     arguments = ["rank", "--manifest", manifest, "--out", out, "--model", folder, "--batch-size", 2, "--draws", 4]
-    done = kill_after_lines([*COMMAND, *map(str, arguments)], journal, lines=4)
+    process = Worker("tests.dina", *arguments, environment={})
+    done = kill_after_lines(process, journal, lines=4)
     assert not out.exists()
     kept = done[: done.rfind(b"\n") + 1]
     assert 4 < kept.count(b"\n") < 81

@@ -11,8 +11,10 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 from transformers import AutoModel
+from typer.testing import CliRunner
 
 from modeling_dina import DinaRewardModel, DinaScorer
+from modeling_dina.cli.app import app
 from modeling_dina.conditioning_dina import (
     describe_conditioning,
     encode_prompts,
@@ -195,6 +197,25 @@ def test_options_reach_the_pipeline(folder, tmp_path):
     assert auto.scorer().pipeline.vae.config.latent_channels == 4
     model.save_pretrained(tmp_path / "copy")
     assert "hf_secret" not in (tmp_path / "copy" / "config.json").read_text()
+
+
+@pytest.mark.parametrize("command", ["info", "score"])
+def test_commands_take_the_options_of_the_hub(folder, files, tmp_path, command):
+    cached_repository(folder, tmp_path / "cache", "")
+    where = ["--cache-dir", tmp_path / "cache", "--token", "hf_secret", "--local-files-only", "--revision", "main"]
+    arguments = [command, "--model", "someone/reward", *where, "--json"]
+    if command == "score":
+        arguments += [files[0], "--prompt", "a cat"]
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    answer = json.loads(result.stdout.splitlines()[-1])
+    if command == "info":
+        assert answer["conditioning"] == ["someone/reward", COMMIT]
+    else:
+        expected = DinaScorer.from_pretrained(folder).score(prompts=["a cat"], images=[files[0]]).scores
+        assert answer["scores"] == pytest.approx(expected.tolist(), abs=1e-6)
+    elsewhere = [tmp_path / "none" if part == tmp_path / "cache" else part for part in arguments]
+    assert CliRunner().invoke(app, [str(argument) for argument in elsewhere]).exit_code == 2
 
 
 def test_from_backbone_takes_the_hub_options(folder, tmp_path):

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_dina import DinaConfig, DinaRewardModel
 from modeling_dina.configuration_dina import SD35_MEDIUM_TRANSFORMER
+from modeling_dina.modeling_dina import EnsembleFeatures
 from modeling_dina.noising_dina import shared_noise
 
 MODES = ("features", "mean", "precision")
@@ -73,6 +74,53 @@ def test_scores_do_not_depend_on_the_batch(tiny_model, tiny_inputs, mode):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("mode", MODES)
+def test_features_are_computed_once_and_combined_in_every_way(tiny_model, tiny_inputs, mode):
+    """The two halves of `reward`, one backbone pass a level and draw, give what each reward gives by itself."""
+    options = {"sigmas": [0.2, 0.5, 0.7], "num_draws": 2, "seed": 4}
+    passes = []
+    hook = tiny_model.backbone.register_forward_hook(lambda module, inputs, output: passes.append(len(inputs[0])))
+    features = tiny_model.features(**tiny_inputs, **options)
+    features = EnsembleFeatures(features.sigmas, list(features.draws))
+    whole = tiny_model.combine(features, mode, with_levels=True)
+    fewer = tiny_model.combine(EnsembleFeatures(features.sigmas[:2], [draw[:2] for draw in features.draws]), mode)
+    hook.remove()
+    assert passes == [5] * 6
+
+    expected = tiny_model.reward(**tiny_inputs, **options, mode=mode)
+    torch.testing.assert_close(whole.scores, expected.scores, rtol=0, atol=1e-6)
+    torch.testing.assert_close(whole.samples, expected.samples, rtol=0, atol=1e-6)
+    torch.testing.assert_close(whole.weights.sum(), torch.tensor(1.0))
+    assert (expected.level_samples is None) == (mode == "features")
+    levels = tiny_model.reward(**tiny_inputs, **options, mode="mean")
+    torch.testing.assert_close(whole.level_samples, levels.samples, rtol=0, atol=1e-6)
+    torch.testing.assert_close(whole.level_variance, levels.variance)
+    first_two = tiny_model.reward(**tiny_inputs, **options | {"sigmas": [0.2, 0.5]}, mode=mode)
+    torch.testing.assert_close(fewer.scores, first_two.scores, rtol=0, atol=1e-6)
+
+
+def test_an_empty_batch_is_refused_by_name(tiny_model, tiny_inputs):
+    empty = {name: values[:0] for name, values in tiny_inputs.items()}
+    with pytest.raises(ValueError, match=r"latents: expected at least one sample, got \[0, 4, 8, 6\]"):
+        tiny_model.reward(**empty)
+    noisy_latents = empty.pop("latents")
+    with pytest.raises(ValueError, match=r"noisy_latents: expected at least one sample, got \[0, 4, 8, 6\]"):
+        tiny_model(noisy_latents, 0.5, **empty)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_each_sample_may_have_levels_of_its_own(tiny_model, tiny_inputs, mode):
+    sigmas = torch.tensor([[0.1, 0.2, 0.3, 0.4, 0.5], [0.9, 0.8, 0.7, 0.6, 0.5]])
+    whole = tiny_model.reward(**tiny_inputs, sigmas=sigmas, num_draws=2, mode=mode)
+    for index in range(5):
+        one = {name: values[index : index + 1] for name, values in tiny_inputs.items()}
+        alone = tiny_model.reward(**one, sigmas=sigmas[:, index], num_draws=2, mode=mode)
+        torch.testing.assert_close(whole.scores[index], alone.scores[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(whole.variance[:, index], alone.variance)
+    with pytest.raises(ValueError, match=r"sigmas: expected \[K, 5\], levels of each sample, got \[2, 4\]"):
+        tiny_model.reward(**tiny_inputs, sigmas=sigmas[:, :4])
+
+
 def test_where_noise_comes_from(tiny_model, tiny_inputs):
     seeded = tiny_model.reward(**tiny_inputs, num_draws=3, seed=9).samples
     assert torch.equal(seeded, tiny_model.reward(**tiny_inputs, num_draws=3, seed=9).samples)

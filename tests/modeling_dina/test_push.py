@@ -15,6 +15,7 @@ from modeling_dina import DinaScorer
 from modeling_dina.cli.app import app
 from modeling_dina.hub import push
 from modeling_dina.hub.push import PushError, published_files, push_folder
+from modeling_dina.remote_code import remote_code_files
 
 ROOT = Path(__file__).parents[2]
 EMBEDDED = ROOT / "modeling_dina" / "tiny"
@@ -142,7 +143,7 @@ def test_push_to_hub_of_a_model_brings_its_code(connected_hub, tiny_model):
     tiny_model.push_to_hub("owner/name", private=True)
     repo = connected_hub.repos["owner/name"]
     assert repo.private
-    code = {path.name for path in (ROOT / "modeling_dina").glob("*_dina.py")}
+    code = {path.name for path in remote_code_files()}
     assert code | {"config.json", "model.safetensors", "README.md"} == set(pushed(repo))
 
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from modeling_dina.remote_code import copy_remote_code, remote_code_files
+
 STRANGER = """
 import sys
 sys.modules["modeling_dina"] = None  # whatever is installed, `import modeling_dina` fails
@@ -50,8 +52,21 @@ def test_a_folder_alone_scores_identically(tiny_model, tiny_inputs, tmp_path):
 
 def test_the_folder_holds_every_file_the_model_needs(tiny_model, tmp_path):
     tiny_model.save_pretrained(tmp_path)
-    written = {path.name for path in tmp_path.iterdir()}
-    assert {"config.json", "model.safetensors", "modeling_dina.py", "configuration_dina.py"} <= written
-    assert {"backbone_dina.py", "reward_head_dina.py", "noising_dina.py", "thurstone_dina.py"} <= written
-    assert {"official_dina.py", "scoring_dina.py"} <= written
-    assert "__init__.py" not in written
+    code = {path.name for path in remote_code_files()}
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors", *code}
+
+
+def test_copies_are_brought_up_to_date(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    for name in ("modeling_dina.py", "removed_dina.py"):
+        (tmp_path / name).write_text("old")
+    copy_remote_code(tmp_path)
+    assert sorted(tmp_path.glob("*.py")) == [tmp_path / path.name for path in remote_code_files()]
+    assert all((tmp_path / path.name).read_bytes() == path.read_bytes() for path in remote_code_files())
+
+
+def test_no_other_folder_loses_its_files(tmp_path):
+    (tmp_path / "mine.py").write_text("mine")
+    with pytest.raises(ValueError, match=f"folder: .*{tmp_path}"):
+        copy_remote_code(tmp_path)
+    assert (tmp_path / "mine.py").read_text() == "mine"

@@ -8,7 +8,7 @@ from transformers import BitsAndBytesConfig, TorchAoConfig
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from modeling_dina import DinaRewardModel
+from modeling_dina import DinaConfig, DinaRewardModel
 
 FLOAT8 = torch.float8_e4m3fn
 
@@ -72,6 +72,18 @@ def test_bitsandbytes(saved, tiny_inputs, expected, dtype):
     assert_computes(model, tiny_inputs, expected, dtype)
 
 
+@pytest.mark.filterwarnings("ignore")
+@torch.no_grad()
+def test_bitsandbytes_with_an_adapter(tiny_config, tiny_inputs, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    lora = {"rank": 2, "alpha": 4, "targets": ["to_q"]}
+    model = DinaRewardModel(DinaConfig(**tiny_config, lora=lora)).eval()
+    model.save_pretrained(tmp_path)
+    loaded = DinaRewardModel.from_pretrained(tmp_path, quantization_config=BitsAndBytesConfig(load_in_8bit=True))
+    assert_computes(loaded, tiny_inputs, model.reward(**tiny_inputs).scores)
+
+
 @pytest.mark.parametrize("skipped", [None, ["backbone.context_embedder"]])
 def test_quantisers_leave_the_head_alone(tiny_model, skipped):
     skip = HfQuantizer.get_modules_to_not_convert(tiny_model, skipped, tiny_model._keep_in_fp32_modules)
@@ -114,3 +126,15 @@ def test_other_attention_is_refused(saved, tiny_model, name):
         DinaRewardModel.from_pretrained(saved, attn_implementation=name)
     with pytest.raises(ValueError, match=refusal):
         tiny_model.set_attn_implementation(name)
+
+
+def test_an_adapter_alone_is_not_quantised(tmp_path, tiny_config):
+    pytest.importorskip("torchao")
+    torch.manual_seed(0)
+    lora = {"rank": 2, "alpha": 4, "targets": ["to_q"]}
+    model = DinaRewardModel(DinaConfig(**tiny_config, lora=lora, base_model="someone/base"))
+    model.save_pretrained(tmp_path, adapter_only=True)
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    with pytest.raises(ValueError, match="quantization_config: expected none for an adapter-only checkpoint"):
+        DinaRewardModel.from_pretrained(tmp_path, quantization_config=TorchAoConfig(Int8WeightOnlyConfig()))

@@ -21,9 +21,9 @@ def sampling(count=3):
     return [SamplingState(step, 4, 1 - step / 4, step * scores, None) for step in (1, 2, 3, 4)]
 
 
-def test_figures_take_their_colours_from_the_page(comparisons):
+def test_figures_take_their_colours_from_the_page(judge, pair, comparisons):
     for figure in (
-        figures.reward_figure(comparisons[-1]),
+        figures.reward_figure(judge.compare(pair[0], [Image.open(path) for path in pair[1]])),
         figures.settling_figure(comparisons, 4),
         figures.sampling_figure(sampling()),
     ):

@@ -53,7 +53,7 @@ def test_two_uploaded_files_are_compared(open_page, judge, pair):
     assert f"{signed(expected.scores[0].item())} ± {expected.spread[0]:.3f}" in verdict
     assert f"{signed(expected.scores[1].item())} ± {expected.spread[1]:.3f}" in verdict
     assert "coin toss" in verdict
-    figure = page.get_by_role("img", name=re.compile("^Rewards of both images .* at 0.1 A .* at 0.9 A "))
+    figure = page.get_by_role("img", name=re.compile("^Rewards of both images .* at 0.1 A .* at 0.2 A .* at 0.4 A "))
     figure.wait_for()
     assert page.locator("#compare-slider img").count() == 2
     # The note of the example is gone.

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from typer.testing import CliRunner
 
 from modeling_dina.scoring_dina import DinaScorer
-from training.encode_latents import app, encode_shards, write_atomically
+from training.encode_latents import app, encode_shards
 from training.preference_data.latents import latent_shapes, read_latents, unpack
 from training.preference_data.sampler import ShapeBatchSampler
 from training.preference_data.schema import LATENT_FEATURES, PAIR_FEATURES
@@ -303,19 +303,6 @@ def test_a_loader_with_workers_gives_every_pair_once(pairs, model, tmp_path):
     assert sorted(seen) == list(range(11))
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "file"
-    write_atomically(path, lambda partial: partial.write_text("old"))
-
-    def fail(partial):
-        partial.write_text("half")
-        raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        write_atomically(path, fail)
-    assert path.read_text() == "old"
-
-
 def wait_for(condition, process, seconds=120):
     deadline = time.monotonic() + seconds
     while not condition():
@@ -337,7 +324,7 @@ def test_killed_and_run_again_loses_and_repeats_nothing(pairs, model, tmp_path):
     assert 3 <= len(done) < 60
 
     # As if the machine, too, had stopped in the middle of a shard.
-    (out / "data" / "train-00059-of-00060.parquet.partial").write_bytes(b"PAR1")
+    (out / "data" / ".train-00059-of-00060.partial.parquet").write_bytes(b"PAR1")
     torchrun = sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2
     result = subprocess.run(
         command(source, "--out", out, *options, launcher=torchrun),
@@ -351,7 +338,7 @@ def test_killed_and_run_again_loses_and_repeats_nothing(pairs, model, tmp_path):
     half = 2 * -(-(60 - len(done)) // 2)
     assert f"{half}/{half} [" in result.stderr, "the first process does the half of what is left"
     assert {path: path.stat().st_mtime_ns for path in done} == done
-    assert not list(out.rglob("*.partial"))
+    assert not list(out.rglob("*.partial*"))
     assert [row["index"] for row in contents(out)] == [index for index in range(120) if index != 50]
     assert json.loads((out / "errors" / "00025.jsonl").read_text())["index"] == 50
 

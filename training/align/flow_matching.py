@@ -1,15 +1,9 @@
-"""The flow-matching error of a velocity, and the states it is taken at: what the losses on clean latents build on."""
+"""The flow-matching error of a velocity, and the noise and levels of the states it is taken at."""
 
 import torch
 from diffusers.training_utils import compute_density_for_timestep_sampling
 
 from modeling_dina.noising_dina import shared_noise
-from training.align.rollout import per_sample
-
-
-def noised(latents: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """The state x_s = (1 - s) x0 + s eps. Latents and noise [B, C, H, W], sigma [B]."""
-    return (1 - per_sample(sigma)) * latents + per_sample(sigma) * noise
 
 
 def flow_matching_error(velocity: torch.Tensor, latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:

@@ -42,13 +42,13 @@ def sum_agreement(
         conditioning = [embeds.repeat(2, *[1] * (embeds.ndim - 1)) for embeds in encode_prompts(batch["prompt"])]
         latents, target, weight = (batch[name].to(conditioning[0].device) for name in ("latents", "target", "weight"))
         options = {"sigmas": sigmas, "num_draws": num_draws}
-        levels = reward(latents.flatten(0, 1), *conditioning, mode="mean", **options)
-        ensemble = reward(latents.flatten(0, 1), *conditioning, mode=mode, **options)
+        ensemble = reward(latents.flatten(0, 1), *conditioning, mode=mode, with_levels=True, **options)
 
-        samples_a, samples_b = levels.samples.chunk(2, dim=-1)
+        samples_a, samples_b = ensemble.level_samples.chunk(2, dim=-1)
+        variances = ensemble.level_variance[:, None]
         read = {
             f"{sigma:g}": (a, b, pair_statistics(a[None], b[None], variance))
-            for sigma, a, b, variance in zip(sigmas, samples_a, samples_b, levels.variance[:, None], strict=True)
+            for sigma, a, b, variance in zip(sigmas, samples_a, samples_b, variances, strict=True)
         }
         samples_a, samples_b = ensemble.samples.chunk(2, dim=-1)
         weights = precision_weights(ensemble.variance) if mode == "precision" else None

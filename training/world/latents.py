@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from modeling_dina.files import atomic_path
 from modeling_dina.latents_dina import decode_latents, encode_images
 from training.world.groups import GROUP_SIZE, Groups, RenderedPictures
 
@@ -57,19 +58,17 @@ def build_shards(directory: Path, total: int, make: Callable[[range], Shard]) ->
     Write items 0 to total - 1 in shards; those that exist already stay.
 
     Args:
-        directory: of the shards, each written under another name first, so that every shard there is whole.
+        directory: of the shards. Every shard in it is complete.
         total: number of items.
         make: called with the indices of a shard.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     paths = []
     for start in tqdm(range(0, total, SHARD_SIZE), desc=directory.name):
         path = directory / f"{start:08d}.safetensors"
         if not path.exists():
             tensors, captions = make(range(start, min(total, start + SHARD_SIZE)))
-            partial = path.with_suffix(".partial")
-            save_file(tensors, partial, metadata={"captions": json.dumps(captions)})
-            partial.rename(path)
+            with atomic_path(path) as partial:
+                save_file(tensors, partial, metadata={"captions": json.dumps(captions)})
         paths.append(path)
     return paths
 

@@ -99,8 +99,9 @@ def test_halves_share_no_prompt():
 # The command
 
 
-def calibrate(*arguments, benchmark="model_card.world_benchmark:WORLD"):
-    return CliRunner().invoke(app, ["calibrate", "--benchmark", benchmark, *map(str, arguments)])
+def calibrate(*arguments):
+    benchmark = [] if "--benchmark" in arguments else ["--benchmark", "model_card.world_benchmark:WORLD"]
+    return CliRunner().invoke(app, ["calibrate", *benchmark, *map(str, arguments)])
 
 
 def contents(folder):

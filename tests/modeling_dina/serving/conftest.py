@@ -32,9 +32,10 @@ def hooked(engine):
 
     def hook(function):
         def call(module, arguments):
-            function(*arguments[:2])  # whose result, if any, would replace the arguments
+            noisy_latents, timestep = arguments[:2]
+            function(noisy_latents, timestep / 1000)  # whose result, if any, would replace the arguments
 
-        handles.append(engine.model.register_forward_pre_hook(call))
+        handles.append(engine.model.backbone.register_forward_pre_hook(call))
 
     yield hook
     for handle in handles:

@@ -1,17 +1,21 @@
 """What a dry run counts, against what can be worked out."""
 
-import subprocess
-import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
 
+from training.align.__main__ import main
 from training.align.dry_run import Cost
-from training.align.run import parse_run
+from training.align.run import build, parse_run
 
 CONFIGS = Path(__file__).parents[3] / "training" / "configs" / "align"
 
 
+@cache
 def cost(name: str, *flags: str) -> Cost:
     return Cost(*parse_run(["--config", str(CONFIGS / f"{name}.yaml"), *flags]))
 
@@ -26,8 +30,8 @@ def test_flops_grow_as_the_settings_say():
 
 def test_a_backward_pass_through_frozen_weights_costs_about_one_more_forward_pass():
     """Gradients of activations, and of the small LoRA alone: per evaluation, 2 to 2.5 forward passes."""
-    arguments, own = parse_run(["--config", str(CONFIGS / "small_world_dpo.yaml")])
-    counted, taken = Cost(arguments, own), own.evaluations()
+    _, own = parse_run(["--config", str(CONFIGS / "small_world_dpo.yaml")])
+    counted, taken = cost("small_world_dpo"), own.evaluations()
     ratio = (counted.flops["update"] / taken.update) / (counted.flops["sampling"] / taken.sampling)
     assert 1.9 < ratio < 2.6
 
@@ -46,16 +50,34 @@ def test_parameters_of_the_tiny_policy():
     assert counted.memory["optimizer"] == 8 * counted.trainable
 
 
-@pytest.mark.slow
-def test_the_command_needs_no_weights(tmp_path):
-    """Of SD3.5 Medium, whose weights are nowhere here."""
-    command = [sys.executable, "-m", "training.align", "--config", str(CONFIGS / "sd35_medium_prfl.yaml")]
-    done = subprocess.run(
-        [*command, "--dry_run", "true", "--output_dir", str(tmp_path / "run")],
-        capture_output=True,
-        text=True,
-        check=False,
+@pytest.mark.parametrize(
+    ("algorithm", "own"),
+    [
+        ("refl", {"first_step": 2, "last_step": 3, "gradient_steps": 2}),
+        ("refl", {"hold_weight": 0.5}),
+        ("flow_grpo", {"group_size": 2, "guidance_scale": 2.0}),
+        ("diffusion_nft", {"group_size": 2}),
+        ("diffusion_dpo", {"group_size": 2}),
+    ],
+)
+def test_what_an_algorithm_keeps(settings, algorithm, own):
+    """Evaluations of the transformer with gradient in the loss of one item, and averages of the weights."""
+    arguments, own = settings(algorithm, own, prompts_per_update=1, eval_samples=1, reference_samples=2)
+    trainer = build(arguments, own, Accelerator())
+    experience = trainer.algorithm.collect(trainer.policy.encode(["two purple stars"]), trainer.draws())
+    kept = []
+    trainer.policy.transformer.register_forward_hook(
+        lambda module, inputs, output: kept.append(len(output.sample) * torch.is_grad_enabled())
     )
-    assert done.returncode == 0, done.stderr
-    assert "2,267.1 M" in done.stdout
+    trainer.algorithm.loss(experience.select(torch.tensor([0])), 0)
+    assert sum(kept) == own.evaluations().kept
+    held = [trainer.average, *vars(trainer.algorithm).values()]
+    assert sum(isinstance(each, EMAModel) for each in held) == trainer.algorithm.averages
+
+
+@pytest.mark.slow
+def test_the_command_needs_no_weights(tmp_path, capsys):
+    """Of SD3.5 Medium, whose weights are nowhere here."""
+    main(["--config", str(CONFIGS / "sd35_medium_prfl.yaml"), "--dry_run", "--output_dir", str(tmp_path / "run")])
+    assert "2,267.1 M" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()

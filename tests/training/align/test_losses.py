@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
+from modeling_dina.noising_dina import rectified_flow_state
 from training.align.algorithm import group_advantages
 from training.align.dpo import dpo_loss
-from training.align.flow_matching import flow_matching_error, logit_normal_levels, noised, seeded_noise
+from training.align.flow_matching import flow_matching_error, logit_normal_levels, seeded_noise
 from training.align.grpo import clipped_objective, transition_distance
 from training.align.nft import nft_loss
 from training.align.refl import differentiable_steps, held_loss
@@ -89,7 +90,7 @@ def test_nft_moves_towards_good_samples_and_from_bad_ones(optimality):
     generator = torch.Generator().manual_seed(0)
     latents, noise, old = torch.randn(3, 2, 4, 3, 3, generator=generator)
     sigma = torch.tensor([0.3, 0.8])
-    state = noised(latents, noise, sigma)
+    state = rectified_flow_state(latents, noise, sigma)
     velocity = old.clone().requires_grad_()
     nft_loss(velocity, old, state, latents, sigma, torch.full((2,), optimality), 1.0).sum().backward()
     error = predict_clean(state, old, sigma) - latents
@@ -101,7 +102,9 @@ def test_nft_moves_towards_good_samples_and_from_bad_ones(optimality):
 def test_nft_of_an_exact_prediction_is_finite():
     latents, noise, sigma = filled(0.2), filled(1.0), torch.tensor([0.5])
     velocity = (noise - latents).requires_grad_()
-    loss = nft_loss(velocity, noise - latents, noised(latents, noise, sigma), latents, sigma, torch.ones(1), 1.0)
+    loss = nft_loss(
+        velocity, noise - latents, rectified_flow_state(latents, noise, sigma), latents, sigma, torch.ones(1), 1.0
+    )
     loss.sum().backward()
     assert loss.item() == pytest.approx(0, abs=1e-6)
     assert velocity.grad.isfinite().all()
@@ -175,7 +178,7 @@ def test_held_loss_by_hand():
 def test_flow_matching_error_by_hand():
     error = flow_matching_error(filled(0.5), filled(1.0), filled(2.0))
     assert error.tolist() == [0.25]
-    assert noised(filled(1.0), filled(2.0), torch.tensor([0.25])).mean().item() == 1.25
+    assert rectified_flow_state(filled(1.0), filled(2.0), torch.tensor([0.25])).mean().item() == 1.25
 
 
 def test_noise_depends_on_its_seed_alone():

@@ -2,11 +2,8 @@
 
 import json
 import math
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,11 +14,11 @@ from accelerate import Accelerator
 from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file
 
+from tests.processes import Worker
 from training.align import run as run_module
 from training.align.rewards import Reward
 from training.align.run import build, parse_run, run
-from training.align.trainer import NonFiniteError
-from training.checkpoints import checkpoints
+from training.run_control import NonFiniteError, checkpoints
 
 # A run that is as short as can be.
 BRIEF = {"prompts_per_update": 4, "eval_samples": 4, "eval_steps": 2, "eval_every": 2, "save_every": 2, "updates": 4}
@@ -80,31 +77,25 @@ def test_sigterm_saves_and_a_new_process_goes_on(settings, tmp_path):
     arguments = asdict(whole[0]) | asdict(whole[1]) | changed
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({name: value for name, value in arguments.items() if value != []}))
-    command = [sys.executable, "-m", "training.align", "--config", str(config)]
+    command = ["training.align", "--config", config]
     environment = {
-        **os.environ,
         "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
         "TRACKIO_DIR": str(tmp_path / "trackio"),
     }
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        for line in process.stdout:
-            if line.startswith('{"kind": "train"'):
-                process.send_signal(signal.SIGTERM)
-                break
-        process.stdout.read()
+    process = Worker(*command, environment=environment)
+    for line in process.stdout:
+        if line.startswith('{"kind": "train"'):
+            process.send_signal(signal.SIGTERM)
+            break
+    process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
     (checkpoint,) = checkpoints(tmp_path / "killed")
     reached = int(checkpoint.name.split("-")[1])
     assert 1 <= reached < 4
-    resumed = subprocess.run(
-        [*command, "--updates", "4", "--resume_from_checkpoint", "last"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert resumed.returncode == 0, resumed.stderr
+    resumed = Worker(*command, "--updates", 4, "--resume_from_checkpoint", "last", environment=environment)
+    printed, _ = resumed.communicate()
+    assert resumed.returncode == 0, printed
     killed = settings("refl", QUICK["refl"], **BRIEF | {"output_dir": str(tmp_path / "killed")})
     assert_same(adapter(whole[0]), adapter(killed[0]))
     assert list((tmp_path / "trackio").glob("dina-align*.db"))
@@ -184,14 +175,18 @@ def test_the_run_stops_when_the_watched_reward_turns(settings):
     arguments, own = settings("refl", QUICK["refl"], **BRIEF | {"watched": ["utility"], "patience": 1})
     trainer = build(arguments, own, Accelerator())
     scores = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    assert not trainer.has_turned(scores)
+
+    def has_turned(watched):
+        return trainer.evaluation.has_turned({"utility": watched}, trainer.average)
+
+    assert not has_turned(scores)
     kept = [weight.clone() for weight in trainer.average.shadow_params]
     for shadow in trainer.average.shadow_params:
         shadow += 1
     noise = torch.tensor([0.5, -0.6, 0.4, -0.4])
-    assert not trainer.has_turned(scores + noise)  # lower, but not surely
-    assert trainer.has_turned(scores - 0.5 + 0.1 * noise)
-    assert all(torch.equal(first, second) for first, second in zip(kept, trainer.best_weights, strict=True))
+    assert not has_turned(scores + noise)  # lower, but not surely
+    assert has_turned(scores - 0.5 + 0.1 * noise)
+    assert all(torch.equal(first, second) for first, second in zip(kept, trainer.evaluation.best_weights, strict=True))
 
 
 # ---- refusals ----

@@ -1,12 +1,13 @@
 """Real runs of the reward trainer in processes of their own, on pairs of the small world."""
 
-import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.processes import Worker
 from training.encode_world import write_rendered_pairs
 from training.train_reward import main
 
@@ -63,20 +64,23 @@ def train(arguments):
 
 @pytest.fixture
 def launch(arguments):
-    """Starts a training process, or several of one run; what it prints can be read from `stdout`."""
+    """Starts a training process; what it prints can be read from `stdout`. With variables that libraries read when
+    they are imported, in an `environment` of its own."""
     running = []
 
-    def start(*flags, processes=1, environment=None):
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        command = [sys.executable, *(launcher if processes > 1 else []), "-m", "training.train_reward"]
-        process = subprocess.Popen(
-            [*command, *arguments, *map(str, flags)],
-            cwd=ROOT,
-            env={**(environment or os.environ), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    def start(*flags, environment=None, **variables):
+        threads = {"OMP_NUM_THREADS": "1"}
+        if environment is None:
+            process = Worker("training.train_reward", *arguments, *flags, environment=threads | variables)
+        else:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "training.train_reward", *arguments, *map(str, flags)],
+                cwd=ROOT,
+                env={**environment, **threads},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
         running.append(process)
         return process
 
@@ -85,3 +89,17 @@ def launch(arguments):
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+@pytest.fixture
+def launch_two(launch):
+    """Starts two processes of one run, as `torchrun --nproc_per_node 2` does."""
+
+    def start(*flags):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        return [launch(*flags, RANK=rank, LOCAL_RANK=rank, **meeting) for rank in "01"]
+
+    return start

@@ -32,8 +32,9 @@ def with_a_tie(reward):
 
     def tied(latents, *conditioning, **ensemble):
         output = reward(latents, *conditioning, **ensemble)
-        for values in (output.scores, output.samples):
-            values[..., 7] = values[..., 3]
+        for values in (output.scores, output.samples, output.level_samples):
+            if values is not None:
+                values[..., 7] = values[..., 3]
         return output
 
     return tied

@@ -6,9 +6,10 @@ from diffusers.training_utils import EMAModel
 from torch import distributed
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
-from torch.multiprocessing import spawn
+from torch.multiprocessing import start_processes
 
 from modeling_dina import DinaConfig, DinaRewardModel
+from tests.processes import START_METHOD
 from training.reward.evaluation import mean_agreement, sum_agreement
 from training.reward.objective import PreferenceObjective
 from training.reward.sharding import gather, put
@@ -80,7 +81,7 @@ def process(rank, meeting, config):
 
 @pytest.mark.slow
 def test_sharded_weights(tmp_path, tiny_config):
-    spawn(process, (str(tmp_path / "meeting"), tiny_config), nprocs=2)
+    start_processes(process, (str(tmp_path / "meeting"), tiny_config), nprocs=2, start_method=START_METHOD)
 
 
 def test_whole_weights(tiny_config):

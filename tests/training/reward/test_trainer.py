@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from modeling_dina import DinaRewardModel
 from training.preference_data.latents import pack, unpack
-from training.reward.trainer import NonFiniteError
+from training.run_control import NonFiniteError
 
 EMBEDDED = Path(__file__).parents[3] / "modeling_dina" / "tiny"
 WEIGHTS = ("model.safetensors", "trainable.safetensors", "ema.safetensors", "optimizer.pt")
@@ -64,7 +64,10 @@ def test_a_run(train, output_dir, pairs_folder):
             if f"model.{name}" in averaged:
                 torch.testing.assert_close(weight, averaged[f"model.{name}"], rtol=0, atol=0)
     assert not torch.equal(averaged["model.head.head.weight"], trained["model.head.head.weight"])
-    assert "noise levels" in (output_dir / "model" / "README.md").read_text()
+    for name in ("model", "checkpoint-8"):
+        card = (output_dir / name / "README.md").read_text()
+        assert "noise levels" in card
+        assert f'from_pretrained("{name}", ' in card
 
 
 def test_accumulated_batches_are_one(train, output_dir):
@@ -110,16 +113,16 @@ def test_kills_lose_nothing(launch, output_dir):
 
 
 @pytest.mark.slow
-def test_two_processes_are_one(train, launch, output_dir):
+def test_two_processes_are_one(train, launch_two, output_dir):
     """The loss curve of one process, and again when two go on from a checkpoint of two."""
     one = output_dir.with_name("one")
     train("--output_dir", one)
     for later in (None, (6, 8)):
         for step in later or ():
             shutil.rmtree(output_dir / f"checkpoint-{step}")
-        process = launch("--per_device_train_batch_size", 8, "--resume_from_checkpoint", "last", processes=2)
-        printed = process.communicate(timeout=240)[0]
-        assert process.returncode == 0, printed
+        for process in launch_two("--per_device_train_batch_size", 8, "--resume_from_checkpoint", "last"):
+            printed = process.communicate(timeout=240)[0]
+            assert process.returncode == 0, printed
         curves = [[row["loss"] for row in history(folder)] for folder in (one, output_dir)]
         assert curves[1] == pytest.approx(curves[0], abs=1e-4)
     assert json.loads((output_dir / "checkpoint-8" / "sampler.json").read_text())["num_replicas"] == 2
@@ -174,8 +177,10 @@ def test_infinite_latents_stop(train, output_dir, pairs_folder, tmp_path):
     def infinite(packed):
         return pack(unpack(packed) * torch.inf)
 
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(NonFiniteError, match="latents: expected finite numbers"):
         train("--train_data", spoil(pairs_folder, tmp_path / "spoilt", "latents_a", infinite))
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_infinite_gradients_stop(train, output_dir):

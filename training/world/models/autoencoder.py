@@ -7,6 +7,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 from torch.nn.functional import l1_loss, mse_loss
 
+from modeling_dina.files import atomic_path
 from training.world.models.pictures import Pictures
 from training.world.models.stage import train_stage
 from training.world.seeds import Seed
@@ -68,5 +69,6 @@ def build_autoencoder(directory: Path, *, images: int, sample: int, batch_size: 
             [vae.encode(pictures[i]["pixel_values"][None].to(vae.device)).latent_dist.mode() for i in range(sample)]
         )
     vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
-    vae.save_pretrained(directory / "pipeline" / "vae")
+    with atomic_path(directory / "pipeline" / "vae") as partial:
+        vae.save_pretrained(partial)
     return vae

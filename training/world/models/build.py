@@ -5,7 +5,6 @@ that an interrupted build resumes with the first unfinished stage. The finished,
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -15,8 +14,9 @@ from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from transformers import set_seed
 
 from modeling_dina import DinaRewardModel
+from modeling_dina.files import atomic_path
 from modeling_dina.options import check_folder, exit_on_bad_input
-from training.train_reward import TERMINATED
+from training.run_control import TERMINATED
 from training.world.groups import Groups
 from training.world.latents import rendered_groups
 from training.world.models.autoencoder import build_autoencoder
@@ -110,15 +110,15 @@ def pack(pipeline: StableDiffusion3Pipeline, model: DinaRewardModel, directory: 
     The autoencoder and the transformer are stored in half precision, which diffusers reads back into float32. The text
     encoders are not: transformers would run them in the precision they are stored in.
     """
-    shutil.rmtree(directory, ignore_errors=True)
-    pipeline.save_pretrained(directory)
-    for name in ("vae", "transformer"):
-        type(pipeline.components[name]).from_pretrained(
-            directory, subfolder=name, torch_dtype=torch.float16
-        ).save_pretrained(directory / name)
-    model.save_pretrained(directory)
-    for path in directory.rglob("*.json"):
-        _forget_origin(path)
+    with atomic_path(directory) as partial:
+        pipeline.save_pretrained(partial)
+        for name in ("vae", "transformer"):
+            type(pipeline.components[name]).from_pretrained(
+                partial, subfolder=name, torch_dtype=torch.float16
+            ).save_pretrained(partial / name)
+        model.save_pretrained(partial)
+        for path in partial.rglob("*.json"):
+            _forget_origin(path)
 
 
 def _forget_origin(path: Path) -> None:

@@ -15,6 +15,8 @@ from torch import nn
 from torch.nn.functional import mse_loss
 from torch.utils.data import Dataset
 
+from modeling_dina.files import atomic_path
+from modeling_dina.noising_dina import rectified_flow_state
 from training.world.latents import Shard, build_shards, encode, load_shards
 from training.world.models.pictures import Pictures
 from training.world.models.stage import train_stage
@@ -69,10 +71,8 @@ class FlowMatchingObjective(nn.Module):
         )
         sigma = compute_density_for_timestep_sampling("logit_normal", len(latents), 0.0, 1.0, device=latents.device)
         noise = torch.randn_like(latents)
-        spread = sigma.view(-1, 1, 1, 1)
-        velocity = self.transformer(
-            (1 - spread) * latents + spread * noise, prompt_embeds, pooled_prompt_embeds, 1000 * sigma
-        ).sample
+        state = rectified_flow_state(latents, noise, sigma)
+        velocity = self.transformer(state, prompt_embeds, pooled_prompt_embeds, 1000 * sigma).sample
         return {"loss": mse_loss(velocity.float(), noise - latents)}
 
 
@@ -127,5 +127,6 @@ def build_generator(
         learning_rate=1e-3,
         dataloader_num_workers=0,
     )
-    pipeline.save_pretrained(directory / "pipeline")
+    with atomic_path(directory / "pipeline") as partial:
+        pipeline.save_pretrained(partial)
     return pipeline
