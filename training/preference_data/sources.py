@@ -48,13 +48,10 @@ def load_pairs(source: str, source_format: Format = Format.pairs, image_root: Pa
         ValueError: there are no pairs, or they are not as their format says.
     """
     match source_format:
-        case Format.pairs if os.path.isfile(os.path.join(source, "state.json")):
-            with loading("source", source):
-                dataset = load_from_disk(source)
-            pairs = as_pairs(dataset)
         case Format.pairs:
+            is_saved = os.path.isfile(os.path.join(source, "state.json"))
             with loading("source", source):
-                dataset = load_dataset(source, split="train")
+                dataset = load_from_disk(source) if is_saved else load_dataset(source, split="train")
             pairs = as_pairs(dataset)
         case Format.pick_a_pic:
             pairs = _pick_a_pic(Path(source))
