@@ -11,7 +11,7 @@ from collections.abc import Callable
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import typer
