@@ -116,8 +116,10 @@ def contenders(
     _, prompt_embeds, pooled = inputs
 
     def dina(model: DinaRewardModel, levels: str) -> Contender:
-        options = {"sigmas": LEVELS[levels], "num_draws": 1}
-        return Contender(model, lambda latents: model.reward(latents, prompt_embeds, pooled, **options).scores)
+        def score(latents: torch.Tensor) -> torch.Tensor:
+            return model.reward(latents, prompt_embeds, pooled, sigmas=LEVELS[levels], num_draws=1).scores
+
+        return Contender(model, score)
 
     found = {f"DiNa-LRM, {levels}": dina(model, levels) for levels in LEVELS}
     if compiled:
@@ -168,6 +170,7 @@ def gradient(contender: Contender, latents: torch.Tensor) -> torch.Tensor:
         latents = latents.detach().requires_grad_()
         # Not autograd.grad, which torch's counter of FLOPs cannot follow.
         contender.run(latents).sum().backward()
+        assert latents.grad is not None
         return latents.grad
 
 

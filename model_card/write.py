@@ -47,7 +47,7 @@ class Results(NamedTuple):
     """What was measured of one model.
 
     Attributes:
-        preferences: of `model_card.evaluate_preferences`.
+        preferences: of `dina evaluate`, and of `model_card.evaluate_preferences` for the small world.
         costs: of `model_card.measure_cost`.
         world: the report of a build of the small world, or None.
         study: of `model_card.world_study`, or None.
@@ -156,7 +156,8 @@ def command_of(content: dict[str, Any], file: str) -> str:
     options |= {"sigmas": settings["sigmas"] and ",".join(map(str, settings["sigmas"]))}
     options |= {name: settings[name] for name in ("draws", "mode", "seed", "limit")}
     given = [f"--{name} {value}" for name, value in options.items() if value is not None]
-    return " ".join(["python -m model_card.evaluate_preferences", *given, f"--out {file}"])
+    command = "python -m model_card.evaluate_preferences" if content["benchmark"] == "world" else "dina evaluate"
+    return " ".join([command, *given, f"--out {file}"])
 
 
 def table_rows(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -208,7 +209,7 @@ def render(
         ValueError: there are no results of preferences, or no data set is named.
     """
     if not results.preferences:
-        raise ValueError("results: expected those of model_card.evaluate_preferences among them, got none")
+        raise ValueError("results: expected those of dina evaluate among them, got none")
     if not datasets and results.world is None:
         raise ValueError("dataset: expected the Hub id of what the model was trained on, got none")
     base, data, licence = card.describe(config)

@@ -109,7 +109,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 def fit_size(
-    width: int, height: int, *, multiple: int, max_pixels: int, max_side: float = math.inf
+    width: float, height: float, *, multiple: int, max_pixels: int, max_side: float = math.inf
 ) -> tuple[int, int]:
     """
     The size nearest to `width` x `height` whose sides are multiples of `multiple`, after shrinking in proportion to at
@@ -119,8 +119,8 @@ def fit_size(
         (width, height) in pixels.
     """
     scale = min(1.0, math.sqrt(max_pixels / (width * height)), max_side / max(width, height))
-    width, height = (max(1, round(side * scale / multiple)) for side in (width, height))
+    columns, rows = (max(1, round(side * scale / multiple)) for side in (width, height))
     # Rounding both sides up may pass the limit.
-    while width * height * multiple**2 > max_pixels and max(width, height) > 1:
-        width, height = (width - 1, height) if width > height else (width, height - 1)
-    return width * multiple, height * multiple
+    while columns * rows * multiple**2 > max_pixels and max(columns, rows) > 1:
+        columns, rows = (columns - 1, rows) if columns > rows else (columns, rows - 1)
+    return columns * multiple, rows * multiple

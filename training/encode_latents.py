@@ -263,11 +263,11 @@ def _encode_rows(
     errors: dict[int, str] = {}
     waiting: dict[torch.Size, list[tuple[int, torch.Tensor]]] = defaultdict(list)
 
-    def encode_pairs(group: Sequence[tuple[int, torch.Tensor]]) -> torch.Tensor:
+    def encode_pairs(group: Sequence[tuple[int, torch.Tensor]]) -> list[torch.Tensor]:
         encoded = encode(torch.cat([item for _, item in group]))
         if not encoded.isfinite().all():
             raise ValueError("latents: expected finite numbers, got NaN or infinity in float16")
-        return encoded.unflatten(0, (-1, 2))
+        return list(encoded.unflatten(0, (-1, 2)))
 
     def flush(group: list[tuple[int, torch.Tensor]]) -> None:
         small_grey_pair = torch.zeros_like(group[0][1][..., :64, :64])

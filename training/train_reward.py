@@ -196,7 +196,7 @@ def prepare(
         trainer.resume(checkpoint)
     if pushes:
         trainer.pusher = CheckpointPusher(
-            args.hub_model_id, args.output_dir, private=args.hub_private_repo is not False
+            str(args.hub_model_id), trainer.output_dir, private=args.hub_private_repo is not False
         )
     return trainer
 
@@ -214,7 +214,7 @@ def complete(trainer: RewardTrainer) -> Path | None:
         trainer.train()
         if trainer.was_terminated:
             return None
-        folder = Path(trainer.args.output_dir) / "model"
+        folder = trainer.output_dir / "model"
         trainer.finish(folder)
         if pusher is not None:
             print(pusher.finish(trainer.args.hub_tag), file=sys.stderr)

@@ -97,14 +97,18 @@ class _Endpoints:
         version = request.headers.get(VERSION_HEADER)
         if version != VERSION:
             raise HTTPException(400, f"{VERSION_HEADER}: expected {VERSION}, got {version}")
-        return score_answer(await self._ask(request, self._parse_score))
+        scores = await self._ask(request, self._parse_score)
+        assert isinstance(scores, list)
+        return score_answer(scores)
 
     async def compare(self, request: Request) -> dict:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         parsers = {"application/json": self._parse_json, "multipart/form-data": _parse_form}
         if kind not in parsers:
             raise HTTPException(415, f"content-type: expected {' or '.join(parsers)}, got {kind or 'none'}")
-        return await self._ask(request, parsers[kind])
+        ranking = await self._ask(request, parsers[kind])
+        assert isinstance(ranking, dict)
+        return ranking
 
     async def healthz(self, request: Request) -> Response:
         """Whether the process lives."""
@@ -168,8 +172,9 @@ async def _parse_form(request: Request, body: bytes) -> CompareRequest:
         return {"type": "http.request", "body": body, "more_body": False}
 
     async with Request(request.scope, replay).form(max_files=MAX_IMAGES, max_fields=1) as form:
-        images = form.getlist("images")
-        if form.keys() != {"prompt", "images"} or not all(isinstance(image, UploadFile) for image in images):
+        files = form.getlist("images")
+        images = [file for file in files if isinstance(file, UploadFile)]
+        if form.keys() != {"prompt", "images"} or len(images) != len(files):
             raise ValueError(f"body: expected a field prompt and files images, got {sorted(form.keys())}")
         return build_comparison(form["prompt"], [await image.read() for image in images])
 
@@ -179,7 +184,8 @@ def _carries(request: Request, token: str) -> bool:
     return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode())
 
 
-async def _say_http_error(request: Request, error: HTTPException) -> Response:
+async def _say_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
     headers = {**(error.headers or {}), **(RETRY if error.status_code == 429 else {})}
     return _problem(error.status_code, error.detail, headers)
 

@@ -5,6 +5,7 @@ import binascii
 import json
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from modeling_dina.scoring_dina import check_prompt
 
@@ -60,7 +61,7 @@ def parse_json_comparison(body: bytes) -> CompareRequest:
     return build_comparison(fields["prompt"], [_from_base64(image, f"images[{i}]") for i, image in enumerate(images)])
 
 
-def build_comparison(prompt: str, images: Sequence[bytes]) -> CompareRequest:
+def build_comparison(prompt: Any, images: Sequence[bytes]) -> CompareRequest:
     """
     Raises:
         ValueError: the prompt says nothing or too much, or there are too few or too many images.

@@ -85,10 +85,12 @@ class RewardEngine:
 
     @torch.no_grad()
     def _try(self, jobs: Sequence[Job]) -> list[Answer | Exception]:
-        if isinstance(jobs[0], CompareRequest):
-            return [self._compare(job) for job in jobs]
+        comparisons = [job for job in jobs if isinstance(job, CompareRequest)]
+        if comparisons:  # and nothing else, in a batch of one key
+            return [self._compare(job) for job in comparisons]
+        requests = [job for job in jobs if isinstance(job, ScoreRequest)]
         answers: list[Answer | Exception] = []
-        for scores in self._score(jobs).split([job.size for job in jobs]):
+        for scores in self._score(requests).split([request.size for request in requests]):
             finite = bool(scores.isfinite().all())
             answers.append(scores.tolist() if finite else ModelFaultError("a score that is not finite"))
         return answers
@@ -104,9 +106,9 @@ class RewardEngine:
         device, scores = self.model.execution_device, []
         for start in range(0, len(latents), self.max_batch_size):
             part = slice(start, start + self.max_batch_size)
-            inputs = (values[part].to(device) for values in (latents, embeds, pooled))
-            options = {"sigmas": sigma[None, part], "num_draws": 1, "seed": seeds[part], "mode": "mean"}
-            scores.append(self.model.reward(*inputs, **options).scores.cpu())
+            inputs = [values[part].to(device) for values in (latents, embeds, pooled)]
+            rewards = self.model.reward(*inputs, sigmas=sigma[None, part], num_draws=1, seed=seeds[part], mode="mean")
+            scores.append(rewards.scores.cpu())
         return torch.cat(scores)
 
     def _compare(self, request: CompareRequest) -> Answer | Exception:

@@ -12,6 +12,7 @@ import os
 from collections import defaultdict
 from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from PIL import Image
 from pydantic import BaseModel, Field
@@ -59,16 +60,15 @@ class Settings(BaseModel, extra="forbid"):
 
 def build(settings: Settings) -> serve.Application:
     """The application for `serve run` and `serve.run`. A token in DINA_SERVER_TOKEN is asked of every client."""
-    deployment = Replica.options(
+    deployment = serve.deployment(
         num_replicas=settings.replicas,
         ray_actor_options={"num_gpus": settings.gpus},
         max_ongoing_requests=settings.max_ongoing_requests,
         max_queued_requests=settings.max_queued_requests,
     )
-    return deployment.bind(settings, os.environ.get(TOKEN_VARIABLE) or None)
+    return deployment(Replica).bind(settings, os.environ.get(TOKEN_VARIABLE) or None)
 
 
-@serve.deployment
 @serve.ingress()
 class Replica:
     """One engine with Ray's batching before it: the `Queue` of an application of its own."""
@@ -88,8 +88,9 @@ class Replica:
         self._token = token
         self._metrics = Metrics()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reward")
-        self._answer_batch.set_max_batch_size(settings.max_batch_size)
-        self._answer_batch.set_batch_wait_timeout_s(settings.max_wait_ms / 1000)
+        batching: Any = self._answer_batch  # `serve.batch` adds these methods
+        batching.set_max_batch_size(settings.max_batch_size)
+        batching.set_batch_wait_timeout_s(settings.max_wait_ms / 1000)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return build_application(self._engine, self, self._metrics, limits=BodyLimits(), token=self._token)

@@ -54,7 +54,7 @@ class DinaRewardOutput(ModelOutput):
         The likelihood's variance of each reward, in squared units of `scores`.
     """
 
-    scores: torch.Tensor | None = None
+    scores: torch.Tensor
     variance: torch.Tensor | None = None
 
 
@@ -80,7 +80,7 @@ class DinaEnsembleOutput(ModelOutput):
         The likelihood's variance of one reward at each noise level, in squared units of `scores`.
     """
 
-    scores: torch.Tensor | None = None
+    scores: torch.Tensor
     samples: torch.Tensor | None = None
     sigmas: torch.Tensor | None = None
     variance: torch.Tensor | None = None

@@ -153,6 +153,7 @@ class ReFL(Algorithm):
         samples are the generator's own; where guidance has made them, that error would teach the policy the guidance.
         """
         generator = torch.Generator().manual_seed(seed)
+        assert self.reference_samples is not None
         latents, asked = self.reference_samples
         rows = torch.randint(len(latents), (count,), generator=generator, device="cpu").to(latents.device)
         sigma = logit_normal_levels(count, generator).to(latents.device)

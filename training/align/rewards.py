@@ -3,7 +3,8 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from functools import reduce
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -35,8 +36,8 @@ class Reward(ABC):
         differentiable: whether gradients flow from its scores to the latents.
     """
 
-    reads_noise: ClassVar[bool] = False
-    differentiable: ClassVar[bool] = True
+    reads_noise: bool = False
+    differentiable: bool = True
 
     def __call__(
         self, latents: torch.Tensor, conditioning: Conditioning, sigma: torch.Tensor | None = None, seed: int = 0
@@ -135,9 +136,9 @@ class WeightedReward(Reward):
         judged = [reward(latents, conditioning, sigma, seed) for reward in self.rewards]
         weighted = list(zip(self.weights, judged, strict=True))
         return Judgement(
-            scores=sum(weight * each.scores for weight, each in weighted),
-            spread=sum((weight * each.spread).square() for weight, each in weighted).sqrt(),
-            variance=sum(weight**2 * each.variance for weight, each in weighted),
+            scores=reduce(torch.add, [weight * each.scores for weight, each in weighted]),
+            spread=reduce(torch.add, [(weight * each.spread).square() for weight, each in weighted]).sqrt(),
+            variance=reduce(torch.add, [weight**2 * each.variance for weight, each in weighted]),
         )
 
 

@@ -2,7 +2,7 @@
 whole or not there."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch.nn.utils import get_total_norm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
-from modeling_dina import DinaConfig, DinaRewardModel
+from modeling_dina import DinaRewardModel
 from modeling_dina.files import atomic_path
 from modeling_dina.hub.background import CheckpointPusher
 from training.card import write_card
@@ -105,6 +105,8 @@ class RewardTrainer(Trainer):
         ValueError: pairs cannot be shared out among the processes.
     """
 
+    args: RewardTrainingArguments
+
     def __init__(
         self,
         objective: PreferenceObjective,
@@ -134,7 +136,12 @@ class RewardTrainer(Trainer):
         self._eval_loader = None if validation_pairs is None else self._make_loader(validation_pairs, 0)
 
     @property
-    def objective(self) -> PreferenceObjective:
+    def output_dir(self) -> Path:
+        """The folder of the run."""
+        return Path(str(self.args.output_dir))
+
+    @property
+    def objective(self) -> PreferenceObjective:  # type: ignore[override]  # that of a search is not used
         """What is trained, whatever it is wrapped in."""
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
@@ -207,7 +214,7 @@ class RewardTrainer(Trainer):
     def _describe(self, problem: str) -> str:
         return (
             f"{problem}, in update {self.state.global_step + 1} of process {self.args.process_index}, for the rows "
-            f"{self._rows} of the training pairs; the last good checkpoint is {last_checkpoint(self.args.output_dir)}"
+            f"{self._rows} of the training pairs; the last good checkpoint is {last_checkpoint(self.output_dir)}"
         )
 
     # ---- evaluation ----
@@ -215,6 +222,7 @@ class RewardTrainer(Trainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Agreement with the validation pairs, by noise level and with the ensemble, of the averaged weights."""
         objective = self.objective
+        assert self._eval_loader is not None
         if self.is_fsdp_enabled:
             register_fsdp_forward_method(objective, "reward")
         with self._averaged_weights():
@@ -264,7 +272,7 @@ class RewardTrainer(Trainer):
             )
         self._resumed_from = checkpoint
 
-    def train(self, **kwargs):
+    def train(self, **kwargs):  # type: ignore[override]
         """As the inherited method, from the beginning or from where `resume` named."""
         with sigterm_sets_trigger(self.accelerator):
             return super().train(None if self._resumed_from is None else str(self._resumed_from), **kwargs)
@@ -280,13 +288,13 @@ class RewardTrainer(Trainer):
             put(self._averaged, load_file(self._resumed_from / EMA))
 
     @property
-    def _averaged(self) -> dict[str, torch.Tensor]:
+    def _averaged(self) -> Mapping[str, torch.Tensor]:
         """The averaged weights where there are any, otherwise those in training, by their names in the objective."""
         return self.trainable if self.ema is None else dict(zip(self.trainable, self.ema.shadow_params, strict=True))
 
     def _save_checkpoint(self, model, trial) -> None:
         """The inherited method writes into a folder beside, which takes the checkpoint's place when it is whole."""
-        args, step, output_dir = self.args, self.state.global_step, Path(self.args.output_dir)
+        args, step, output_dir = self.args, self.state.global_step, self.output_dir
         with new_checkpoint(
             self.accelerator, output_dir, step, keep=args.save_total_limit, writes=args.should_save
         ) as partial:
@@ -305,7 +313,7 @@ class RewardTrainer(Trainer):
         trained, averaged = gather(self.trainable), gather(self._averaged)
         if not self.args.should_save:
             return
-        folder = Path(output_dir)
+        folder = Path(str(output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         save_file(trained, folder / TRAINABLE)
         if self.ema is not None:
@@ -322,7 +330,7 @@ class RewardTrainer(Trainer):
         model.save_pretrained(folder, state_dict=weights, adapter_only=model.config.lora is not None)
         self._write_card(folder, model.config, folder.name)
 
-    def _write_card(self, folder: Path, config: DinaConfig, name: str) -> None:
+    def _write_card(self, folder: Path, config: Any, name: str) -> None:
         measured = [logged for logged in self.state.log_history if "eval_agreement_ensemble" in logged]
         metrics = {name.removeprefix("eval_"): value for name, value in measured[-1].items()} if measured else {}
         write_card(folder, config, self.card_settings, metrics, self.args.hub_model_id, name=name)
@@ -331,7 +339,7 @@ class RewardTrainer(Trainer):
         """Write the model of the last checkpoint with its adapter, if it has one, merged."""
         if not self.args.should_save:
             return
-        model = DinaRewardModel.from_pretrained(last_checkpoint(self.args.output_dir), dtype="auto")
+        model = DinaRewardModel.from_pretrained(last_checkpoint(self.output_dir), dtype="auto")
         model.merge_adapter()
         with atomic_path(folder) as partial:
             model.save_pretrained(partial)
