@@ -20,9 +20,9 @@ BATCH_SIZE = 64
 CANDIDATES = (4, 16)
 
 
-class Judges:
+class Evaluator:
     """
-    The rewards that samples of all rows are judged by, and the generator as it began.
+    The rewards that score samples of all variants, and the generator as it began.
 
     Args:
         pipeline_dir: the small world's pipeline and reward model.
@@ -31,7 +31,7 @@ class Judges:
 
     Attributes:
         rewards: "utility", the truth; "dina" with the model's own ensemble; "pixel".
-        asked: conditioning of the samples of an evaluation.
+        conditioning: of the samples of an evaluation.
     """
 
     def __init__(self, pipeline_dir: str, pixel_dir: Path, arguments: AlignArguments) -> None:
@@ -47,18 +47,18 @@ class Judges:
         }
         each = arguments.eval_samples_per_prompt
         prompts = Prompts(arguments.eval_prompts, Seed.ALIGNMENT_EVALUATION)
-        self.asked = self.policy.encode(prompts.batch(0, arguments.eval_samples // each, each))
+        self.conditioning = self.policy.encode(prompts.batch(0, arguments.eval_samples // each, each))
 
     @torch.no_grad()
-    def judge(self, name: str, latents: torch.Tensor, asked: Conditioning) -> torch.Tensor:
+    def score(self, name: str, latents: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         """Scores [B] by one of the rewards."""
         rows = torch.arange(len(latents), device=self.policy.device).split(BATCH_SIZE)
-        return torch.cat([self.rewards[name](latents[part], asked.select(part)).scores for part in rows])
+        return torch.cat([self.rewards[name](latents[part], conditioning.select(part)).scores for part in rows])
 
     def measure(self, latents: torch.Tensor) -> dict[str, list[float]]:
         """Means over the samples of each prompt, by reward, and their "diversity", of an evaluation's latents."""
         latents, each = latents.to(self.policy.device), self.arguments.eval_samples_per_prompt
-        scores = {name: self.judge(name, latents, self.asked) for name in self.rewards}
+        scores = {name: self.score(name, latents, self.conditioning) for name in self.rewards}
         by_prompt = {name: values.view(-1, each).mean(dim=1) for name, values in scores.items()}
         by_prompt["diversity"] = diversity(latents, each)
         return {name: [round(value, 4) for value in values.tolist()] for name, values in by_prompt.items()}
@@ -67,16 +67,17 @@ class Judges:
     def best_of_n(self) -> dict[str, dict[int, torch.Tensor]]:
         """Latents of an evaluation of the generator as it began, each the best of N by "dina" or "pixel", by N."""
         arguments, policy, most = self.arguments, self.policy, max(CANDIDATES)
-        asked = self.asked.select(torch.arange(len(self.asked), device=policy.device).repeat_interleave(most))
+        repeated = torch.arange(len(self.conditioning), device=policy.device).repeat_interleave(most)
+        conditioning = self.conditioning.select(repeated)
         candidates = policy.sample(
-            asked,
-            policy.noise(len(asked), torch.Generator().manual_seed(1)),
+            conditioning,
+            policy.noise(len(conditioning), torch.Generator().manual_seed(1)),
             policy.sigmas(arguments.eval_steps),
             batch_size=BATCH_SIZE,
             guidance_scale=arguments.eval_guidance_scale,
         ).states[-1]
-        scores = {name: self.judge(name, candidates, asked).view(-1, most) for name in ("dina", "pixel")}
-        first = most * torch.arange(len(self.asked), device=policy.device)
+        scores = {name: self.score(name, candidates, conditioning).view(-1, most) for name in ("dina", "pixel")}
+        first = most * torch.arange(len(self.conditioning), device=policy.device)
         return {
             name: {count: candidates[first + values[:, :count].argmax(dim=1)] for count in CANDIDATES}
             for name, values in scores.items()
