@@ -19,7 +19,7 @@ from model_card.studies.frame import StudySize
 from model_card.studies.report import interval
 from modeling_dina.options import EMBEDDED_MODEL
 from tests.model_card.reports import assert_report_is_of_results
-from training.align.trainer import diversity
+from training.align.evaluation import diversity
 
 ROOT = Path(__file__).parents[2]
 COST = {"seconds": 2.0, "peak_bytes": 1e6, "flops": 1e9}

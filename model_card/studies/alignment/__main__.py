@@ -24,7 +24,7 @@ from model_card.studies.alignment.variants import CONFIGS, VARIANTS, read_argume
 from model_card.studies.frame import Amount, Study, study_command
 from model_card.studies.report import save
 from training.align.run import run
-from training.checkpoints import TERMINATED
+from training.run_control import TERMINATED
 from training.world.groups import pairwise_accuracy
 from training.world.models.pixel_reward import measure, test_groups, train_pixel_reward
 from training.world.models.scores import group_scores
@@ -96,7 +96,7 @@ class AlignmentStudy(Study):
             **summarize(curves, best_of_n, cost),
             "full_size": full_size,
         }
-        prompts = self.evaluator.conditioning.prompts[: 2 * SHOWN : 2]
+        prompts = self.evaluator.evaluation.conditioning.prompts[: 2 * SHOWN : 2]
         save(draw_pictures(self.pictures(results), list(prompts)), self.out / "pictures.png")
         return results
 
@@ -113,7 +113,7 @@ class AlignmentStudy(Study):
         train_pixel_reward(
             self.pipeline_dir, self.pixel_dir, rendered=size["rendered"], generated=size["generated"], epochs=4
         )
-        pipeline, rewards = self.evaluator.policy.pipeline, self.evaluator.rewards
+        pipeline, rewards = self.evaluator.policy.pipeline, self.evaluator.evaluation.rewards
         quality: dict = {"pixel": {}, "dina": {}}
         for name, groups in test_groups(self.pixel_dir, pipeline, size["test_groups"]).items():
             quality["pixel"][name] = measure(rewards["pixel"].network, pipeline, groups)

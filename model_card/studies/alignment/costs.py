@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from model_card.cost_counters import count_flops, measure_peak_bytes, measure_seconds
+from model_card.cost_counters import measure_peak_bytes, measure_seconds
 from model_card.measure_cost import DINA, HPSV3, Preset, build_inputs, build_model, contenders, count, policy
 from model_card.studies.alignment.variants import CONFIGS, VARIANTS, read_arguments
 from training.align.dry_run import Cost
 from training.align.run import build, load_run
+from training.costs import count_flops
 
 RESOLUTION = 1024
 FULL_SIZE = {

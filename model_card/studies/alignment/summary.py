@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from model_card.estimates import estimate, verdict
 from model_card.studies.alignment.variants import DECODED, LATENT, VARIANTS
+from modeling_dina.evaluation.statistics import estimate, verdict
 
 MEASURES = ("utility", "dina", "pixel", "diversity")
 # What a run is stopped by in practice: a reward that it does not optimise.

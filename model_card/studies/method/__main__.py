@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import typer
 
-from model_card.cost_counters import count_flops, measure_seconds
+from model_card.cost_counters import measure_seconds
 from model_card.studies.frame import Amount, Study, study_command
 from model_card.studies.method.material import Material
 from model_card.studies.method.measurement import (
@@ -36,6 +36,7 @@ from model_card.studies.method.summary import summarize
 from model_card.studies.method.tables import write_report
 from model_card.studies.method.variants import VARIANTS, build_variant, read_arguments, train_variant
 from modeling_dina.latents_dina import decode_latents
+from training.costs import count_flops
 from training.world.latents import to_pixels
 from training.world.models.pixel_reward import fresh_pixel_reward
 from training.world.models.reward import CONFIG

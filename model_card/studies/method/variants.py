@@ -18,12 +18,12 @@ from modeling_dina import DinaConfig, DinaRewardModel
 from modeling_dina.backbone_dina import Features, build_backbone
 from modeling_dina.thurstone_dina import noise_variance
 from training.arguments import load_config
-from training.checkpoints import last_checkpoint
 from training.reward.evaluation import Encoder
 from training.reward.noise_levels import NoiseLevels
 from training.reward.objective import PreferenceObjective
 from training.reward.trainer import RewardTrainer, RewardTrainingArguments
-from training.train_reward import TERMINATED, DataArguments, ModelArguments, build_objective
+from training.run_control import TERMINATED, last_checkpoint
+from training.train_reward import DataArguments, ModelArguments, build_objective
 from training.world.models.reward import CONFIG
 from training.world.models.scores import encode_captions
 
