@@ -245,8 +245,9 @@ def measure(
     dtype: torch.dtype,
     others: bool = False,
     rounds: int = ROUNDS,
+    out: Path | None = None,
 ) -> dict:
-    """All numbers of one setting, ready for JSON."""
+    """All numbers of one setting, ready for JSON; `out` is the file that they are for."""
     settings = {
         "preset": preset.value,
         "device": device.value,
@@ -257,11 +258,17 @@ def measure(
     options = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     command = ["python -m model_card.measure_cost", *options, *["--others"] * others]
     names = {Device.meta: lambda: "meta", Device.cuda: torch.cuda.get_device_name, Device.cpu: _cpu_name}
+    if rounds != ROUNDS:
+        command.append(f"--rounds {rounds}")
     result = {
-        "command": " ".join(command),
-        **settings,
-        "device_name": names[device](),
-        "libraries": {library: version(library) for library in LIBRARIES},
+        "kind": "cost",
+        "command": " ".join([*command, *([f"--out {out}"] if out else [])]),
+        "revision": None,  # a cost does not depend on weights
+        "settings": {
+            **settings,
+            "device_name": names[device](),
+            "libraries": {library: version(library) for library in LIBRARIES},
+        },
         **count_all(preset, resolution, batch_size, dtype, others),
     }
     if device is not Device.meta:
@@ -328,7 +335,7 @@ def measure_all(
 def print_result(result: dict, console: Console) -> None:
     """The numbers as tables."""
     parameters = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in result["parameters"].items())
-    setting = f"{result['preset']}, {result['resolution']} px, batch {result['batch_size']}, {result['dtype']}"
+    setting = "{preset}, {resolution} px, batch {batch_size}, {dtype}".format(**result["settings"])
     console.print(f"{setting}: {parameters}", highlight=False)
     table = Table("", "GFLOPs", "ms", "peak MB")
     for name, flops in result["flops"].items():
@@ -389,7 +396,7 @@ def main(
             raise ValueError(f"resolution: expected a multiple of 16 pixels, got {side}")
         if out:
             check_output("out", out, (".json",))
-    result = measure(preset, device, side, batch_size, getattr(torch, dtype), others, rounds)
+    result = measure(preset, device, side, batch_size, getattr(torch, dtype), others, rounds, out)
     print_result(result, Console())
     if out:
         write_json(out, result)

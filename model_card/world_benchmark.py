@@ -35,4 +35,10 @@ def read_world(limit: int | None = None) -> PreferenceSet:
     return preferences
 
 
-WORLD = Benchmark(lambda folder, limit: read_world(limit), ties=Ties.half, by_category=True, needs_data=False)
+WORLD = Benchmark(
+    lambda folder, limit: read_world(limit),
+    ties=Ties.half,
+    by_category=True,
+    needs_data=False,
+    command="python -m model_card.evaluate_preferences",
+)

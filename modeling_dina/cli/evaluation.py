@@ -62,6 +62,7 @@ def evaluate(
         with error_console.status("reading the benchmark"):
             preferences = found.read(folder, limit)
         reader = open_reader(scorer, model, ensemble, batch_size=batch_size)
+        settings = {"data": data and shown(data), "data_revision": revision, "limit": limit}
         with scoring_progress() as advance:
             results = measure(
                 benchmark,
@@ -72,10 +73,30 @@ def evaluate(
                 folder=folder,
                 seed=ensemble.seed,
                 strict=strict,
-                settings={"data": data and shown(data), "data_revision": revision, "limit": limit},
+                settings=settings,
+                command=repeat_command(
+                    benchmark, scorer is not None, reader.settings | settings | {"seed": ensemble.seed}, out
+                ),
                 progress=advance,
             )
         print_results(results)
+
+
+def repeat_command(benchmark: str, is_callable: bool, settings: dict[str, Any], out: Path) -> str:
+    """The command that measures the same again, every option written out."""
+    from modeling_dina.evaluation.benchmarks import find_benchmark
+    from modeling_dina.evaluation.rewards import shown
+
+    options = {
+        "benchmark": benchmark,
+        "scorer" if is_callable else "model": settings["model"],
+        "data": settings["data"],
+    }
+    options |= {"sigmas": settings["sigmas"] and ",".join(map(str, settings["sigmas"]))}
+    options |= {name: settings[name] for name in ("draws", "mode", "seed", "limit")}
+    options["out"] = f"{shown(str(out.parent.resolve()))}/{out.name}"
+    given = [f"--{name} {value}" for name, value in options.items() if value is not None]
+    return " ".join([find_benchmark(benchmark).command, *given])
 
 
 def open_reader(scorer: str | None, model: ModelOptions, ensemble: EnsembleOptions, *, batch_size: int):
