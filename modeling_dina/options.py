@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 # Whatever needs torch is imported inside the function that needs it, so that `dina --help` answers at once.
 
 EMBEDDED_MODEL = str(Path(__file__).parent / "tiny")
-EMBEDDED_NOTE = "The embedded model judges 64 x 64 scenes of coloured shapes and nothing else; --model names another."
+EMBEDDED_NOTE = "The embedded model scores only 64 x 64 scenes of coloured shapes; use --model to choose another."
 
 console = Console()
 error_console = Console(stderr=True)
@@ -82,13 +82,13 @@ class HubOptions:
     """How a command reaches the Hub."""
 
     cache_dir: Annotated[
-        Path | None, typer.Option(help="Folder of downloads from the Hub. Default: the Hub's own.")
+        Path | None, typer.Option(help="Folder for downloads from the Hub. Default: the Hub's cache.")
     ] = None
     token: Annotated[
-        str | None, typer.Option(help="Access token of the Hub. Default: HF_TOKEN, or that of `hf auth login`.")
+        str | None, typer.Option(help="Access token for the Hub. Default: HF_TOKEN, or the login of `hf auth login`.")
     ] = None
     local_files_only: Annotated[
-        bool, typer.Option("--local-files-only", help="Read what has been downloaded already, without a network.")
+        bool, typer.Option("--local-files-only", help="Use only files that are already downloaded.")
     ] = False
 
     def hub_arguments(self) -> dict[str, Any]:
@@ -106,9 +106,12 @@ class SourceOptions(HubOptions):
     """Which reward model a command reads."""
 
     model: Annotated[
-        str, typer.Option(help="A folder or a Hub id. Default: the small model in the package.", show_default=False)
+        str,
+        typer.Option(
+            help="Reward model: a folder or a Hub id. Default: the small model in the package.", show_default=False
+        ),
     ] = EMBEDDED_MODEL
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")] = None
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model on the Hub.")] = None
 
     def check(self) -> None:
         """Refuse a path that leads nowhere, which would be taken for a Hub id; point out the embedded model."""
@@ -122,9 +125,9 @@ class ModelOptions(SourceOptions):
     """Which reward model a command computes with, where, and in which precision."""
 
     device: Annotated[
-        str | None, typer.Option(help="Device: cpu, cuda, cuda:1 and so on. Default: cuda if there is one.")
+        str | None, typer.Option(help="Device: cpu, cuda, cuda:1 and so on. Default: cuda if available.")
     ] = None
-    dtype: Annotated[Dtype | None, typer.Option(help="Floating-point type. Default: that of the weights.")] = None
+    dtype: Annotated[Dtype | None, typer.Option(help="Floating-point type of the weights. Default: as stored.")] = None
 
     def open_scorer(self, **options):
         """The `DinaScorer` that the options describe; ValueError that names the option at fault."""
@@ -148,11 +151,17 @@ class EnsembleOptions:
 
     sigmas: Annotated[
         Any,
-        typer.Option(parser=_noise_levels, metavar="0.2,0.5,…", help="Noise levels in [0, 1]. Default: the model's."),
+        typer.Option(
+            parser=_noise_levels,
+            metavar="0.2,0.5,…",
+            help="Noise levels in [0, 1] of the ensemble. Default: the model's.",
+        ),
     ] = None
-    draws: Annotated[int | None, typer.Option(min=1, help="Noise draws at each level. Default: the model's.")] = None
-    mode: Annotated[Mode | None, typer.Option(help="How levels are combined. Default: the model's.")] = None
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0
+    draws: Annotated[
+        int | None, typer.Option(min=1, help="Number of noise draws at each level. Default: the model's.")
+    ] = None
+    mode: Annotated[Mode | None, typer.Option(help="How noise levels are combined. Default: the model's mode.")] = None
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the ensemble's noise.")] = 0
 
     def arguments(self) -> dict[str, Any]:
         """As keyword arguments of `DinaScorer.score`."""

@@ -1,7 +1,7 @@
 """Encode preference pairs to cached latents: `python -m training.encode_latents SOURCE --out DIR --model MODEL`.
 
-Under `accelerate launch` or `torchrun` several processes share the work. An interrupted run goes on where it stopped,
-shard by shard. DIR is a Hub data set: shards in DIR/data, what could not be encoded, and why, in DIR/errors.
+Under `accelerate launch` or `torchrun` several processes share the work. An interrupted run resumes at the first
+missing shard. DIR is a Hub data set: DIR/data has the shards, DIR/errors the pairs that could not be encoded.
 """
 
 import json
@@ -39,35 +39,41 @@ from training.preference_data.sources import Format, load_pairs
 
 @with_option_groups
 def main(
-    source: Annotated[str, typer.Argument(help="Annotations, a folder, or a data set on the Hub.")],
-    out: Annotated[Path, typer.Option(help="Folder of the latents; an interrupted run goes on.")],
+    source: Annotated[str, typer.Argument(help="Preference pairs: annotations, a folder, or a data set on the Hub.")],
+    out: Annotated[Path, typer.Option(help="Folder for the latents; an interrupted run resumes.")],
     model: Annotated[
-        str | None, typer.Option(help="Diffusers pipeline, local or on the Hub, whose VAE encodes images.")
+        str | None, typer.Option(help="Diffusers pipeline, a folder or a Hub id, whose VAE encodes the images.")
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the Hub.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model on the Hub.")] = None,
     source_format: Annotated[
-        Format, typer.Option("--format", help="A public data set, or the package's own schema (pairs).")
+        Format,
+        typer.Option("--format", help="Format of the source: a public data set, or the package's own schema (pairs)."),
     ] = Format.pairs,
     image_root: Annotated[
-        Path | None, typer.Option(help="Where the paths in annotations start; by default beside them.")
+        Path | None,
+        typer.Option(
+            help="Folder that image paths in annotations are relative to. Default: the folder of the annotations."
+        ),
     ] = None,
     max_pixels: Annotated[
-        int | None, typer.Option(help="Largest area of an encoded image; by default the model's own.", min=1)
+        int | None,
+        typer.Option(
+            help="Largest area of an encoded image in pixels. Default: the model's training resolution.", min=1
+        ),
     ] = None,
-    shard_size: Annotated[int, typer.Option(help="Pairs in a shard.", min=1)] = 512,
-    batch_size: Annotated[int, typer.Option(help="Pairs encoded at a time.", min=1)] = 2,
-    num_workers: Annotated[int, typer.Option(help="Processes that decode images.", min=0)] = 4,
+    shard_size: Annotated[int, typer.Option(help="Number of pairs per shard.", min=1)] = 512,
+    batch_size: Annotated[int, typer.Option(help="Number of pairs encoded at a time.", min=1)] = 2,
+    num_workers: Annotated[int, typer.Option(help="Number of processes that decode images.", min=0)] = 4,
     *,
     hub: HubOptions,
 ) -> None:
     """Encode the images of preference pairs to float16 latents, in shards. A pair that cannot be encoded is reported
-    and left out; the exit code is 1 if no pair could be encoded."""
+    and skipped; the exit code is 1 if no pair could be encoded."""
     with exit_on_bad_input():
         if (model is None) != (source_format is Format.reference_cache):
             raise ValueError(f"model: expected for images, and not for a cache of latents, got {model}")
         check_folder("out", out)
-        # One process converts and fills the caches, the others find them filled. That may take hours: they are to
-        # wait.
+        # The main process converts the data and fills the caches while the others wait, which may take hours.
         patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
         accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
         with accelerator.main_process_first(), loading("source", source):

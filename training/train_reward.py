@@ -47,24 +47,62 @@ LAST_SECONDS = 20.0  # a scheduler that ends a job by SIGTERM gives it about 30
 
 @dataclass
 class ModelArguments:
-    """What is trained, and how it learns from a pair."""
+    """The reward model to train, its loss and its noise levels."""
 
     base_model: str = field(
-        metadata={"help": "Diffusers pipeline, a folder or a Hub id, whose first blocks are read."}
+        metadata={"help": "Diffusers pipeline, a folder or a Hub id, whose first blocks become the backbone."}
     )
-    base_revision: str | None = field(default=None, metadata={"help": "Of a Hub id."})
-    reward_config: str = field(default="{}", metadata={"help": "Fields of DinaConfig, as JSON or YAML mapping."})
-    backbone: str = field(default="lora", metadata={"help": "What of it is trained.", "choices": BACKBONE_TRAINING})
+    base_revision: str | None = field(
+        default=None, metadata={"help": "Git revision of base_model on the Hub; the main branch if unset."}
+    )
+    reward_config: str = field(
+        default="{}",
+        metadata={"help": "Fields of DinaConfig that differ from its defaults, as a JSON or YAML mapping."},
+    )
+    backbone: str = field(
+        default="lora",
+        metadata={
+            "help": "Backbone weights to train beside the head: LoRA adapters, none (frozen) or all (full).",
+            "choices": BACKBONE_TRAINING,
+        },
+    )
     backbone_dtype: str = field(
-        default="bfloat16", metadata={"help": "Of its frozen weights.", "choices": ("float32", "bfloat16")}
+        default="bfloat16",
+        metadata={
+            "help": "Floating-point type of the frozen weights; trained weights are float32.",
+            "choices": ("float32", "bfloat16"),
+        },
     )
-    lora_rank: int = 64
-    lora_alpha: float = 128.0
-    loss: str = field(default="fidelity", metadata={"help": "Of a pair.", "choices": LOSSES})
-    margin: float = field(default=0.0, metadata={"help": "Of the loss bradley_terry."})
-    learn_variance: bool = field(default=False, metadata={"help": "Fit the slope and floor of the likelihood too."})
-    sigma_density: str = field(default="uniform", metadata={"help": "Of noise levels.", "choices": tuple(DENSITIES)})
-    sigma_parameters: list[float] = field(default_factory=list, metadata={"help": "See training.reward.noise_levels."})
+    lora_rank: int = field(default=64, metadata={"help": "Rank of the LoRA matrices; used with backbone lora."})
+    lora_alpha: float = field(
+        default=128.0, metadata={"help": "LoRA scale: the low-rank update is multiplied by lora_alpha / lora_rank."}
+    )
+    loss: str = field(
+        default="fidelity",
+        metadata={
+            "help": "Loss per preference pair: Thurstone (fidelity, log_likelihood) or bradley_terry.",
+            "choices": LOSSES,
+        },
+    )
+    margin: float = field(
+        default=0.0,
+        metadata={"help": "Reward margin that bradley_terry requires between the two images; 0 for the other losses."},
+    )
+    learn_variance: bool = field(
+        default=False,
+        metadata={"help": "Learn the slope and floor of the Thurstone variance together with the weights."},
+    )
+    sigma_density: str = field(
+        default="uniform",
+        metadata={"help": "Density from which training noise levels are drawn.", "choices": tuple(DENSITIES)},
+    )
+    sigma_parameters: list[float] = field(
+        default_factory=list,
+        metadata={
+            "help": "Parameters of sigma_density, in the order of DENSITIES in training.reward.noise_levels; missing "
+            "ones take the values given there."
+        },
+    )
 
     def __post_init__(self):
         self.reward_fields = read_mapping("reward_config", self.reward_config, repr(self.reward_config))
@@ -93,12 +131,21 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """Where pairs come from."""
+    """The preference pairs to train and to evaluate on."""
 
     train_data: list[str] = field(
-        metadata={"help": "Folders of training.encode_latents, or world:GROUPS:SEED, rendered on first use."}
+        metadata={
+            "help": "Training pairs: folders written by training.encode_latents, or world:GROUPS:SEED for pairs of "
+            "the small world, which are rendered on first use."
+        }
     )
-    validation_data: list[str] = field(default_factory=list, metadata={"help": "The same; measured every eval_steps."})
+    validation_data: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Validation pairs, in the same form as train_data, evaluated every eval_steps updates; none if "
+            "unset."
+        },
+    )
 
 
 @contextmanager

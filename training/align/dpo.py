@@ -13,14 +13,23 @@ from training.align.flow_matching import flow_matching_error, logit_normal_level
 
 @dataclass
 class DiffusionDPOArguments:
-    """Settings of the algorithm."""
+    """Arguments of Diffusion-DPO."""
 
-    num_steps: int = field(default=40, metadata={"help": "Of the sampler in training."})
-    guidance_scale: float = field(default=4.5, metadata={"help": "Of rollouts; the loss is without guidance."})
-    group_size: int = field(default=4, metadata={"help": "Samples a prompt; the best and the worst are a pair."})
-    levels: int = field(default=1, metadata={"help": "Noise levels a pair is trained at."})
-    beta: float = field(default=5000.0, metadata={"help": "Weight of the generator as it began."})
-    optimizer_steps: int = field(default=1, metadata={"help": "Taken on one collection."})
+    num_steps: int = field(default=40, metadata={"help": "Number of sampler steps in training."})
+    guidance_scale: float = field(
+        default=4.5, metadata={"help": "Guidance scale of rollouts; the loss uses no guidance."}
+    )
+    group_size: int = field(
+        default=4, metadata={"help": "Number of samples per prompt, of which the best and the worst form a pair."}
+    )
+    levels: int = field(default=1, metadata={"help": "Number of noise levels at which each pair is trained."})
+    beta: float = field(
+        default=5000.0,
+        metadata={"help": "Regularisation strength: larger values keep the policy closer to the initial generator."},
+    )
+    optimizer_steps: int = field(
+        default=1, metadata={"help": "Number of optimizer steps into which the samples of one update are divided."}
+    )
 
     def evaluations(self) -> Evaluations:
         """What one prompt takes: rollouts of the group, then both samples of a pair at each level."""

@@ -17,22 +17,34 @@ from training.align.rollout import Velocity, euler_step, predict_clean
 
 @dataclass
 class ReFLArguments:
-    """Settings of the algorithm."""
+    """Arguments of reward feedback learning."""
 
-    num_steps: int = field(default=40, metadata={"help": "T, steps of the sampler."})
+    num_steps: int = field(default=40, metadata={"help": "Number of sampler steps T in training."})
     guidance_scale: float = field(
-        default=4.5, metadata={"help": "Of steps without gradient; those with gradient are without guidance."}
+        default=4.5,
+        metadata={"help": "Guidance scale of the steps without gradient; steps with gradient use no guidance."},
     )
-    first_step: int = field(default=30, metadata={"help": "Earliest first step with gradient, counted from 0."})
-    last_step: int = field(default=39, metadata={"help": "Latest one; one between the two is drawn for each sample."})
+    first_step: int = field(
+        default=30, metadata={"help": "Earliest step, counted from 0, at which gradients may start."}
+    )
+    last_step: int = field(
+        default=39,
+        metadata={"help": "Latest step at which gradients may start; each sample draws one in first_step..last_step."},
+    )
     gradient_steps: int = field(
-        default=1, metadata={"help": "K, steps with gradient. For DRaFT-K both of the above are T - K."}
+        default=1,
+        metadata={"help": "Number of steps K with gradient; DRaFT-K takes first_step = last_step = T - K."},
     )
     scored: Literal["clean", "state"] = field(
-        default="clean", metadata={"help": "The clean latents that the last step predicts, or where it leads."}
+        default="clean",
+        metadata={"help": "What is scored: the clean prediction of the last gradient step, or the state it leads to."},
     )
     hold_weight: float = field(
-        default=0.0, metadata={"help": "w of (L + w H) / (1 + w), H the distance from the generator as it began."}
+        default=0.0,
+        metadata={
+            "help": "Weight w in the loss (L + w H) / (1 + w), where H is the squared distance to the initial "
+            "generator's velocity; 0 switches it off."
+        },
     )
 
     @property

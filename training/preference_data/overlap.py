@@ -1,4 +1,4 @@
-"""Pairs that occur twice, and training pairs that a test set knows already, found by prompt and by image.
+"""Find duplicate pairs, and training pairs that share a prompt or an image with a test set.
 
 As a command: `python -m training.preference_data.overlap TRAIN TEST --format hpdv3 --test-format hpdv2`.
 """
@@ -111,14 +111,18 @@ def _hash_image(cell: dict) -> str | None:
 
 def main(
     train: Annotated[str, typer.Argument(help="Training pairs: annotations, a folder, or a data set on the Hub.")],
-    test: Annotated[str, typer.Argument(help="Test pairs, likewise.")],
-    train_format: Annotated[Format, typer.Option("--format", help="Of the training pairs.")] = Format.pairs,
-    test_format: Annotated[Format, typer.Option(help="Of the test pairs.")] = Format.pairs,
-    image_root: Annotated[Path | None, typer.Option(help="Where the training paths start.")] = None,
-    test_image_root: Annotated[Path | None, typer.Option(help="Where the test paths start.")] = None,
-    num_proc: Annotated[int, typer.Option(help="Processes that read images.", min=1)] = 4,
+    test: Annotated[str, typer.Argument(help="Test pairs, in the same form as TRAIN.")],
+    train_format: Annotated[Format, typer.Option("--format", help="Format of the training pairs.")] = Format.pairs,
+    test_format: Annotated[Format, typer.Option(help="Format of the test pairs.")] = Format.pairs,
+    image_root: Annotated[
+        Path | None, typer.Option(help="Folder that image paths of the training pairs are relative to.")
+    ] = None,
+    test_image_root: Annotated[
+        Path | None, typer.Option(help="Folder that image paths of the test pairs are relative to.")
+    ] = None,
+    num_proc: Annotated[int, typer.Option(help="Number of processes that read images.", min=1)] = 4,
 ) -> None:
-    """Print, as JSON, the training rows that occur twice and those that share a prompt or an image with the test."""
+    """Print, as JSON, duplicate training rows and those that share a prompt or an image with the test set."""
     with exit_on_bad_input():
         with loading("train", train):
             train_pairs = load_pairs(train, train_format, image_root)

@@ -36,29 +36,52 @@ TRAINABLE, EMA, SAMPLER = "trainable.safetensors", "ema.safetensors", "sampler.j
 
 @dataclass
 class RewardTrainingArguments(TrainingArguments):
-    """TrainingArguments with the defaults of reward training and what is its own.
+    """TrainingArguments with defaults for reward training, and additional fields.
 
-    `per_device_train_batch_size` counts pairs of the size that the backbone was trained at; of smaller latents a batch
-    holds more, of larger ones fewer.
+    `per_device_train_batch_size` counts pairs of the resolution that the backbone was trained at; a batch contains
+    more pairs of smaller latents and fewer pairs of larger ones.
     """
 
-    output_dir: str = field(default="runs/reward", metadata={"help": "Checkpoints, and the model at the end."})
+    output_dir: str = field(
+        default="runs/reward", metadata={"help": "Folder for the checkpoints, and for the model at the end."}
+    )
     resume_from_checkpoint: str | None = field(
-        default=None, metadata={"help": "A checkpoint, or 'last' (or true): the newest of output_dir if there is one."}
+        default=None,
+        metadata={
+            "help": "Checkpoint to resume from: a folder, or 'last' (or true) for the newest in output_dir, if any."
+        },
     )
     report_to: list[str] = field(
-        default_factory=lambda: ["trackio"], metadata={"help": "trackio, tensorboard, wandb … or none."}
+        default_factory=lambda: ["trackio"],
+        metadata={"help": "Experiment trackers to log to: trackio, tensorboard, wandb and so on, or none."},
     )
-    remove_unused_columns: bool = False
-    eval_strategy: str = "steps"
-    save_total_limit: int | None = 3
-    ema_decay: float = field(default=0.999, metadata={"help": "Of the averaged weights; 0 keeps none."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "This has to stay false, because the loss needs all columns of a pair."}
+    )
+    eval_strategy: str = field(
+        default="steps",
+        metadata={"help": "When to evaluate on validation_data: no, steps (every eval_steps) or epoch."},
+    )
+    save_total_limit: int | None = field(
+        default=3, metadata={"help": "Number of checkpoints to keep; older ones are deleted."}
+    )
+    ema_decay: float = field(
+        default=0.999,
+        metadata={"help": "Decay per update of the averaged weights, in [0, 1); 0 switches averaging off."},
+    )
     eval_sigmas: list[float] = field(
-        default_factory=lambda: [0.1, 0.2, 0.4, 0.7], metadata={"help": "Noise levels of the evaluation."}
+        default_factory=lambda: [0.1, 0.2, 0.4, 0.7],
+        metadata={"help": "Noise levels in [0, 1] at which validation pairs are scored."},
     )
-    eval_draws: int = field(default=1, metadata={"help": "Noise draws at each of them."})
-    hub_tag: str | None = field(default=None, metadata={"help": "Tag of the finished model, such as v1.0."})
-    dry_run: bool = field(default=False, metadata={"help": "Print what the run would cost, and end."})
+    eval_draws: int = field(
+        default=1, metadata={"help": "Number of noise draws at each noise level of the evaluation."}
+    )
+    hub_tag: str | None = field(
+        default=None, metadata={"help": "Git tag of the finished model on the Hub, such as v1.0; no tag if unset."}
+    )
+    dry_run: bool = field(
+        default=False, metadata={"help": "Print what the run would cost, without weights or network, and exit."}
+    )
 
     def __post_init__(self):
         super().__post_init__()
