@@ -111,10 +111,14 @@ def open_items(
     pairs: Dataset, model: str | None, max_pixels: int | None, accelerator: Accelerator, where: dict[str, Any]
 ) -> tuple[TorchDataset, Callable[[torch.Tensor], torch.Tensor], dict[str, Any]]:
     """
-    `items` and `encode` of `encode_shards`, and what the latents depend on beside the images.
+    Open the arguments `items` and `encode` of `encode_shards`, and the settings that determine the latents of an
+    image.
 
     Args:
+        pairs: preference pairs in the package's schema.
         model: diffusers pipeline whose VAE encodes images; None for a cache of latents.
+        max_pixels: largest area of an encoded image in pixels; None uses the transformer's training resolution.
+        accelerator: device and precision of the VAE.
         where: `revision` and further options of the loaders.
     """
     if model is None:
@@ -142,16 +146,16 @@ def open_items(
 
 class ImagePairs(TorchDataset):
     """
-    Pixels of image pairs by row: float32 [2, 3, H, W] in [-1, 1], or a text that says why there are none.
+    Pixels of image pairs by row: float32 [2, 3, H, W] in [-1, 1], or an error message.
 
     Args:
         pairs: rows of `schema.PAIR_FEATURES`.
-        transformer: configuration of the transformer that will read the latents.
-        vae: of the same pipeline.
-        max_pixels: largest area; None takes the one that the transformer was trained at.
+        transformer: configuration of the transformer that will process the latents.
+        vae: VAE of the same pipeline.
+        max_pixels: largest area in pixels; None uses the transformer's training resolution.
 
     Attributes:
-        limits: what the size of an encoded image depends on, as `bucket_size` takes it.
+        limits: arguments of `bucket_size`, which determine the size of an encoded image.
     """
 
     def __init__(
@@ -179,7 +183,7 @@ class ImagePairs(TorchDataset):
 
 
 class CachedPairs(TorchDataset):
-    """Latents of the reference's cache by row: [2, C, h, w], or a text that says why there are none."""
+    """Latents of the reference implementation's cache by row: [2, C, h, w], or an error message."""
 
     def __init__(self, pairs: Dataset) -> None:
         self._pairs = pairs
@@ -198,10 +202,10 @@ class CachedPairs(TorchDataset):
 
 def check_settings(out: Path, settings: dict[str, Any]) -> None:
     """
-    Remember what a folder is made from, so that no later run mixes other latents into it.
+    Record the settings of a folder, so that no later run adds latents with other settings.
 
     Raises:
-        ValueError: the folder was begun with other settings.
+        ValueError: the folder has other settings.
     """
     begun = load_or_compute(out / "encoding.json", lambda: settings)
     for name, value in settings.items():
@@ -221,20 +225,21 @@ def encode_shards(
     num_workers: int,
 ) -> None:
     """
-    Write the shards that do not exist yet, each process its share of them.
+    Write the missing shards, which are divided between the processes.
 
     Args:
-        items: by row, what `encode` reads of a pair [2, …], or a text that says why there is none.
+        items: by row, the input [2, …] of `encode` for a pair, or an error message.
         labels: prompt, target, weight and source of every row.
-        encode: [B, …] to float16 latents [B, C, h, w].
-        out: shards go to `out`/data, reports of rows without latents to `out`/errors.
-        shard_size: rows in a shard.
-        batch_size: pairs of one shape that are encoded together, at most.
-        num_workers: processes that read `items`.
+        encode: maps [B, …] to float16 latents [B, C, h, w].
+        out: folder for shards, in `out`/data, and for errors of rows without latents, in `out`/errors.
+        accelerator: divides the shards between the processes.
+        shard_size: number of rows in a shard.
+        batch_size: maximum number of pairs of one shape that are encoded together.
+        num_workers: number of processes that load `items`.
     """
     count = -(-len(labels) // shard_size)
     paths = [out / "data" / f"train-{shard:05d}-of-{count:05d}.parquet" for shard in range(count)]
-    # All look before one begins to write, so that all see the same.
+    # All processes list the missing shards before one begins to write, so that the lists agree.
     accelerator.wait_for_everyone()
     missing = [shard for shard in range(count) if not paths[shard].exists()]
     accelerator.wait_for_everyone()
@@ -242,7 +247,7 @@ def encode_shards(
     with accelerator.split_between_processes(missing) as shards:
         ranges = [range(shard * shard_size, min(len(labels), (shard + 1) * shard_size)) for shard in shards]
         rows = [row for shard_rows in ranges for row in shard_rows]
-        # Without automatic batching: pairs come one by one, in order, while the workers read ahead.
+        # Without automatic batching, the loader returns pairs one by one, in order, while the workers prefetch.
         loader = iter(DataLoader(items, batch_size=None, sampler=rows, num_workers=num_workers))
         with tqdm(total=len(rows), unit="pair", disable=not accelerator.is_main_process) as progress:
             for shard, shard_rows in zip(shards, ranges, strict=True):
@@ -252,8 +257,8 @@ def encode_shards(
                     lines = [json.dumps({"index": row, "error": errors[row]}) + "\n" for row in sorted(errors)]
                     write_text(error_file, "".join(lines))
                 else:
-                    error_file.unlink(missing_ok=True)  # of an interrupted run, after which the images were mended
-                # Last: a shard that exists is complete, and so is its report.
+                    error_file.unlink(missing_ok=True)  # from an interrupted run before the images were repaired
+                # The shard is written last, so that an existing shard and its errors are complete.
                 write_shard(paths[shard], latents, labels)
 
 
@@ -264,7 +269,7 @@ def _encode_rows(
     batch_size: int,
     progress: tqdm,
 ) -> tuple[dict[int, torch.Tensor], dict[int, str]]:
-    """Latents [2, C, h, w], or what is wrong, of the next rows of the loader."""
+    """Encode the next rows of the loader to latents [2, C, h, w]; returns latents and error messages by row."""
     latents: dict[int, torch.Tensor] = {}
     errors: dict[int, str] = {}
     waiting: dict[torch.Size, list[tuple[int, torch.Tensor]]] = defaultdict(list)
@@ -301,26 +306,26 @@ def _encode_rows(
 
 def report(out: Path, count: int) -> None:
     """
-    Print how many of `count` pairs a finished folder has latents of.
+    Print how many of `count` pairs have latents in a finished folder.
 
     Raises:
-        typer.Exit: with code 1 if it has none.
+        typer.Exit: with code 1 if there are none.
     """
     encoded = sum(pq.read_metadata(path).num_rows for path in (out / "data").glob("train-*.parquet"))
     typer.echo(f"{count} pairs, {count - encoded} of them without latents", err=True)
     if encoded < count:
-        typer.echo(f"what is wrong with them is in {out / 'errors'}", err=True)
+        typer.echo(f"their errors are in {out / 'errors'}", err=True)
     if not encoded:
         raise typer.Exit(1)
 
 
 def write_shard(path: Path, latents: dict[int, torch.Tensor], labels: Dataset) -> None:
     """
-    A Parquet file of `schema.LATENT_FEATURES`.
+    Write a Parquet file with the columns of `schema.LATENT_FEATURES`.
 
     Args:
-        path: of the file.
-        latents: float16 [2, C, h, w] by row of `labels`.
+        path: file to write.
+        latents: float16 latents [2, C, h, w] by row of `labels`.
         labels: prompt, target, weight and source of every row.
     """
     rows = sorted(latents)
@@ -343,5 +348,5 @@ app = typer.Typer(pretty_exceptions_enable=False)
 app.command()(main)
 
 if __name__ == "__main__":
-    disable_progress_bars()  # those of `datasets`, one a shard
+    disable_progress_bars()  # those of `datasets`, which prints one per shard
     app()

@@ -1,7 +1,7 @@
 """Train a reward model on preference pairs: `accelerate launch -m training.train_reward --config FILE`.
 
-The file gives defaults, flags have the last word: fields of `ModelArguments`, `DataArguments` and
-`RewardTrainingArguments`. An interrupted run goes on with `--resume_from_checkpoint last`.
+The file contains defaults, which flags override. Its keys are the fields of `ModelArguments`, `DataArguments` and
+`RewardTrainingArguments`. An interrupted run resumes with `--resume_from_checkpoint last`.
 """
 
 import sys
@@ -118,11 +118,11 @@ class ModelArguments:
 
     @property
     def frozen_dtype(self) -> torch.dtype:
-        """Precision of weights that are not trained."""
+        """Dtype of the frozen weights."""
         return getattr(torch, self.backbone_dtype)
 
     def config_fields(self) -> dict[str, Any]:
-        """Fields of the `DinaConfig` to train."""
+        """Fields of the `DinaConfig` of the model to train."""
         fields: dict[str, Any] = dict(self.reward_fields)
         if self.backbone == "lora":
             fields["lora"] = {"rank": self.lora_rank, "alpha": self.lora_alpha, "targets": LORA_TARGETS}
@@ -150,7 +150,7 @@ class DataArguments:
 
 @contextmanager
 def names_reward_config() -> Iterator[None]:
-    """Names `reward_config` in what `DinaConfig` finds wrong with a field."""
+    """Add the argument `reward_config` to the validation errors of `DinaConfig`."""
     try:
         yield
     except StrictDataclassError as error:
@@ -159,10 +159,10 @@ def names_reward_config() -> Iterator[None]:
 
 def build_objective(arguments: ModelArguments) -> PreferenceObjective:
     """
-    The pretrained backbone with a fresh head, in the precision it is trained in.
+    Build the objective from the pretrained backbone and a randomly initialised head, in the dtypes for training.
 
     Raises:
-        ValueError: `base_model` or `reward_config` do not make a reward model.
+        ValueError: `base_model` or `reward_config` is invalid.
     """
     check_model(arguments.base_model, "base_model")
     try:
@@ -176,7 +176,8 @@ def build_objective(arguments: ModelArguments) -> PreferenceObjective:
 
 
 def make_trainable(model: DinaRewardModel, arguments: ModelArguments) -> PreferenceObjective:
-    """Freeze what is not to be trained, and keep in float32 what is: updates are smaller than bfloat16 resolves."""
+    """Freeze weights that are not trained, and convert the others to float32, because updates are too small for
+    bfloat16."""
     if arguments.backbone == "frozen":
         model.backbone.requires_grad_(False)
     for parameter in model.parameters():
@@ -185,8 +186,8 @@ def make_trainable(model: DinaRewardModel, arguments: ModelArguments) -> Prefere
 
 
 def load_data(name: str, sources: Sequence[str], base_model: str, args: RewardTrainingArguments) -> Dataset:
-    """The pairs of the argument `name`; those of the small world are drawn into the output folder. ValueError if there
-    are none."""
+    """Load the pairs of the argument `name`. Those of the small world are rendered into the output folder. Raises a
+    ValueError if there are no pairs."""
     folders = []
     for source in sources:
         kind, *numbers = source.split(":")
@@ -205,7 +206,7 @@ def load_data(name: str, sources: Sequence[str], base_model: str, args: RewardTr
 def train(
     model_arguments: ModelArguments, data_arguments: DataArguments, args: RewardTrainingArguments
 ) -> Path | None:
-    """`complete` what `prepare` makes of the arguments."""
+    """Run `prepare` and `complete`."""
     return complete(prepare(model_arguments, data_arguments, args))
 
 
@@ -213,10 +214,10 @@ def prepare(
     model_arguments: ModelArguments, data_arguments: DataArguments, args: RewardTrainingArguments
 ) -> RewardTrainer:
     """
-    A trainer with its weights and pairs, as its last checkpoint has it if the run goes on.
+    Create a trainer with weights and pairs, and load its last checkpoint if the run is resumed.
 
     Raises:
-        ValueError: naming the argument that is at fault.
+        ValueError: an argument is invalid; the message names it.
     """
     checkpoint = checkpoint_to_resume(Path(args.output_dir), args.resume_from_checkpoint, "trainer_state.json")
     set_seed(args.seed)  # of the fresh head, in every process
@@ -258,11 +259,11 @@ def prepare(
 
 def complete(trainer: RewardTrainer) -> Path | None:
     """
-    Train to the end, or to a SIGTERM. A run that ends early waits for what goes to the Hub only as long as a scheduler
-    gives it to end.
+    Train until the end or a SIGTERM. After an early end, wait for pushes to the Hub only for as long as schedulers
+    allow.
 
     Returns:
-        The folder of the finished model; None after a SIGTERM.
+        The folder of the finished model, or None after a SIGTERM.
     """
     pusher = trainer.pusher
     try:
@@ -282,7 +283,7 @@ def complete(trainer: RewardTrainer) -> Path | None:
 def card_settings(
     model_arguments: ModelArguments, data_arguments: DataArguments, args: RewardTrainingArguments
 ) -> dict[str, Any]:
-    """How the model was trained, for its card."""
+    """The training settings to list in the model card."""
     return {
         "pairs": ", ".join(Path(source).name for source in data_arguments.train_data),
         "trained weights": {
@@ -301,7 +302,7 @@ def card_settings(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse the arguments of one run and make it, or tell what it would cost."""
+    """Parse the arguments of a run and start it, or print its cost with `--dry_run`."""
     with exit_on_bad_input():
         arguments = parse(ModelArguments, DataArguments, RewardTrainingArguments, argv=argv)
         if arguments[-1].dry_run:
@@ -313,7 +314,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def tell_cost(model_arguments: ModelArguments, data_arguments: DataArguments, args: RewardTrainingArguments) -> None:
-    """Print what a run would cost, without weights or network."""
+    """Print the cost of a run, without weights or network."""
     with names_reward_config():
         config = offline_config(model_arguments.base_model, model_arguments.config_fields())
     print_dry_run(

@@ -60,7 +60,7 @@ def evaluate(
     from modeling_dina.evaluation.evaluate import evaluate as measure
     from modeling_dina.evaluation.rewards import shown
 
-    # All of it: whatever its scorer or its data makes impossible is found while images are scored.
+    # This includes scoring, which is where errors in the scorer or the data appear.
     with exit_on_bad_input():
         check_output("out", out, (".json",))
         found = find_benchmark(benchmark)
@@ -97,7 +97,7 @@ def open_reader(scorer: str | None, model: ModelOptions, ensemble: EnsembleOptio
         if model.model != EMBEDDED_MODEL:
             given["model"] = model.model
         if given:
-            raise ValueError(f"scorer: expected no model and no noise levels beside a callable, got {given}")
+            raise ValueError(f"scorer: expected no model and no noise levels with a callable, got {given}")
         return CallableReader(scorer)
     return DinaReader(model.open_scorer(batch_size=batch_size), model.model, **ensemble.arguments())
 
