@@ -33,7 +33,7 @@ from modeling_dina.files import write_json, write_text
 from modeling_dina.identity import weights_hash
 from modeling_dina.options import EMBEDDED_MODEL, exit_on_bad_input
 from training.align.run import run
-from training.checkpoints import TERMINATED
+from training.run_control import TERMINATED
 from training.world.groups import pairwise_accuracy
 from training.world.models.pixel_reward import measure, test_groups, train_pixel_reward
 from training.world.models.scores import group_scores

@@ -1,4 +1,4 @@
-"""Instruments of cost: FLOPs and bytes counted without computing, seconds and peak memory measured."""
+"""Instruments of cost that measure: seconds and peak memory. `training.costs` counts FLOPs and bytes."""
 
 import gc
 import statistics
@@ -7,35 +7,9 @@ from collections.abc import Callable
 from itertools import accumulate
 
 import torch
-import torch.nn.functional as F
-from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
 ROUNDS = 50  # of measuring seconds
-ATTENTION_DEFAULTS = {"dropout_p": 0.0, "is_causal": False, "scale": None}
-
-
-class FusedAttention(TorchFunctionMode):
-    """
-    Attention on the meta device as the fused kernels of CUDA do it: the probabilities are not kept for the backward
-    pass but computed again there. Unfused, they would outweigh everything else that is kept.
-    """
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        options = kwargs or {}
-        if func is not F.scaled_dot_product_attention or not args[0].is_meta or options.get("attn_mask") is not None:
-            return func(*args, **options)
-        # Keys and values of fewer heads than the queries need no copies here.
-        dropout, causal, scale = (options.get(name, default) for name, default in ATTENTION_DEFAULTS.items())
-        return torch.ops.aten._scaled_dot_product_flash_attention(*args, dropout, causal, scale=scale)[0]
-
-
-def count_flops(case: Callable[[], object]) -> int:
-    """Floating-point operations of one call, by torch's counter; a multiplication and an addition are two."""
-    with FusedAttention(), FlopCounterMode(display=False) as counter:
-        case()
-    return counter.get_total_flops()
 
 
 def measure_seconds(cases: dict[str, Callable[[], object]], device: str, rounds: int) -> dict[str, float]:

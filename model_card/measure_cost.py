@@ -21,13 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from model_card.cost_counters import (
-    ROUNDS,
-    FusedAttention,
-    count_flops,
-    measure_peak_bytes,
-    measure_seconds,
-)
+from model_card.cost_counters import ROUNDS, measure_peak_bytes, measure_seconds
 from model_card.other_rewards import (
     MINIATURE,
     BlipReward,
@@ -41,7 +35,7 @@ from modeling_dina import DinaConfig, DinaRewardModel
 from modeling_dina.files import write_json
 from modeling_dina.options import EMBEDDED_MODEL, check_output, exit_on_bad_input
 from training.align.policy import ATTENTION
-from training.reward.dry_run import CLIP_TOKENS, saved_bytes
+from training.costs import count_flops, count_parameters, input_shapes, kept_bytes, weight_bytes
 
 LEVELS = {"1 level": [0.5], "3 levels": [0.2, 0.5, 0.7]}
 DINA, HPSV3, DECODER = "DiNa-LRM, 1 level", "HPSv3", "decoding alone"
@@ -83,15 +77,8 @@ def build_model(preset: Preset, device: str, dtype: torch.dtype) -> DinaRewardMo
 
 def build_inputs(model: DinaRewardModel, resolution: int, batch_size: int) -> tuple[torch.Tensor, ...]:
     """Latents, prompt embeddings and pooled embeddings of pictures of `resolution` x `resolution` pixels."""
-    transformer, side = model.config.transformer_config, resolution // 8
-    clip_tokens = min(CLIP_TOKENS, model.config.max_sequence_length)
-    options = {"device": model.device, "dtype": model.dtype}
-    tokens = clip_tokens + model.config.max_sequence_length
-    return (
-        torch.randn(batch_size, transformer["in_channels"], side, side, **options),
-        torch.randn(batch_size, tokens, transformer["joint_attention_dim"], **options),
-        torch.randn(batch_size, transformer["pooled_projection_dim"], **options),
-    )
+    shapes = input_shapes(model.config.transformer_config, model.config.max_sequence_length, resolution // 8)
+    return tuple(torch.randn(batch_size, *shape, device=model.device, dtype=model.dtype) for shape in shapes)
 
 
 def parts(model: DinaRewardModel, inputs: tuple[torch.Tensor, ...]) -> dict[str, Callable[[], object]]:
@@ -184,22 +171,15 @@ def gradient(contender: Contender, latents: torch.Tensor) -> torch.Tensor:
         return latents.grad
 
 
-def kept_bytes(contender: Contender, latents: torch.Tensor) -> int:
-    """Bytes kept for the gradient, with fused attention and without recomputation."""
-    with torch.enable_grad(), FusedAttention():
-        return saved_bytes(contender.module, lambda: contender.run(latents.detach().requires_grad_()))
-
-
 def count(contender: Contender, latents: torch.Tensor) -> dict:
     """Parameters, FLOPs and bytes of a contender on the meta device."""
-    weights = list(contender.module.parameters())
     return {
-        "parameters": sum(weight.numel() for weight in weights),
-        "weight_bytes": sum(weight.nbytes for weight in weights),
+        "parameters": count_parameters(contender.module)[0],
+        "weight_bytes": weight_bytes(contender.module),
         "forward": {"flops": count_flops(lambda: contender.run(latents))},
         "gradient": {
             "flops": count_flops(lambda: gradient(contender, latents)),
-            "kept_bytes": kept_bytes(contender, latents),
+            "kept_bytes": kept_bytes(contender.module, lambda: contender.run(latents.detach().requires_grad_())),
         },
     }
 
@@ -303,8 +283,8 @@ def count_all(preset: Preset, resolution: int, batch_size: int, dtype: torch.dty
     inputs = build_inputs(model, resolution, batch_size)
     result: dict = {
         "parameters": {
-            "backbone": sum(p.numel() for p in model.backbone.parameters()),
-            "head": sum(p.numel() for p in model.head.parameters()),
+            "backbone": count_parameters(model.backbone)[0],
+            "head": count_parameters(model.head)[0],
         },
         "flops": {name: count_flops(case) for name, case in parts(model, inputs).items()},
     }

@@ -20,7 +20,7 @@ import typer
 from datasets import Dataset
 from diffusers import StableDiffusion3Pipeline
 
-from model_card.cost_counters import count_flops, measure_seconds
+from model_card.cost_counters import measure_seconds
 from model_card.study.answers import answer
 from model_card.study.figures import draw_figures
 from model_card.study.measurement import (
@@ -42,6 +42,7 @@ from modeling_dina.evaluation.rewards import shown
 from modeling_dina.files import write_json, write_text
 from modeling_dina.identity import weights_hash
 from modeling_dina.options import EMBEDDED_MODEL, exit_on_bad_input
+from training.costs import count_flops
 from training.encode_world import write_rendered_pairs
 from training.reward.data import load_pairs
 from training.world.latents import rendered_groups, to_pixels

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple
 import torch
 import typer
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from jinja2 import ChoiceLoader, DictLoader, Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from model_card.alignment.page import rows_table
 from model_card.study.table import claims_table
@@ -223,7 +223,7 @@ def render(
         **data,
     )
     environment = Environment(
-        loader=ChoiceLoader([DictLoader({"card.md": card.TEMPLATE}), FileSystemLoader(TEMPLATES)]),
+        loader=FileSystemLoader([TEMPLATES, card.TEMPLATES]),
         undefined=StrictUndefined,
         keep_trailing_newline=True,
     )

@@ -4,6 +4,7 @@ import io
 import math
 import os
 import warnings
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, features
@@ -41,17 +42,21 @@ def load_image(image: str | os.PathLike | Image.Image, name: str = "image") -> I
     if not os.path.isfile(path):
         problem = "which is not a file" if os.path.exists(path) else "which does not exist"
         raise ValueError(f"{name}: expected an image file, got {path}, {problem}")
-    name = f"{name} ({path})"
+    return read_image(path, f"{name} ({path})")
+
+
+def read_image(file: str | IO[bytes], name: str) -> Image.Image:
+    """As `load_image`, from the path of a file that is there or from a stream of encoded bytes."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            file = Image.open(image, formats=FORMATS)
+            opened = Image.open(file, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"{name}: refused before decoding. {error}") from error
     except Exception as error:
         raise ValueError(f"{name}: expected a picture of {', '.join(FORMATS)}; cannot open it: {error}") from error
-    with file:
-        return _decode(file, name)
+    with opened:
+        return _decode(opened, name)
 
 
 def _decode(image: Image.Image, name: str) -> Image.Image:

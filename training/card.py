@@ -11,63 +11,7 @@ from huggingface_hub.utils import validate_repo_id
 from modeling_dina import DinaConfig
 from modeling_dina.files import write_text
 
-# Its blocks are what a card made of measurements says otherwise (model_card.write).
-TEMPLATE = """\
----
-{{ card_data }}
----
-
-# {{ title }}
-
-{% block summary -%}
-A [DiNa latent reward model](https://arxiv.org/abs/2602.11146): it scores an image for a prompt by what the first
-{{ config.num_layers }} blocks of a diffusion transformer see in its noisy latents, and says how probably one image is
-preferred to another.
-{%- if config.adapter_only %} Here are its LoRA adapter and its head; the rest is read from {{ base }}.{% endif %}
-{%- endblock %}
-
-## Use
-
-```python
-from PIL import Image
-from transformers import AutoModel
-
-model = AutoModel.from_pretrained("{{ source }}", trust_remote_code=True)
-images = [Image.open("a.png"), Image.open("b.png")]
-result = model.scorer().compare(prompt="{{ example }}", images=images)
-print(f"a is preferred with probability {result.win_probability:.2f}")
-```
-
-`model.reward(latents, prompt_embeds, pooled_prompt_embeds)` takes clean latents and is differentiable in them;
-`model(noisy_latents, sigma, prompt_embeds, pooled_prompt_embeds)` takes a sampler's own. Scores of different prompts
-do not compare.
-{% block evidence %}
-{%- for heading, rows in tables.items() %}
-## {{ heading }}
-
-| | |
-|---|---|
-{%- for name, value in rows.items() %}
-| {{ name }} | {{ value }} |
-{%- endfor %}
-{% endfor %}
-{%- endblock %}
-## Licence
-
-{{ licence }}
-
-## Citation
-
-```bibtex
-@article{liu2026beyond,
-  title   = {Beyond VLM-Based Rewards: Diffusion-Native Latent Reward Modeling},
-  author  = {Liu, Gongye and Yang, Bo and Zhi, Yida and Zhong, Zhizhou and Ke, Lei and Deng, Didan and Gao, Han and
-             Huang, Yongxiang and Zhang, Kaihao and Fu, Hongbo and Luo, Wenhan},
-  journal = {arXiv preprint arXiv:2602.11146},
-  year    = {2026}
-}
-```
-"""
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_card(
@@ -96,7 +40,7 @@ def write_card(
     tables = {"Training": settings, "Evaluation": metrics}
     card = ModelCard.from_template(
         ModelCardData(**data),
-        template_str=TEMPLATE,
+        template_path=str(TEMPLATES / "model.md"),
         title=repo_id.partition("/")[2] if repo_id else "DiNa-LRM",
         config=config,
         base=base or "its base model",

@@ -21,26 +21,19 @@ from modeling_dina import DinaConfig, DinaRewardModel
 from modeling_dina.conditioning_dina import encode_prompts
 from modeling_dina.hub.background import CheckpointPusher
 from modeling_dina.options import check_model, exit_on_bad_input, loading
+from training.align.policy import ATTENTION
 from training.arguments import parse, read_mapping
-from training.checkpoints import TERMINATED, checkpoint_to_resume
 from training.encode_world import write_rendered_pairs
 from training.reward.data import load_pairs
 from training.reward.dry_run import offline_config, print_dry_run
 from training.reward.noise_levels import DENSITIES, NoiseLevels
 from training.reward.objective import LOSSES, PreferenceObjective
 from training.reward.trainer import RewardTrainer, RewardTrainingArguments
+from training.run_control import TERMINATED, checkpoint_to_resume
 
-# The attention projections of a joint block: four of the image stream, four of the text stream.
-LORA_TARGETS = [
-    "attn.to_q",
-    "attn.to_k",
-    "attn.to_v",
-    "attn.to_out.0",
-    "attn.add_q_proj",
-    "attn.add_k_proj",
-    "attn.add_v_proj",
-    "attn.to_add_out",
-]
+# Of the joint attention alone. The second attention, within the image stream, that the first blocks of Stable
+# Diffusion 3.5 Medium have (attn2) keeps its pretrained weights; the LoRA of an aligned policy adapts it too.
+LORA_TARGETS = [f"attn.{projection}" for projection in ATTENTION]
 BACKBONE_TRAINING = ("lora", "frozen", "full")
 LAST_SECONDS = 20.0  # a scheduler that ends a job by SIGTERM gives it about 30
 
@@ -111,9 +104,8 @@ class ModelArguments:
         with names_reward_config():
             default = DinaConfig()
             for name, value in self.reward_fields.items():
-                super(DinaConfig, default).__setattr__(
-                    name, value
-                )  # checks the type of one field; all together depend on the base model
+                # Only the type of this field: which values fit together depends on the base model.
+                super(DinaConfig, default).__setattr__(name, value)
         self.noise_levels = NoiseLevels(self.sigma_density, self.sigma_parameters)
 
     @property

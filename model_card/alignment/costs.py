@@ -9,10 +9,11 @@ import torch
 from accelerate import Accelerator
 
 from model_card.alignment.rows import CONFIGS, ROWS, read_arguments
-from model_card.cost_counters import count_flops, measure_peak_bytes, measure_seconds
+from model_card.cost_counters import measure_peak_bytes, measure_seconds
 from model_card.measure_cost import DINA, HPSV3, Preset, build_inputs, build_model, contenders, count, policy
 from training.align.dry_run import Cost
 from training.align.run import build, load_run
+from training.costs import count_flops
 
 RESOLUTION = 1024
 FULL_SIZE = {

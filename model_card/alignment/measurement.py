@@ -8,15 +8,12 @@ from safetensors.torch import load_file
 
 from modeling_dina import DinaRewardModel
 from training.align.arguments import AlignArguments
-from training.align.policy import Conditioning, Policy
-from training.align.prompts import Prompts
+from training.align.evaluation import Evaluation, diversity
+from training.align.policy import Policy
 from training.align.rewards import DinaReward, PixelReward, Reward
-from training.align.trainer import diversity
 from training.align.utility_reward import UtilityReward
 from training.reward.pixel_model import PixelRewardModel
-from training.world.seeds import Seed
 
-BATCH_SIZE = 64
 CANDIDATES = (4, 16)
 
 
@@ -30,7 +27,7 @@ class Judges:
         arguments: of a run, whose evaluations are to be measured.
 
     Attributes:
-        rewards: "utility", the truth; "dina" with the model's own ensemble; "pixel".
+        evaluation: its rewards are "utility", the truth; "dina" with the model's own ensemble; "pixel".
         asked: conditioning of the samples of an evaluation.
     """
 
@@ -40,25 +37,18 @@ class Judges:
         model = DinaRewardModel.from_pretrained(pipeline_dir, dtype=torch.float32).to(device)
         self.policy = Policy(pipeline, rank=1, alpha=1, max_sequence_length=model.config.max_sequence_length)
         self.arguments = arguments
-        self.rewards: dict[str, Reward] = {
+        rewards: dict[str, Reward] = {
             "utility": UtilityReward(pipeline),
             "dina": DinaReward(model),
             "pixel": PixelReward(self.policy.decode, PixelRewardModel.from_pretrained(pixel_dir).to(device)),
         }
-        each = arguments.eval_samples_per_prompt
-        prompts = Prompts(arguments.eval_prompts, Seed.ALIGNMENT_EVALUATION)
-        self.asked = self.policy.encode(prompts.batch(0, arguments.eval_samples // each, each))
-
-    @torch.no_grad()
-    def judge(self, name: str, latents: torch.Tensor, asked: Conditioning) -> torch.Tensor:
-        """Scores [B] by one of the rewards."""
-        rows = torch.arange(len(latents), device=self.policy.device).split(BATCH_SIZE)
-        return torch.cat([self.rewards[name](latents[part], asked.select(part)).scores for part in rows])
+        self.evaluation = Evaluation(arguments, self.policy, rewards)
+        self.asked = self.evaluation.conditioning
 
     def measure(self, latents: torch.Tensor) -> dict[str, list[float]]:
         """Means over the samples of each prompt, by reward, and their "diversity", of an evaluation's latents."""
         latents, each = latents.to(self.policy.device), self.arguments.eval_samples_per_prompt
-        scores = {name: self.judge(name, latents, self.asked) for name in self.rewards}
+        scores = {name: self.evaluation.score(name, latents, self.asked) for name in self.evaluation.rewards}
         by_prompt = {name: values.view(-1, each).mean(dim=1) for name, values in scores.items()}
         by_prompt["diversity"] = diversity(latents, each)
         return {name: [round(value, 4) for value in values.tolist()] for name, values in by_prompt.items()}
@@ -72,10 +62,10 @@ class Judges:
             asked,
             policy.noise(len(asked), torch.Generator().manual_seed(1)),
             policy.sigmas(arguments.eval_steps),
-            batch_size=BATCH_SIZE,
+            batch_size=arguments.sampling_batch_size,
             guidance_scale=arguments.eval_guidance_scale,
         ).states[-1]
-        scores = {name: self.judge(name, candidates, asked).view(-1, most) for name in ("dina", "pixel")}
+        scores = {name: self.evaluation.score(name, candidates, asked).view(-1, most) for name in ("dina", "pixel")}
         first = most * torch.arange(len(self.asked), device=policy.device)
         return {
             name: {count: candidates[first + values[:, :count].argmax(dim=1)] for count in CANDIDATES}

@@ -3,7 +3,7 @@
 import numpy as np
 
 from model_card.alignment.rows import DECODED, LATENT, ROWS
-from model_card.estimates import estimate, verdict
+from modeling_dina.evaluation.statistics import estimate, verdict
 
 MEASURES = ("utility", "dina", "pixel", "diversity")
 # What a run is stopped by in practice: a reward that it does not optimise.

@@ -1,6 +1,6 @@
 """What the numbers of the study say, in words, whichever way they have come out."""
 
-from model_card.estimates import verdict
+from modeling_dina.evaluation.statistics import verdict
 
 # Of accuracy: what less is gained by is not worth another draw or level.
 SATURATION = 0.002

@@ -15,7 +15,7 @@ from modeling_dina import DinaRewardModel
 from modeling_dina.evaluation.benchmarks.preference_set import Pairs
 from modeling_dina.evaluation.calibration import Calibration, fit_calibration
 from modeling_dina.evaluation.rewards import Rewards
-from modeling_dina.evaluation.statistics import calibration_error
+from modeling_dina.evaluation.statistics import agreement, bins, calibration_error
 from modeling_dina.noising_dina import shared_noise
 from modeling_dina.thurstone_dina import pair_statistics, precision_weights
 from training.reward.evaluation import Encoder
@@ -27,7 +27,6 @@ LEVELS = (0.1, 0.2, 0.4, 0.6, 0.8)
 SWEEP = tuple(level / 10 for level in range(11))
 ENSEMBLE_LEVELS, ENSEMBLE_DRAWS, MOST_DRAWS = 3, 4, 16
 DRAWS = (1, 2, 4, 8, 16)
-BINS = 10
 QUINTILES = 5
 GROUPS_A_BATCH = 32
 
@@ -219,7 +218,7 @@ def measure(rewards: Rewards, pairs: Pairs) -> dict:
     log_win, log_loss = rewards.log_probabilities(pairs)
     likelihood = pairs.target * log_win + (1 - pairs.target) * log_loss
     return {
-        "accuracy": by_group(agreement(rewards, pairs)),
+        "accuracy": by_group(agreement(rewards.difference(pairs), pairs.target, ties="half")),
         "log_likelihood": by_group(likelihood),
         "calibration_error": calibration_error(np.exp(log_win), pairs.target),
     }
@@ -234,12 +233,6 @@ def best_reachable(pairs: Pairs) -> dict[str, list[float]]:
     }
 
 
-def agreement(rewards: Rewards, pairs: Pairs) -> np.ndarray:
-    """Probability [N] that a fresh annotator shares the choice; one half where rewards are equal, as they are where
-    nothing but noise is left of the images."""
-    return 0.5 + (pairs.target - 0.5) * np.sign(rewards.difference(pairs))
-
-
 def by_group(values: np.ndarray) -> list[float]:
     """The mean over the pairs of each group, [G], to six digits."""
     return values.reshape(-1, len(FIRST)).mean(axis=1).round(6).tolist()
@@ -248,25 +241,6 @@ def by_group(values: np.ndarray) -> list[float]:
 def means(measured: dict) -> dict[str, float]:
     """What `measure` returns with means over groups."""
     return {name: float(np.mean(values)) for name, values in measured.items()}
-
-
-def bins(by: np.ndarray, values: np.ndarray) -> list[dict]:
-    """
-    `values` [N] where `by` [N], in [0, 1], falls into each of ten bins of equal width.
-
-    Returns:
-        For each bin the number of pairs, the means of both, and the 10th and 90th percentile of `values`; None where
-        it is empty.
-    """
-    index = np.minimum((by * BINS).astype(int), BINS - 1)
-    found = []
-    for place in range(BINS):
-        inside = index == place
-        count = int(inside.sum())
-        numbers = [by[inside].mean(), values[inside].mean(), *np.percentile(values[inside], [10, 90])] if count else []
-        names = ("by", "mean", "low", "high")
-        found.append({"pairs": count, **dict.fromkeys(names), **dict(zip(names, map(float, numbers), strict=False))})
-    return found
 
 
 def votes_variance(rewards: Rewards, pairs: Pairs) -> float | None:
@@ -309,7 +283,7 @@ def quintiles(rewards: Rewards, pairs: Pairs) -> dict:
     samples = (torch.from_numpy(rewards.samples[..., side]) for side in (pairs.a, pairs.b))
     variance, weights = torch.from_numpy(rewards.variance), torch.from_numpy(rewards.weights)
     disagreement = pair_statistics(*samples, variance, weights).disagreement.numpy()
-    error = 1 - agreement(rewards, pairs)
+    error = 1 - agreement(rewards.difference(pairs), pairs.target, ties="half")
     avoidable = error - np.minimum(pairs.target, 1 - pairs.target)
     fifths = np.array_split(np.argsort(disagreement, kind="stable"), QUINTILES)
     rise = np.zeros(len(pairs))  # its mean over all pairs is the difference of the two quintiles' means

@@ -19,12 +19,12 @@ from modeling_dina.backbone_dina import Features, build_backbone
 from modeling_dina.latents_dina import decode_latents
 from modeling_dina.thurstone_dina import noise_variance
 from training.arguments import load_config
-from training.checkpoints import last_checkpoint
 from training.reward.evaluation import Encoder
 from training.reward.noise_levels import NoiseLevels
 from training.reward.objective import PreferenceObjective
 from training.reward.trainer import RewardTrainer, RewardTrainingArguments
-from training.train_reward import TERMINATED, DataArguments, ModelArguments, build_objective
+from training.run_control import TERMINATED, last_checkpoint
+from training.train_reward import DataArguments, ModelArguments, build_objective
 from training.world.groups import FIRST, GROUP_SIZE, SECOND
 from training.world.latents import decode, to_pixels
 from training.world.models.reward import CONFIG

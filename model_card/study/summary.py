@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from model_card.estimates import estimate, verdict
 from model_card.study.rows import ROWS
+from modeling_dina.evaluation.statistics import estimate, verdict
 
 SETS = ("seen", "held_out")
 

@@ -16,7 +16,6 @@ from modeling_dina.evaluation.benchmarks.preference_set import Item, Pairs, Pref
 from modeling_dina.evaluation.rewards import RewardReader, Rewards, WrongCountError
 from modeling_dina.evaluation.statistics import (
     agreement,
-    agreement_with_ties,
     best_tie_threshold,
     brier_score,
     calibration_error,
@@ -198,14 +197,14 @@ def measure(benchmark: Benchmark, rewards: Rewards, test: Pairs, validation: Pai
             if not len(validation):
                 raise ValueError("data: expected pairs of the validation split that can be scored, got none")
             threshold = best_tie_threshold(rewards.difference(validation), validation.label)
-            outcomes = agreement_with_ties(difference, test.label, threshold)
+            outcomes = agreement(difference, test.label, ties="predicted", threshold=threshold)
             extras["tie_threshold"] = threshold
         case Ties.correct:
-            outcomes = np.where(test.label == 0.5, 1.0, agreement(difference, test.label))
+            outcomes = np.where(test.label == 0.5, 1.0, agreement(difference, test.label, ties="wrong"))
         case Ties.dropped:
-            outcomes, used = agreement(difference, test.label), test.label != 0.5
+            outcomes, used = agreement(difference, test.label, ties="wrong"), test.label != 0.5
         case Ties.half:
-            outcomes = agreement(difference, test.label)
+            outcomes = agreement(difference, test.label, ties="wrong")
     if not used.any():
         raise ValueError("data: expected pairs that are no ties and can be scored, got none")
     if "tievote" in test.category:

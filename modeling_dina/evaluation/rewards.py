@@ -12,9 +12,9 @@ from PIL import Image
 
 from modeling_dina import DinaScorer
 from modeling_dina.evaluation.benchmarks.preference_set import Pairs
-from modeling_dina.evaluation.statistics import logistic_log_probabilities, thurstone_log_probabilities
+from modeling_dina.evaluation.statistics import logistic_log_probabilities
 from modeling_dina.identity import scoring_settings
-from modeling_dina.thurstone_dina import precision_weights
+from modeling_dina.thurstone_dina import log_probabilities, precision_weights
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class Rewards:
         if self.variance is None:
             return logistic_log_probabilities(self.difference(pairs))
         a, b = self.samples[..., pairs.a], self.samples[..., pairs.b]
-        return thurstone_log_probabilities(a, b, self.variance, self.weights)
+        log_win, log_loss = log_probabilities(*map(torch.from_numpy, (a, b, self.variance, self.weights)))
+        return log_win.numpy(), log_loss.numpy()
 
 
 class RewardReader(Protocol):

@@ -114,6 +114,16 @@ def pair_statistics(samples_a, samples_b, variance, weights=None) -> PairStatist
     )
 
 
+def log_probabilities(samples_a, samples_b, variance, weights) -> tuple[torch.Tensor, torch.Tensor]:
+    """log P and log(1 - P) of the ensemble's P, `pair_statistics(...).win_probability`, finite where P would round to
+    0 or 1. Arguments and shapes as there."""
+    draws = samples_a.shape[1]
+    variance, shares = (each.reshape(-1, *[1] * (samples_a.ndim - 1)) for each in (variance, weights / draws))
+    z = standardized_difference(samples_a, samples_b, variance, variance)
+    log_win, log_loss = (torch.logsumexp(log_ndtr(each) + shares.log(), dim=(0, 1)) for each in (z, -z))
+    return log_win, log_loss
+
+
 def spread_over_draws(samples: torch.Tensor) -> torch.Tensor:
     """Standard deviation of a score over draws, as root mean square over levels: [K, N, ...] to [...].
 
@@ -134,6 +144,7 @@ __all__ = [
     "bradley_terry_loss",
     "fidelity_loss",
     "likelihood_loss",
+    "log_probabilities",
     "noise_variance",
     "pair_statistics",
     "precision_weights",

@@ -15,7 +15,7 @@ from model_card.alignment.costs import count_full_size
 from model_card.alignment.rows import DECODED, LATENT, ROWS, read_arguments
 from model_card.alignment_study import Size, main
 from modeling_dina.options import EMBEDDED_MODEL
-from training.align.trainer import diversity
+from training.align.evaluation import diversity
 
 ROOT = Path(__file__).parents[2]
 COST = {"seconds": 2.0, "peak_bytes": 1e6, "flops": 1e9}

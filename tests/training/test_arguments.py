@@ -24,8 +24,8 @@ from modeling_dina.options import EMBEDDED_MODEL
 from training.align.arguments import AlignArguments
 from training.align.run import load_run, parse_run
 from training.arguments import load_config, parse
-from training.checkpoints import checkpoint_to_resume
 from training.reward.trainer import RewardTrainingArguments
+from training.run_control import checkpoint_to_resume
 from training.train_reward import DataArguments, ModelArguments
 
 REQUIRED = {"base_model": "base", "train_data": ["pairs"]}

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from modeling_dina.options import exit_on_bad_input
 from training.align.dry_run import print_dry_run
 from training.align.run import complete, parse_run, prepare
-from training.checkpoints import TERMINATED
+from training.run_control import TERMINATED
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -49,12 +49,27 @@ class Evaluations(NamedTuple):
         update: those with it.
         judged: samples that the reward judges.
         noisy: whether it judges noisy states, at their one level.
+        kept: evaluations with gradient that the loss of one item keeps activations of.
     """
 
     sampling: float
     update: float
     judged: float
     noisy: bool = False
+    kept: int = 1
+
+
+class AlgorithmArguments(ABC):
+    """Settings of an algorithm, and what follows from them."""
+
+    @abstractmethod
+    def evaluations(self) -> Evaluations:
+        """What one prompt takes."""
+
+    @property
+    def needs_reference_samples(self) -> bool:
+        """Whether the algorithm needs `reference_samples`."""
+        return False
 
 
 class Draws(NamedTuple):
@@ -89,8 +104,9 @@ class Algorithm(ABC):
         gather: joins a tensor over all processes along its first axis.
     """
 
-    Arguments: ClassVar[type]
+    Arguments: ClassVar[type[AlgorithmArguments]]
     needs_gradient: ClassVar[bool] = False
+    averages: ClassVar[int] = 1  # averages of the policy's weights, the trainer's included
 
     def __init__(
         self,
@@ -168,8 +184,12 @@ class Group(NamedTuple):
 
 
 class GroupAlgorithm(Algorithm):
-    """An algorithm that compares several samples of one prompt. Its arguments have `num_steps`, `guidance_scale` and
-    `group_size`."""
+    """An algorithm that compares several samples of one prompt. Its arguments have `num_steps`, `guidance_scale`,
+    `group_size` and `optimizer_steps`."""
+
+    @property
+    def optimizer_steps(self) -> int:
+        return self.arguments.optimizer_steps
 
     def check(self) -> None:
         if self.arguments.group_size < 2:

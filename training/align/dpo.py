@@ -7,12 +7,12 @@ from torch.nn.functional import logsigmoid
 
 from modeling_dina.noising_dina import rectified_flow_state
 from modeling_dina.thurstone_dina import win_probability
-from training.align.algorithm import Evaluations, Experience, GroupAlgorithm, guided
+from training.align.algorithm import AlgorithmArguments, Evaluations, Experience, GroupAlgorithm, guided
 from training.align.flow_matching import flow_matching_error, logit_normal_levels, seeded_noise
 
 
 @dataclass
-class DiffusionDPOArguments:
+class DiffusionDPOArguments(AlgorithmArguments):
     """Arguments of Diffusion-DPO."""
 
     num_steps: int = field(default=40, metadata={"help": "Number of sampler steps in training."})
@@ -34,9 +34,8 @@ class DiffusionDPOArguments:
     def evaluations(self) -> Evaluations:
         """What one prompt takes: rollouts of the group, then both samples of a pair at each level."""
         pair = 2 * self.levels
-        return Evaluations(
-            self.group_size * self.num_steps * guided(self.guidance_scale) + pair, pair, self.group_size
-        )
+        sampling = self.group_size * self.num_steps * guided(self.guidance_scale) + pair
+        return Evaluations(sampling, pair, self.group_size, kept=2)
 
 
 def dpo_loss(
@@ -69,10 +68,6 @@ class DiffusionDPO(GroupAlgorithm):
         super().check()
         if self.arguments.levels < 1:
             raise ValueError(f"levels: expected at least 1, got {self.arguments.levels}")
-
-    @property
-    def optimizer_steps(self) -> int:
-        return self.arguments.optimizer_steps
 
     def collect(self, conditioning, draws):
         arguments = self.arguments

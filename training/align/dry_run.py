@@ -1,22 +1,31 @@
-"""What an alignment run would cost, told without weights, prompts or network: counted on the meta device."""
+"""What an alignment run would cost, counted without weights, prompts or network."""
 
 import os
-from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import torch
 from diffusers import SD3Transformer2DModel
 from peft import LoraConfig
-from rich.console import Console
-from rich.table import Table
-from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_dina import DinaConfig, DinaRewardModel
 from modeling_dina.backbone_dina import read_transformer_config
 from modeling_dina.configuration_dina import SD35_MEDIUM_TRANSFORMER
+from training.align.algorithm import AlgorithmArguments
 from training.align.arguments import AlignArguments
 from training.align.policy import ATTENTION
-from training.reward.dry_run import ADAM_BYTES, CLIP_TOKENS, KNOWN_BASE, saved_bytes
+from training.align.run import ALGORITHMS
+from training.costs import (
+    KNOWN_BASE,
+    count_flops,
+    count_parameters,
+    input_shapes,
+    kept_bytes,
+    memory_rows,
+    print_rows,
+    recomputed_bytes,
+    training_bytes,
+    weight_bytes,
+)
 
 LATENT_FACTOR = 8  # pixels a latent, of every Stable Diffusion 3 VAE
 
@@ -33,9 +42,11 @@ class Cost:
         parameters, trainable: of the transformer with its LoRA.
     """
 
-    def __init__(self, arguments: AlignArguments, algorithm_arguments: Any) -> None:
+    def __init__(self, arguments: AlignArguments, algorithm_arguments: AlgorithmArguments) -> None:
         config, transformer_config = offline_reward(arguments.reward_model), offline_policy(arguments.policy)
-        dtype = getattr(torch, arguments.dtype)
+        dtype, algorithm = getattr(torch, arguments.dtype), ALGORITHMS[arguments.algorithm]
+        side = arguments.resolution // LATENT_FACTOR if arguments.resolution else None
+        shapes = input_shapes(transformer_config, config.max_sequence_length, side)
         with torch.device("meta"):
             transformer = SD3Transformer2DModel.from_config(transformer_config).requires_grad_(False)
             for weight in transformer.parameters():
@@ -44,76 +55,44 @@ class Cost:
             transformer.add_adapter(lora)
             reward = DinaRewardModel(config).requires_grad_(False)
             reward.backbone.to(dtype)
-            inputs = sample_inputs(arguments, transformer_config, config.max_sequence_length, dtype)
-        self.parameters = sum(weight.numel() for weight in transformer.parameters())
-        self.trainable = sum(weight.numel() for weight in transformer.parameters() if weight.requires_grad)
-        needs_gradient = arguments.algorithm == "refl"
+            latents, embeds, pooled = (torch.empty(1, *shape, dtype=dtype) for shape in shapes)
+        self.parameters, self.trainable = count_parameters(transformer)
         evaluations = algorithm_arguments.evaluations()
         draws = arguments.reward_draws or config.default_num_draws
         levels = 1 if evaluations.noisy else draws * len(arguments.reward_sigmas or config.default_sigmas)
 
         def velocity() -> torch.Tensor:
-            latents, embeds, pooled = inputs
             return transformer(latents, embeds, pooled, torch.empty(1, device="meta")).sample
 
-        def judge() -> torch.Tensor:
-            latents, embeds, pooled = inputs
+        def judge(needs_gradient: bool = algorithm.needs_gradient) -> torch.Tensor:
             return reward(latents.detach().requires_grad_(needs_gradient), 0.5, embeds, pooled).scores
 
-        weights = {"weights": bytes_of(transformer), "reward": bytes_of(reward)}
-        activations = saved_bytes(transformer, velocity)
+        activations = kept_bytes(transformer, velocity)
         if arguments.gradient_checkpointing:
-            # Blocks keep their inputs, and what lies within one of them at a time.
-            blocks = transformer_config["num_layers"]
-            tokens = inputs[0].shape[-1] ** 2 // transformer_config["patch_size"] ** 2 + inputs[1].shape[1]
+            tokens = latents.shape[-1] ** 2 // transformer_config["patch_size"] ** 2 + embeds.shape[1]
             width = transformer_config["num_attention_heads"] * transformer_config["attention_head_dim"]
-            activations = activations // blocks + blocks * tokens * width * dtype.itemsize
+            activations = recomputed_bytes(
+                activations, transformer_config["num_layers"], tokens * width * dtype.itemsize
+            )
             transformer.enable_gradient_checkpointing()
-        steps = getattr(algorithm_arguments, "gradient_steps", 1)
-        kept = steps * activations + (levels * saved_bytes(reward, judge) if needs_gradient else 0)
-        averages = 2 if arguments.algorithm == "diffusion_nft" else 1
-        self.memory = weights | {
-            "gradients": 4 * self.trainable,
-            "optimizer": ADAM_BYTES * self.trainable,
-            "averaged weights": 4 * self.trainable * averages,
+        kept = evaluations.kept * activations + levels * algorithm.needs_gradient * kept_bytes(reward, judge)
+        self.memory = {
+            "weights": weight_bytes(transformer),
+            "reward": weight_bytes(reward),
+            **training_bytes(self.trainable, algorithm.averages),
             "activations": arguments.batch_size * kept,
         }
         prompts = arguments.prompts_per_update
         gate = 0 if arguments.gate == "none" else arguments.gate_draws * len(config.default_sigmas)
         with torch.no_grad():
-            sampling, judged = count(velocity), count(judge)
-        rewarded = evaluations.judged * (levels * count(judge, needs_gradient) + gate * judged)
+            sampling, judged = count_flops(velocity), count_flops(partial(judge, False))
+        update = count_flops(lambda: velocity().sum().backward())
+        rewarded = count_flops(lambda: judge().sum().backward()) if algorithm.needs_gradient else judged
         self.flops = {
             "sampling": prompts * evaluations.sampling * sampling,
-            "reward": prompts * rewarded,
-            "update": prompts * evaluations.update * count(velocity, True),
+            "reward": prompts * evaluations.judged * (levels * rewarded + gate * judged),
+            "update": prompts * evaluations.update * update,
         }
-
-
-def count(run: Callable[[], torch.Tensor], backward: bool = False) -> int:
-    """Floating-point operations of a run, with its backward pass if asked for; a multiplication and an addition are
-    two."""
-    with FlopCounterMode(display=False) as counter:
-        result = run()
-        if backward:
-            result.sum().backward()
-    return counter.get_total_flops()
-
-
-def bytes_of(module: torch.nn.Module) -> int:
-    """Bytes of a module's weights."""
-    return sum(weight.nbytes for weight in module.parameters())
-
-
-def sample_inputs(arguments: AlignArguments, transformer: dict, max_sequence_length: int, dtype: torch.dtype) -> tuple:
-    """Latents, prompt_embeds and pooled_prompt_embeds of one sample, on the device of the context."""
-    side = arguments.resolution // LATENT_FACTOR if arguments.resolution else transformer["sample_size"]
-    tokens = min(CLIP_TOKENS, max_sequence_length) + max_sequence_length
-    return (
-        torch.empty(1, transformer["in_channels"], side, side, dtype=dtype),
-        torch.empty(1, tokens, transformer["joint_attention_dim"], dtype=dtype),
-        torch.empty(1, transformer["pooled_projection_dim"], dtype=dtype),
-    )
 
 
 def offline_policy(source: str) -> dict:
@@ -130,16 +109,15 @@ def offline_reward(source: str) -> DinaConfig:
     return DinaConfig.from_pretrained(source) if os.path.isdir(source) else DinaConfig()
 
 
-def print_dry_run(arguments: AlignArguments, algorithm_arguments: Any) -> None:
+def print_dry_run(arguments: AlignArguments, algorithm_arguments: AlgorithmArguments) -> None:
     """Print parameters, FLOPs and memory of a run."""
     cost = Cost(arguments, algorithm_arguments)
-    table = Table("", "", title=f"{arguments.algorithm} of {arguments.policy}")
-    table.add_row("parameters of the policy", f"{cost.parameters / 1e6:,.1f} M")
-    table.add_row("trainable parameters", f"{cost.trainable / 1e6:,.2f} M")
-    for name, flops in cost.flops.items():
-        table.add_row(f"FLOPs an update in one process: {name}", f"{flops / 1e12:,.2f} T")
-    for name, size in cost.memory.items():
-        table.add_row(f"memory: {name}", f"{size / 1e9:,.2f} GB")
-    table.add_row("memory a process, without VAE and text encoders", f"{sum(cost.memory.values()) / 1e9:,.2f} GB")
-    table.add_row("updates", f"{arguments.updates:,}")
-    Console().print(table)
+    parts = {f"FLOPs an update in one process: {name}": flops for name, flops in cost.flops.items()}
+    rows = {
+        "parameters of the policy": f"{cost.parameters / 1e6:,.1f} M",
+        "trainable parameters": f"{cost.trainable / 1e6:,.2f} M",
+        **{name: f"{flops / 1e12:,.2f} T" for name, flops in parts.items()},
+        **memory_rows(cost.memory, "a process, without VAE and text encoders"),
+        "updates": f"{arguments.updates:,}",
+    }
+    print_rows(f"{arguments.algorithm} of {arguments.policy}", rows)

@@ -5,12 +5,12 @@ from typing import Literal
 
 import torch
 
-from training.align.algorithm import Evaluations, Experience, GroupAlgorithm, guided
+from training.align.algorithm import AlgorithmArguments, Evaluations, Experience, GroupAlgorithm, guided
 from training.align.rollout import DYNAMICS, Transition
 
 
 @dataclass
-class FlowGRPOArguments:
+class FlowGRPOArguments(AlgorithmArguments):
     """Arguments of Flow-GRPO."""
 
     num_steps: int = field(default=10, metadata={"help": "Number of sampler steps in training."})
@@ -49,10 +49,10 @@ class FlowGRPOArguments:
     )
 
     def evaluations(self) -> Evaluations:
-        """What one prompt takes."""
-        velocities = self.group_size * guided(self.guidance_scale)
+        kept = guided(self.guidance_scale)
+        velocities = self.group_size * kept
         held = self.window if self.kl_weight else 0
-        return Evaluations(velocities * (self.num_steps + held), velocities * self.window, self.group_size)
+        return Evaluations(velocities * (self.num_steps + held), velocities * self.window, self.group_size, kept=kept)
 
 
 def clipped_objective(
@@ -88,10 +88,6 @@ class FlowGRPO(GroupAlgorithm):
                 f"window, window_end: expected 1 <= window <= window_end < num_steps = {arguments.num_steps} (the "
                 f"last step is deterministic), got {arguments.window} and {arguments.window_end}"
             )
-
-    @property
-    def optimizer_steps(self) -> int:
-        return self.arguments.optimizer_steps
 
     def collect(self, conditioning, draws):
         arguments = self.arguments

@@ -6,13 +6,14 @@ import torch
 from diffusers.training_utils import EMAModel
 
 from modeling_dina.noising_dina import rectified_flow_state
-from training.align.algorithm import Evaluations, Experience, GroupAlgorithm, guided
+from training.align.algorithm import AlgorithmArguments, Evaluations, Experience, GroupAlgorithm, guided
 from training.align.flow_matching import seeded_noise
 from training.align.rollout import predict_clean
+from training.run_control import averaged_weights
 
 
 @dataclass
-class DiffusionNFTArguments:
+class DiffusionNFTArguments(AlgorithmArguments):
     """Arguments of DiffusionNFT."""
 
     num_steps: int = field(default=10, metadata={"help": "Number of sampler steps in training."})
@@ -88,6 +89,7 @@ class DiffusionNFT(GroupAlgorithm):
     them."""
 
     Arguments = DiffusionNFTArguments
+    averages = 2  # the sampling policy is an average too
 
     def check(self) -> None:
         super().check()
@@ -98,13 +100,9 @@ class DiffusionNFT(GroupAlgorithm):
             )
         self.old = EMAModel(self.policy.parameters, decay=arguments.old_decay)
 
-    @property
-    def optimizer_steps(self) -> int:
-        return self.arguments.optimizer_steps
-
     def collect(self, conditioning, draws):
         arguments, policy = self.arguments, self.policy
-        with policy.weights_of(self.old):
+        with averaged_weights(self.old, policy.parameters):
             group = self.sample_groups(conditioning, draws)
             optimality = (self.advantages(group) / (2 * arguments.advantage_clip) + 0.5).clamp(0, 1)
             shape = len(optimality), arguments.num_steps

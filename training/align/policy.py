@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusion3Pipeline
-from diffusers.training_utils import EMAModel, cast_training_params
+from diffusers.training_utils import cast_training_params
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 
 from modeling_dina.conditioning_dina import encode_prompts
 from modeling_dina.latents_dina import decode_latents
 from training.align.rollout import Dynamics, Rollout, rollout
 
-# The attention projections of both streams, eight a block.
+# The attention projections of both streams, eight a block; four more where a block has a second attention (attn2).
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
 
@@ -150,16 +150,6 @@ class Policy:
             yield
         finally:
             self.transformer.enable_adapters()
-
-    @contextmanager
-    def weights_of(self, average: EMAModel) -> Iterator[None]:
-        """Within, the LoRA has the weights of a moving average."""
-        average.store(self.parameters)
-        average.copy_to(self.parameters)
-        try:
-            yield
-        finally:
-            average.restore(self.parameters)
 
     def save_adapter(self, folder: Path) -> None:
         """Write the LoRA as `pipeline.load_lora_weights(folder)` reads it."""

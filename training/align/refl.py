@@ -10,13 +10,13 @@ from typing import Literal
 import torch
 
 from modeling_dina.noising_dina import rectified_flow_state
-from training.align.algorithm import Algorithm, Evaluations, Experience, guided
+from training.align.algorithm import Algorithm, AlgorithmArguments, Evaluations, Experience, guided
 from training.align.flow_matching import logit_normal_levels
 from training.align.rollout import Velocity, euler_step, predict_clean
 
 
 @dataclass
-class ReFLArguments:
+class ReFLArguments(AlgorithmArguments):
     """Arguments of reward feedback learning."""
 
     num_steps: int = field(default=40, metadata={"help": "Number of sampler steps T in training."})
@@ -52,13 +52,18 @@ class ReFLArguments:
         """Whether what is scored is clean: predicted so, or the end of the path."""
         return self.scored == "clean" or self.first_step == self.num_steps - self.gradient_steps
 
+    @property
+    def needs_reference_samples(self) -> bool:
+        return bool(self.hold_weight)
+
     def evaluations(self) -> Evaluations:
-        """What one prompt takes."""
+        held = int(self.needs_reference_samples)
         return Evaluations(
-            sampling=(self.first_step + self.last_step) / 2 * guided(self.guidance_scale) + (self.hold_weight > 0),
-            update=self.gradient_steps + (self.hold_weight > 0),
+            sampling=(self.first_step + self.last_step) / 2 * guided(self.guidance_scale) + held,
+            update=self.gradient_steps + held,
             judged=1,
             noisy=not self.scores_clean,
+            kept=self.gradient_steps + held,
         )
 
 
@@ -106,7 +111,7 @@ class ReFL(Algorithm):
             raise ValueError(f"last_step: expected below {last}, where the last state is still noisy, got {last}")
         if not arguments.scores_clean and not self.reward.reads_noise:
             raise ValueError("scored: expected rewards that read noise for 'state', got one that reads clean latents")
-        if arguments.hold_weight and self.reference_samples is None:
+        if arguments.needs_reference_samples and self.reference_samples is None:
             raise ValueError("hold_weight: expected reference_samples to hold on to, got none")
 
     def collect(self, conditioning, draws):
@@ -147,7 +152,7 @@ class ReFL(Algorithm):
         weights = self.gate_weights(clean.detach(), asked, seed)
         loss = -weights * judged.scores
         metrics = {"reward": judged.scores, "kept": weights}
-        if self.arguments.hold_weight:
+        if self.arguments.needs_reference_samples:
             metrics["hold"] = self.hold_error(len(batch), seed)
             loss = held_loss(loss, metrics["hold"], self.arguments.hold_weight)
         return loss, metrics

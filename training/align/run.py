@@ -11,10 +11,11 @@ from diffusers import StableDiffusion3Pipeline
 
 from modeling_dina import DinaRewardModel
 from modeling_dina.options import check_model, loading
-from training.align.algorithm import Algorithm, Samples
+from training.align.algorithm import Algorithm, AlgorithmArguments, Samples
 from training.align.arguments import AlignArguments
 from training.align.compatibility import check_compatible
 from training.align.dpo import DiffusionDPO
+from training.align.evaluation import Evaluation
 from training.align.grpo import FlowGRPO
 from training.align.nft import DiffusionNFT
 from training.align.policy import Policy
@@ -24,8 +25,8 @@ from training.align.rewards import DinaReward, Gate, PixelReward, Reward, Weight
 from training.align.trainer import STATE, AlignmentTrainer
 from training.align.utility_reward import UtilityReward
 from training.arguments import load_config, parse, peek, read_config
-from training.checkpoints import checkpoint_to_resume
 from training.reward.pixel_model import PixelRewardModel
+from training.run_control import checkpoint_to_resume
 from training.world.seeds import Seed
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
@@ -60,12 +61,12 @@ def _arguments_of(algorithm: Any) -> type:
     return ALGORITHMS[algorithm].Arguments
 
 
-def run(arguments: AlignArguments, algorithm_arguments: Any) -> AlignmentTrainer:
+def run(arguments: AlignArguments, algorithm_arguments: AlgorithmArguments) -> AlignmentTrainer:
     """`complete` what `prepare` makes of the arguments."""
     return complete(prepare(arguments, algorithm_arguments))
 
 
-def prepare(arguments: AlignArguments, algorithm_arguments: Any) -> AlignmentTrainer:
+def prepare(arguments: AlignArguments, algorithm_arguments: AlgorithmArguments) -> AlignmentTrainer:
     """
     What `build` makes, as the last checkpoint has it if the run goes on, with its trackers at work.
 
@@ -94,39 +95,20 @@ def complete(trainer: AlignmentTrainer) -> AlignmentTrainer:
     return trainer
 
 
-def build(arguments: AlignArguments, algorithm_arguments: Any, accelerator: Accelerator) -> AlignmentTrainer:
+def build(
+    arguments: AlignArguments, algorithm_arguments: AlgorithmArguments, accelerator: Accelerator
+) -> AlignmentTrainer:
     """The trainer of a run, with all its weights loaded.
 
     Raises:
         ValueError: the policy is no match for the reward model, or an argument does not fit.
     """
     set_seed(arguments.seed)  # of the fresh LoRA, in every process
-    dtype = getattr(torch, arguments.dtype)
-    check_model(arguments.policy, "policy")
-    with loading("policy", arguments.policy):
-        pipeline = StableDiffusion3Pipeline.from_pretrained(
-            arguments.policy, revision=arguments.policy_revision, dtype=dtype
-        ).to(accelerator.device)
-    check_model(arguments.reward_model, "reward_model")
-    with loading("reward_model", arguments.reward_model):
-        model = DinaRewardModel.from_pretrained(
-            arguments.reward_model, revision=arguments.reward_revision, dtype=dtype
-        ).to(accelerator.device)
-    check_compatible(pipeline, arguments.policy, model, arguments.reward_model)
-    policy = Policy(
-        pipeline,
-        rank=arguments.lora_rank,
-        alpha=arguments.lora_alpha,
-        max_sequence_length=model.config.max_sequence_length,
-        resolution=arguments.resolution,
-    )
-    if arguments.gradient_checkpointing:
-        policy.transformer.enable_gradient_checkpointing()
-
+    policy, model = load_models(arguments, accelerator.device)
     prompts = Prompts(arguments.prompts, (Seed.ALIGNMENT_PROMPTS, arguments.seed))
     rewards = {name: build_reward(name, arguments, policy, model) for name in (*arguments.rewards, *arguments.watched)}
     gate, samples = None, None
-    if arguments.gate != "none" or getattr(algorithm_arguments, "hold_weight", 0):
+    if arguments.gate != "none" or algorithm_arguments.needs_reference_samples:
         samples = sample_reference(policy, prompts, arguments)
     if arguments.gate != "none":
         ensemble = DinaReward(model, arguments.reward_sigmas or None, arguments.gate_draws)
@@ -140,8 +122,31 @@ def build(arguments: AlignArguments, algorithm_arguments: Any, accelerator: Acce
         batch_size=arguments.sampling_batch_size,
         gather=accelerator.gather,
     )
-    eval_prompts = Prompts(arguments.eval_prompts, Seed.ALIGNMENT_EVALUATION, "eval_prompts")
-    return AlignmentTrainer(arguments, accelerator, algorithm, rewards, prompts, eval_prompts)
+    return AlignmentTrainer(arguments, accelerator, algorithm, prompts, Evaluation(arguments, policy, rewards))
+
+
+def load_models(arguments: AlignArguments, device: torch.device) -> tuple[Policy, DinaRewardModel]:
+    """The policy with a fresh LoRA, and the reward model. ValueError where they do not match."""
+
+    def load(name: str, kind: Any, revision: str | None) -> Any:
+        source = getattr(arguments, name)
+        check_model(source, name)
+        with loading(name, source):
+            return kind.from_pretrained(source, revision=revision, dtype=getattr(torch, arguments.dtype)).to(device)
+
+    pipeline = load("policy", StableDiffusion3Pipeline, arguments.policy_revision)
+    model = load("reward_model", DinaRewardModel, arguments.reward_revision)
+    check_compatible(pipeline, arguments.policy, model, arguments.reward_model)
+    policy = Policy(
+        pipeline,
+        rank=arguments.lora_rank,
+        alpha=arguments.lora_alpha,
+        max_sequence_length=model.config.max_sequence_length,
+        resolution=arguments.resolution,
+    )
+    if arguments.gradient_checkpointing:
+        policy.transformer.enable_gradient_checkpointing()
+    return policy, model
 
 
 def build_reward(name: str, arguments: AlignArguments, policy: Policy, model: DinaRewardModel) -> Reward:

@@ -2,46 +2,34 @@
 
 import json
 import logging
-import math
 import os
-import signal
 import time
 from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
-from diffusers.utils import make_image_grid
-from safetensors.torch import save_file
 from torch.nn.utils import get_total_norm
 
 from modeling_dina.files import atomic_path
 from modeling_dina.noising_dina import seeded_generator
 from training.align.algorithm import Algorithm, Draws, Experience
 from training.align.arguments import AlignArguments
+from training.align.evaluation import Evaluation
 from training.align.policy import Policy
 from training.align.prompts import Prompts
-from training.align.rewards import Reward
-from training.checkpoints import rotate_checkpoints
+from training.run_control import NonFiniteError, averaged_weights, new_checkpoint, sigterm_sets_trigger
 
 logger = logging.getLogger(__name__)
 
 STATE = "state.pt"
-PROGRESS = ("update", "seconds", "nonfinite", "best", "best_weights", "waited")
+PROGRESS = ("update", "seconds", "nonfinite")
 # What may differ when a run goes on.
 FREE_ARGUMENTS = {"updates", "output_dir", "resume_from_checkpoint", "report_to", "dry_run", "max_nonfinite"}
 FREE_ARGUMENTS |= {"save_every", "save_total_limit"}
 METRICS = "metrics.jsonl"
-GRID = 16
-# A watched reward has turned when it lies below its best by this many standard errors of the paired difference.
-TURNED = 2.0
-
-
-class NonFiniteError(RuntimeError):
-    """Too many rewards or gradients were not finite numbers."""
 
 
 class AlignmentTrainer:
@@ -54,8 +42,8 @@ class AlignmentTrainer:
         arguments: of the run.
         accelerator: with its trackers initialised.
         algorithm: with its policy.
-        rewards: those measured at every evaluation, by name.
-        prompts, eval_prompts: what is asked for.
+        prompts: of the samples that the policy is updated on.
+        evaluation: made every `eval_every` updates.
     """
 
     def __init__(
@@ -63,37 +51,28 @@ class AlignmentTrainer:
         arguments: AlignArguments,
         accelerator: Accelerator,
         algorithm: Algorithm,
-        rewards: dict[str, Reward],
         prompts: Prompts,
-        eval_prompts: Prompts,
+        evaluation: Evaluation,
     ) -> None:
-        self.arguments, self.accelerator, self.algorithm, self.rewards = arguments, accelerator, algorithm, rewards
+        self.arguments, self.accelerator, self.algorithm = arguments, accelerator, algorithm
         self.policy: Policy = algorithm.policy
-        self.prompts = prompts
-        each = arguments.eval_samples_per_prompt
-        self.eval_conditioning = self.policy.encode(eval_prompts.batch(0, arguments.eval_samples // each, each))
+        self.prompts, self.evaluation = prompts, evaluation
         self.optimizer = torch.optim.AdamW(self.policy.parameters, lr=arguments.learning_rate, weight_decay=0.0)
         self.average = EMAModel(self.policy.parameters, decay=arguments.ema_decay)
         self.output_dir = Path(arguments.output_dir)
         self.update, self.seconds, self.nonfinite = 0, 0.0, 0
-        # The first watched reward's scores where their mean was highest, the weights there, and evaluations since.
-        self.best: torch.Tensor | None = None
-        self.best_weights: list[torch.Tensor] | None = None
-        self.waited = 0
         self.was_terminated = False
 
     def train(self) -> None:
         """Run to the end, or to a SIGTERM: then `was_terminated` is set and a checkpoint is there."""
         if self.update == 0 and self.accelerator.is_main_process:
             (self.output_dir / METRICS).write_text("")  # of a run that left no checkpoint
-        previous = signal.signal(signal.SIGTERM, lambda *_: self.accelerator.set_trigger())
-        try:
+        with sigterm_sets_trigger(self.accelerator):
             while self.update < self.arguments.updates:
                 if self.update % self.arguments.eval_every == 0 and self.evaluate():
                     logger.warning("the watched reward has turned: stopping after update %d", self.update)
                     break
                 self.make_update()
-                # Asked of all processes: they must stop after the same update.
                 self.was_terminated = self.accelerator.check_trigger()
                 if self.was_terminated or self.update % self.arguments.save_every == 0:
                     self.save()
@@ -102,8 +81,6 @@ class AlignmentTrainer:
             else:
                 self.save()
                 self.evaluate()
-        finally:
-            signal.signal(signal.SIGTERM, previous)
         self.finish()
 
     # ---- one update ----
@@ -177,76 +154,15 @@ class AlignmentTrainer:
                 f"update {self.update}; max_nonfinite is {self.arguments.max_nonfinite}"
             )
 
-    # ---- evaluation ----
-
-    @torch.no_grad()
     def evaluate(self) -> bool:
-        """Sample with the averaged weights, always under the same prompts and from the same noise, and measure every
-        reward. Writes scores and latents of all samples, and a picture of some.
-
-        Returns:
-            Whether the watched reward has turned, and been waited for.
-        """
-        every = torch.arange(self.arguments.eval_samples)
-        with self.policy.weights_of(self.average), self.accelerator.split_between_processes(every, True) as own:
-            measured = [self.measure(rows) for rows in own.split(self.arguments.sampling_batch_size)]
-        results = {
-            name: self.accelerator.gather(torch.cat([each[name] for each in measured]))[: len(every)].cpu()
-            for name in measured[0]
-        }
-        scores = {name: results[name] for name in self.rewards}
-        metrics = {name: values.mean().item() for name, values in scores.items()}
-        errors = {f"{name}_error": values.std().item() / len(values) ** 0.5 for name, values in scores.items()}
-        each = self.arguments.eval_samples_per_prompt
-        variety = {"diversity": diversity(results["latents"], each).mean().item()} if each > 1 else {}
-        self.log(metrics | errors | variety, "eval")
+        """Measure samples of the averaged weights, log and write what came of it. Returns whether the watched reward
+        has turned, and been waited for."""
+        with averaged_weights(self.average, self.policy.parameters):
+            results = self.evaluation.measure(self.accelerator)
+        self.log(self.evaluation.summarize(results), "eval")
         if self.accelerator.is_main_process:
-            self.write_evaluation(results)
-        return bool(self.arguments.patience) and self.has_turned(scores[self.arguments.watched[0]])
-
-    def measure(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Latents and scores of some of the evaluation's samples."""
-        arguments, policy = self.arguments, self.policy
-        asked = self.eval_conditioning.select(rows)
-        path = policy.sample(
-            asked,
-            policy.noise(arguments.eval_samples, torch.Generator().manual_seed(0))[rows],
-            policy.sigmas(arguments.eval_steps),
-            batch_size=len(rows),
-            guidance_scale=arguments.eval_guidance_scale,
-        )
-        latents = path.states[-1]
-        return {"latents": latents, **{name: reward(latents, asked).scores for name, reward in self.rewards.items()}}
-
-    def has_turned(self, watched: torch.Tensor) -> bool:
-        """Whether patience with the watched reward ends with these scores. The weights of the best evaluation are
-        kept."""
-        if self.best is None or watched.mean() >= self.best.mean():
-            self.best, self.waited = watched, 0
-            self.best_weights = [weight.clone() for weight in self.average.shadow_params]
-            return False
-        difference = watched - self.best
-        surely = difference.mean() < -TURNED * difference.std() / len(difference) ** 0.5
-        self.waited = self.waited + 1 if surely else 0
-        return self.waited >= self.arguments.patience
-
-    def write_evaluation(self, results: dict[str, torch.Tensor]) -> None:
-        """All samples to evaluations/, a grid of the first to samples/ and the trackers."""
-        for folder in ("evaluations", "samples"):
-            (self.output_dir / folder).mkdir(parents=True, exist_ok=True)
-        save_file(results, self.output_dir / "evaluations" / f"{self.update:06d}.safetensors")
-        shown = self.policy.decode(results["latents"][:GRID].to(self.policy.device)).cpu()
-        columns = math.isqrt(len(shown))
-        images = self.policy.pipeline.image_processor.postprocess(shown[: columns**2])
-        path = self.output_dir / "samples" / f"{self.update:06d}.png"
-        make_image_grid(images, columns, columns).save(path)
-        for tracker in self.accelerator.trackers:
-            if tracker.name == "trackio":
-                import trackio
-
-                tracker.log({"samples": trackio.Image(str(path))}, step=self.update)
-            else:
-                tracker.log_images({"samples": np.stack([np.asarray(image) for image in images])}, step=self.update)
+            self.evaluation.write(results, self.update, self.accelerator.trackers)
+        return self.evaluation.has_turned(results, self.average)
 
     # ---- logs and checkpoints ----
 
@@ -260,23 +176,27 @@ class AlignmentTrainer:
                 file.write(line + "\n")
 
     def save(self) -> None:
-        """A whole checkpoint, and none but the newest few."""
-        if self.accelerator.is_main_process:
-            with atomic_path(self.output_dir / f"checkpoint-{self.update}") as partial:
-                partial.mkdir()
+        """Write a checkpoint, and remove all but the newest few."""
+        accelerator, keep = self.accelerator, self.arguments.save_total_limit
+        with new_checkpoint(
+            accelerator, self.output_dir, self.update, keep=keep, writes=accelerator.is_main_process
+        ) as partial:
+            if accelerator.is_main_process:
                 torch.save(self.state_dict(), partial / STATE)
-                with self.policy.weights_of(self.average):
-                    self.policy.save_adapter(partial)
-            rotate_checkpoints(self.output_dir, self.arguments.save_total_limit)
-        self.accelerator.wait_for_everyone()
+                self.save_average(partial)
+
+    def save_average(self, folder: Path) -> None:
+        """Write the averaged LoRA."""
+        with averaged_weights(self.average, self.policy.parameters):
+            self.policy.save_adapter(folder)
 
     def finish(self) -> None:
         """Write the averaged LoRA to adapter/; where there was a watch over it, that of the best evaluation."""
-        if self.best_weights is not None:
-            self.average.shadow_params = self.best_weights
+        if self.evaluation.best_weights is not None:
+            self.average.shadow_params = self.evaluation.best_weights
         if self.accelerator.is_main_process:
-            with atomic_path(self.output_dir / "adapter") as partial, self.policy.weights_of(self.average):
-                self.policy.save_adapter(partial)
+            with atomic_path(self.output_dir / "adapter") as partial:
+                self.save_average(partial)
         self.accelerator.wait_for_everyone()
 
     def state_dict(self) -> dict:
@@ -289,6 +209,7 @@ class AlignmentTrainer:
             "algorithm": self.algorithm.state_dict(),
             "metrics_bytes": (self.output_dir / METRICS).stat().st_size,
             **{name: getattr(self, name) for name in PROGRESS},
+            **self.evaluation.state_dict(),
         }
 
     def resume(self, checkpoint: Path) -> None:
@@ -309,6 +230,7 @@ class AlignmentTrainer:
         self.average.load_state_dict(state["average"])
         self.algorithm.load_state_dict(state["algorithm"])
         self.average.to(self.policy.device)
+        self.evaluation.load_state_dict(state)
         for name in PROGRESS:
             setattr(self, name, state[name])
         if self.accelerator.is_main_process:
@@ -318,21 +240,6 @@ class AlignmentTrainer:
         """The arguments that a run cannot go on with others of."""
         every = asdict(self.arguments) | asdict(self.algorithm.arguments)
         return {name: value for name, value in every.items() if name not in FREE_ARGUMENTS}
-
-
-def diversity(latents: torch.Tensor, samples_per_prompt: int) -> torch.Tensor:
-    """How much samples of one prompt differ: the root mean square difference of two of them, averaged over pairs.
-
-    Args:
-        latents: [P S, C, H, W], S samples of a prompt in succession.
-        samples_per_prompt: S, at least 2.
-
-    Returns:
-        [P], in units of the latents.
-    """
-    groups = latents.float().flatten(1).unflatten(0, (-1, samples_per_prompt))
-    pairs = samples_per_prompt * (samples_per_prompt - 1)
-    return torch.cdist(groups, groups).sum(dim=(1, 2)) / (pairs * groups.shape[2] ** 0.5)
 
 
 class Means:

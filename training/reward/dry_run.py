@@ -1,4 +1,4 @@
-"""What a run would cost, told without weights, data or network: counted on the meta device."""
+"""What a run would cost, counted without weights, data or network."""
 
 import math
 import os
@@ -7,20 +7,25 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
-from rich.console import Console
-from rich.table import Table
-from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainingArguments
 
 from modeling_dina import DinaConfig, DinaRewardModel
 from modeling_dina.backbone_dina import read_transformer_config
+from training.costs import (
+    ADAM_BYTES,
+    KNOWN_BASE,
+    count_flops,
+    count_parameters,
+    input_shapes,
+    kept_bytes,
+    memory_rows,
+    print_rows,
+    recomputed_bytes,
+    training_bytes,
+    weight_bytes,
+)
 from training.world.groups import FIRST
 
-# The one Hub id whose transformer is known by heart: it is the default of `DinaConfig`.
-KNOWN_BASE = "stabilityai/stable-diffusion-3.5-medium"
-CLIP_TOKENS = 77
-ADAM_BYTES = 8  # two moments in float32
 ADAM_8BIT_BYTES = 2
 
 
@@ -51,39 +56,11 @@ def count_pairs(source: str) -> int | None:
 
 def pair_inputs(config: DinaConfig, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """A pair of the size that the backbone was trained at, on the meta device, as `PreferenceObjective` takes it."""
-    transformer = config.transformer_config
-    latent = (transformer["in_channels"], transformer["sample_size"], transformer["sample_size"])
-    tokens = min(CLIP_TOKENS, config.max_sequence_length) + config.max_sequence_length
-    shapes = {
-        "latents": (2, 1, *latent),
-        "noise": (1, *latent),
-        "sigma": (1,),
-        "prompt_embeds": (1, tokens, transformer["joint_attention_dim"]),
-        "pooled_prompt_embeds": (1, transformer["pooled_projection_dim"]),
-        "target": (1,),
-    }
-    embeds = ("prompt_embeds", "pooled_prompt_embeds")
-    return {
-        name: torch.empty(shape, device="meta", dtype=dtype if name in embeds else torch.float32)
-        for name, shape in shapes.items()
-    }
-
-
-def saved_bytes(module: torch.nn.Module, run: Callable[[], torch.Tensor | tuple]) -> int:
-    """Bytes that `run` keeps for the backward pass, beyond the weights of `module`."""
-    weights = {weight.untyped_storage()._cdata for weight in module.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            kept[storage._cdata] = storage
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = run()
-    del result
-    return sum(storage.nbytes() for storage in kept.values())
+    latent, embeds, pooled = input_shapes(config.transformer_config, config.max_sequence_length)
+    shapes = {"latents": (2, 1, *latent), "noise": (1, *latent), "sigma": (1,), "target": (1,)}
+    inputs = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    conditioning = {"prompt_embeds": (1, *embeds), "pooled_prompt_embeds": (1, *pooled)}
+    return inputs | {name: torch.empty(shape, device="meta", dtype=dtype) for name, shape in conditioning.items()}
 
 
 def activation_bytes(model: DinaRewardModel, config: DinaConfig, checkpointing: bool, half: bool) -> int:
@@ -97,17 +74,11 @@ def activation_bytes(model: DinaRewardModel, config: DinaConfig, checkpointing: 
     ]
     timestep = torch.empty(2, device="meta")
     outputs = []
-
-    def run_backbone():
-        outputs.append(model.backbone(latents, timestep, *conditioning))
-        return outputs[-1]
-
-    backbone = saved_bytes(model, run_backbone)
-    head = saved_bytes(model, lambda: model.head(outputs))
+    backbone = kept_bytes(model, lambda: outputs.append(model.backbone(latents, timestep, *conditioning)))
+    head = kept_bytes(model, lambda: model.head(outputs))
     if checkpointing and config.num_layers:
-        # Blocks keep their inputs, and what lies within one of them at a time.
         tokens = outputs[0].visual[0].nbytes + outputs[0].text[0].nbytes
-        backbone = backbone // config.num_layers + tokens * config.num_layers
+        backbone = recomputed_bytes(backbone, config.num_layers, tokens)
     return backbone + head
 
 
@@ -132,35 +103,27 @@ def print_dry_run(
     """
     with torch.device("meta"):
         objective = build(DinaRewardModel(config))
-    parameters = list(objective.parameters())
-    trainable = sum(weight.numel() for weight in parameters if weight.requires_grad)
+    parameters, trainable = count_parameters(objective)
     batch, checkpointing = args.per_device_train_batch_size, bool(args.activation_checkpointing)
     pairs_a_step = batch * args.gradient_accumulation_steps * args.world_size
+    optimizer_bytes = ADAM_8BIT_BYTES if "8bit" in str(args.optim) else ADAM_BYTES
     memory = {
-        "weights": sum(weight.nbytes for weight in parameters),
-        "gradients": 4 * trainable,
-        "optimizer": trainable * (ADAM_8BIT_BYTES if "8bit" in str(args.optim) else ADAM_BYTES),
-        "averaged weights": 4 * trainable * ema,
+        "weights": weight_bytes(objective),
+        **training_bytes(trainable, averages=int(ema), optimizer_bytes=optimizer_bytes),
         "activations": batch * activation_bytes(objective.model, config, checkpointing, args.bf16),
     }
     if checkpointing:
         objective.gradient_checkpointing_enable()
-    with FlopCounterMode(display=False) as counter:
-        objective(**pair_inputs(config, torch.float32)).sum().backward()
+    flops = count_flops(lambda: objective(**pair_inputs(config, torch.float32)).sum().backward())
     counts = [count_pairs(source) for source in train_data]
     known = None not in counts
-    steps = math.ceil(sum(counts) / pairs_a_step) if known else None
-
-    table = Table("", "", title=title)
-    table.add_row("parameters", f"{sum(weight.numel() for weight in parameters) / 1e6:,.1f} M")
-    table.add_row("trainable parameters", f"{trainable / 1e6:,.1f} M")
-    table.add_row(
-        "pairs a step", f"{pairs_a_step} = {batch} x {args.gradient_accumulation_steps} x {args.world_size} processes"
-    )
-    table.add_row("FLOPs a step", f"{counter.get_total_flops() * pairs_a_step / 1e12:,.2f} T")
-    for name, size in memory.items():
-        table.add_row(f"memory: {name}", f"{size / 1e9:,.2f} GB")
-    table.add_row("memory a process, without text encoders", f"{sum(memory.values()) / 1e9:,.2f} GB")
-    table.add_row("pairs", f"{sum(counts):,}" if known else "unknown: train_data is not here yet")
-    table.add_row("steps an epoch", f"{steps:,}" if known else "unknown")
-    Console().print(table)
+    rows = {
+        "parameters": f"{parameters / 1e6:,.1f} M",
+        "trainable parameters": f"{trainable / 1e6:,.1f} M",
+        "pairs a step": f"{pairs_a_step} = {batch} x {args.gradient_accumulation_steps} x {args.world_size} processes",
+        "FLOPs a step": f"{flops * pairs_a_step / 1e12:,.2f} T",
+        **memory_rows(memory, "a process, without text encoders"),
+        "pairs": f"{sum(counts):,}" if known else "unknown: train_data is not here yet",
+        "steps an epoch": f"{math.ceil(sum(counts) / pairs_a_step):,}" if known else "unknown",
+    }
+    print_rows(title, rows)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
+from modeling_dina.evaluation.statistics import agreement
 from modeling_dina.modeling_dina import DinaEnsembleOutput
 from modeling_dina.thurstone_dina import PairStatistics, pair_statistics, precision_weights
 
@@ -63,9 +64,13 @@ def sum_agreement(
 def _sum_pairs(
     difference: torch.Tensor, statistics: PairStatistics, target: torch.Tensor, weight: torch.Tensor
 ) -> torch.Tensor:
-    agreed = 0.5 + (target - 0.5) * difference.sign()
+    agreed = agreement(*(each.double().cpu().numpy() for each in (difference, target)), ties="half")
     squared_error = (statistics.win_probability - target).square()
-    return torch.stack([weight * agreed, weight * squared_error, weight]).double().sum(dim=-1)
+    return (
+        torch.stack([weight * torch.from_numpy(agreed).to(weight), weight * squared_error, weight])
+        .double()
+        .sum(dim=-1)
+    )
 
 
 def mean_agreement(sums: dict[str, torch.Tensor]) -> dict[str, float]:

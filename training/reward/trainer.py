@@ -2,8 +2,6 @@
 whole or not there."""
 
 import json
-import shutil
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,15 +19,21 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
 from modeling_dina import DinaConfig, DinaRewardModel
-from modeling_dina.files import atomic_path, commit
+from modeling_dina.files import atomic_path
 from modeling_dina.hub.background import CheckpointPusher
 from training.card import write_card
-from training.checkpoints import last_checkpoint, rotate_checkpoints
 from training.reward.data import PairLoader
 from training.reward.evaluation import Encoder, mean_agreement, sum_agreement
 from training.reward.noise_levels import NoiseLevels, seeded_draws
 from training.reward.objective import PreferenceObjective
 from training.reward.sharding import gather, put
+from training.run_control import (
+    NonFiniteError,
+    averaged_weights,
+    last_checkpoint,
+    new_checkpoint,
+    sigterm_sets_trigger,
+)
 
 TRAINABLE, EMA, SAMPLER = "trainable.safetensors", "ema.safetensors", "sampler.json"
 
@@ -102,10 +106,6 @@ class RewardTrainingArguments(TrainingArguments):
             raise ValueError(
                 "load_best_model_at_end, remove_unused_columns, auto_find_batch_size: expected false, got true"
             )
-
-
-class NonFiniteError(ArithmeticError):
-    """A loss or a gradient is not a number: training has stopped before it reached the weights."""
 
 
 class RewardTrainer(Trainer):
@@ -258,18 +258,14 @@ class RewardTrainer(Trainer):
     @contextmanager
     def _averaged_weights(self) -> Iterator[None]:
         """The objective in evaluation mode, with the averaged weights if there are any."""
-        objective, weights = self.objective, list(self.trainable.values())
+        objective = self.objective
         was_training = objective.training
         objective.eval()
-        if self.ema is not None:
-            self.ema.store(weights)
-            self.ema.copy_to(weights)
         try:
-            objective.write_variance(objective.log_variance)
-            yield
+            with averaged_weights(self.ema, self.trainable.values()):
+                objective.write_variance(objective.log_variance)
+                yield
         finally:
-            if self.ema is not None:
-                self.ema.restore(weights)
             objective.train(was_training)
 
     # ---- checkpoints ----
@@ -293,7 +289,8 @@ class RewardTrainer(Trainer):
 
     def train(self, **kwargs):
         """As the inherited method, from the beginning or from where `resume` named."""
-        return super().train(None if self._resumed_from is None else str(self._resumed_from), **kwargs)
+        with sigterm_sets_trigger(self.accelerator):
+            return super().train(None if self._resumed_from is None else str(self._resumed_from), **kwargs)
 
     def start_average(self) -> None:
         """The EMA of the weights in training, which by now are where they will stay; from the checkpoint, if any."""
@@ -312,26 +309,19 @@ class RewardTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         """The inherited method writes into a folder beside, which takes the checkpoint's place when it is whole."""
-        output_dir = Path(self.args.output_dir)
-        name = f"checkpoint-{self.state.global_step}"
-        partial = output_dir / ".partial"
-        if self.args.should_save:
-            shutil.rmtree(partial, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self.args.output_dir = str(partial)
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.output_dir = str(output_dir)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            commit(partial / name, output_dir / name)
-            partial.rmdir()
-            rotate_checkpoints(output_dir, self.args.save_total_limit)
-            if self.pusher is not None and self.args.hub_strategy != HubStrategy.END:
-                with_state = output_dir / name if self.args.hub_strategy == HubStrategy.CHECKPOINT else None
-                self.pusher.push(output_dir / name, self.state.global_step, training_state=with_state)
-        self.accelerator.wait_for_everyone()
+        args, step, output_dir = self.args, self.state.global_step, Path(self.args.output_dir)
+        with new_checkpoint(
+            self.accelerator, output_dir, step, keep=args.save_total_limit, writes=args.should_save
+        ) as partial:
+            args.output_dir = str(partial.parent)
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                args.output_dir = str(output_dir)
+        if self.pusher is not None and args.hub_strategy != HubStrategy.END:
+            folder = output_dir / partial.name
+            with_state = folder if args.hub_strategy == HubStrategy.CHECKPOINT else None
+            self.pusher.push(folder, step, training_state=with_state)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """What a checkpoint holds beside optimizer, schedule and random states."""
@@ -386,10 +376,6 @@ class _Updates(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.trainer.start_average()
-        self._previous = signal.signal(signal.SIGTERM, self._terminate)
-
-    def _terminate(self, signum, frame):
-        self.trainer.accelerator.set_trigger()
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         self.trainer.check_gradients()
@@ -397,9 +383,5 @@ class _Updates(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if self.trainer.ema is not None:
             self.trainer.ema.step(self.trainer.trainable.values())
-        # Asked of all processes: they must stop after the same update.
         if self.trainer.accelerator.check_trigger():
             control.should_save = control.should_training_stop = self.terminated = True
-
-    def on_train_end(self, args, state, control, **kwargs):
-        signal.signal(signal.SIGTERM, self._previous)

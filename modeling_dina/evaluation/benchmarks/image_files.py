@@ -14,6 +14,7 @@ from typing import IO
 from huggingface_hub import cached_assets_path
 from PIL import Image
 
+from modeling_dina.data.tables import Cell
 from modeling_dina.evaluation.benchmarks.preference_set import Item
 from modeling_dina.files import atomic_path
 from modeling_dina.images_dina import load_image
@@ -42,12 +43,12 @@ class ImageFiles:
             place = hashlib.sha256(content.encode()).hexdigest()[:16]
             self._unpacked = cached_assets_path("dina-lrm", "benchmarks", place)
 
-    def item(self, prompt: str, path: str) -> Item:
-        """The image at a path, for a prompt."""
-        if not isinstance(path, str) or not path:
-            raise ValueError(f"expected the path of an image, got {path!r}")
-        self._wanted.add(path)
-        return Item(prompt, path, partial(self._open, path))
+    def item(self, prompt: str, image: str | Cell) -> Item:
+        """An image, given by its path or by the cell that holds it, for a prompt."""
+        if isinstance(image, Cell):
+            return Item(prompt, image.name, image.open)
+        self._wanted.add(image)
+        return Item(prompt, image, partial(self._open, image))
 
     def unpack(self) -> None:
         """

@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from model_card.world_benchmark import read_world
 from modeling_dina import DinaScorer
-from modeling_dina.evaluation.benchmarks.comparisons import read_hpdv3
+from modeling_dina.evaluation.benchmarks import BENCHMARKS
 from modeling_dina.evaluation.benchmarks.preference_set import Item, PreferenceSet
 from modeling_dina.evaluation.evaluate import evaluate, score_items
 from modeling_dina.evaluation.rewards import CallableReader, DinaReader
@@ -37,6 +37,7 @@ from training.world.groups import FIRST, SECOND, Groups, pairwise_accuracy
 from training.world.seeds import Seed
 
 ROOT = Path(__file__).parents[3]
+read_hpdv3 = BENCHMARKS["hpdv3"].read
 HPDV3 = [
     {"prompt": "a cat", "path1": "2.png", "path2": "1.png"},
     {"prompt": "a cat", "path1": "1.png", "path2": "0.png"},
@@ -255,7 +256,7 @@ def test_the_same_annotations_beside_other_images_are_another_run(data, tmp_path
 
     def run_on(folder, **options):
         out = tmp_path / "results.json"
-        evaluate("hpdv3", read_hpdv3(folder), reader, out, batch_size=2, folder=folder, **options)
+        evaluate("hpdv3", read_hpdv3(folder, None), reader, out, batch_size=2, folder=folder, **options)
 
     with pytest.raises(KeyboardInterrupt):
         run_on(data, progress=interrupt)
@@ -279,7 +280,7 @@ def test_mended_images_are_scored_when_a_run_goes_on(data, tmp_path, write_json,
     write_greys(GREYS)
     image = (data / "1.png").read_bytes()
     (data / "1.png").unlink()
-    preferences, reader = read_hpdv3(data), CallableReader(f"{SCORERS}:brightness")
+    preferences, reader = read_hpdv3(data, None), CallableReader(f"{SCORERS}:brightness")
     journal = tmp_path / "journal"
     _, errors = score_items(preferences.items, reader, Journal(journal, {}), 2, lambda *_: None)
     assert [error["name"] for error in errors] == ["1.png"]

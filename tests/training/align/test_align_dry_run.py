@@ -4,10 +4,13 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
 
 from training.align.__main__ import main
 from training.align.dry_run import Cost
-from training.align.run import parse_run
+from training.align.run import build, parse_run
 
 CONFIGS = Path(__file__).parents[3] / "training" / "configs" / "align"
 
@@ -45,6 +48,31 @@ def test_parameters_of_the_tiny_policy():
     counted = cost("small_world_refl")
     assert counted.trainable == 47 * 2 * 8 * 128
     assert counted.memory["optimizer"] == 8 * counted.trainable
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "own"),
+    [
+        ("refl", {"first_step": 2, "last_step": 3, "gradient_steps": 2}),
+        ("refl", {"hold_weight": 0.5}),
+        ("flow_grpo", {"group_size": 2, "guidance_scale": 2.0}),
+        ("diffusion_nft", {"group_size": 2}),
+        ("diffusion_dpo", {"group_size": 2}),
+    ],
+)
+def test_what_an_algorithm_keeps(settings, algorithm, own):
+    """Evaluations of the transformer with gradient in the loss of one item, and averages of the weights."""
+    arguments, own = settings(algorithm, own, prompts_per_update=1, eval_samples=1, reference_samples=2)
+    trainer = build(arguments, own, Accelerator())
+    experience = trainer.algorithm.collect(trainer.policy.encode(["two purple stars"]), trainer.draws())
+    kept = []
+    trainer.policy.transformer.register_forward_hook(
+        lambda module, inputs, output: kept.append(len(output.sample) * torch.is_grad_enabled())
+    )
+    trainer.algorithm.loss(experience.select(torch.tensor([0])), 0)
+    assert sum(kept) == own.evaluations().kept
+    held = [trainer.average, *vars(trainer.algorithm).values()]
+    assert sum(isinstance(each, EMAModel) for each in held) == trainer.algorithm.averages
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from diffusers.training_utils import EMAModel
 
 from training.align.policy import Policy
 from training.align.rollout import CPS
+from training.run_control import averaged_weights
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def test_reference_and_averages_leave_the_weights_as_they_were(policy):
         assert not torch.allclose(first, disturbed, atol=1e-3)
         with policy.reference():
             assert torch.equal(policy.velocity(noise, sigma, asked), first)
-        with policy.weights_of(average):
+        with averaged_weights(average, policy.parameters):
             assert torch.equal(policy.velocity(noise, sigma, asked), first)
         assert torch.equal(policy.velocity(noise, sigma, asked), disturbed)
     policy.velocity(noise, sigma, asked).sum().backward()

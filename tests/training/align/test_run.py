@@ -18,8 +18,7 @@ from tests.processes import Worker
 from training.align import run as run_module
 from training.align.rewards import Reward
 from training.align.run import build, parse_run, run
-from training.align.trainer import NonFiniteError
-from training.checkpoints import checkpoints
+from training.run_control import NonFiniteError, checkpoints
 
 # A run that is as short as can be.
 BRIEF = {"prompts_per_update": 4, "eval_samples": 4, "eval_steps": 2, "eval_every": 2, "save_every": 2, "updates": 4}
@@ -176,14 +175,18 @@ def test_the_run_stops_when_the_watched_reward_turns(settings):
     arguments, own = settings("refl", QUICK["refl"], **BRIEF | {"watched": ["utility"], "patience": 1})
     trainer = build(arguments, own, Accelerator())
     scores = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    assert not trainer.has_turned(scores)
+
+    def has_turned(watched):
+        return trainer.evaluation.has_turned({"utility": watched}, trainer.average)
+
+    assert not has_turned(scores)
     kept = [weight.clone() for weight in trainer.average.shadow_params]
     for shadow in trainer.average.shadow_params:
         shadow += 1
     noise = torch.tensor([0.5, -0.6, 0.4, -0.4])
-    assert not trainer.has_turned(scores + noise)  # lower, but not surely
-    assert trainer.has_turned(scores - 0.5 + 0.1 * noise)
-    assert all(torch.equal(first, second) for first, second in zip(kept, trainer.best_weights, strict=True))
+    assert not has_turned(scores + noise)  # lower, but not surely
+    assert has_turned(scores - 0.5 + 0.1 * noise)
+    assert all(torch.equal(first, second) for first, second in zip(kept, trainer.evaluation.best_weights, strict=True))
 
 
 # ---- refusals ----

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from modeling_dina import DinaRewardModel
 from training.preference_data.latents import pack, unpack
-from training.reward.trainer import NonFiniteError
+from training.run_control import NonFiniteError
 
 EMBEDDED = Path(__file__).parents[3] / "modeling_dina" / "tiny"
 WEIGHTS = ("model.safetensors", "trainable.safetensors", "ema.safetensors", "optimizer.pt")
@@ -177,8 +177,10 @@ def test_infinite_latents_stop(train, output_dir, pairs_folder, tmp_path):
     def infinite(packed):
         return pack(unpack(packed) * torch.inf)
 
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(NonFiniteError, match="latents: expected finite numbers"):
         train("--train_data", spoil(pairs_folder, tmp_path / "spoilt", "latents_a", infinite))
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_infinite_gradients_stop(train, output_dir):

@@ -16,7 +16,7 @@ from transformers import set_seed
 from modeling_dina import DinaRewardModel
 from modeling_dina.files import atomic_path
 from modeling_dina.options import check_folder, exit_on_bad_input
-from training.train_reward import TERMINATED
+from training.run_control import TERMINATED
 from training.world.groups import Groups
 from training.world.latents import rendered_groups
 from training.world.models.autoencoder import build_autoencoder

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 from training.arguments import load_config
-from training.checkpoints import last_checkpoint
 from training.encode_world import write_pairs
 from training.reward.trainer import RewardTrainingArguments
+from training.run_control import last_checkpoint
 from training.train_reward import DataArguments, ModelArguments, train
 from training.world.groups import Groups, pairwise_accuracy
 

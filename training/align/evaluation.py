@@ -1,0 +1,147 @@
+"""The evaluation of an alignment run: always the same prompts and the same noise, measured by every reward."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
+from diffusers.training_utils import EMAModel
+from diffusers.utils import make_image_grid
+from safetensors.torch import save_file
+
+from training.align.arguments import AlignArguments
+from training.align.policy import Conditioning, Policy
+from training.align.prompts import Prompts
+from training.align.rewards import Reward
+from training.world.seeds import Seed
+
+GRID = 16
+# A watched reward has turned when it lies below its best by this many standard errors of the paired difference.
+TURNED = 2.0
+WATCH = ("best", "best_weights", "waited")
+
+
+class Evaluation:
+    """
+    Samples a policy and measures the samples, and decides when patience with the watched reward ends.
+
+    Args:
+        arguments: of the run.
+        policy: that is evaluated.
+        rewards: that are measured, by name.
+
+    Attributes:
+        conditioning: of the samples.
+        best: scores by the first watched reward at the evaluation where their mean was highest.
+        best_weights: averaged weights of that evaluation.
+        waited: number of evaluations since, without a break, in which the reward had turned.
+    """
+
+    def __init__(self, arguments: AlignArguments, policy: Policy, rewards: dict[str, Reward]) -> None:
+        self.arguments, self.policy, self.rewards = arguments, policy, rewards
+        each = arguments.eval_samples_per_prompt
+        prompts = Prompts(arguments.eval_prompts, Seed.ALIGNMENT_EVALUATION, "eval_prompts")
+        self.conditioning = policy.encode(prompts.batch(0, arguments.eval_samples // each, each))
+        self.best: torch.Tensor | None = None
+        self.best_weights: list[torch.Tensor] | None = None
+        self.waited = 0
+
+    @torch.no_grad()
+    def measure(self, accelerator: Accelerator) -> dict[str, torch.Tensor]:
+        """Latents of all samples, shared out among the processes, and their scores by every reward; on the CPU."""
+        every = torch.arange(self.arguments.eval_samples)
+        with accelerator.split_between_processes(every, True) as own:
+            measured = [self._sample(rows) for rows in own.split(self.arguments.sampling_batch_size)]
+        return {
+            name: accelerator.gather(torch.cat([each[name] for each in measured]))[: len(every)].cpu()
+            for name in measured[0]
+        }
+
+    def _sample(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        arguments, policy = self.arguments, self.policy
+        conditioning = self.conditioning.select(rows)
+        path = policy.sample(
+            conditioning,
+            policy.noise(arguments.eval_samples, torch.Generator().manual_seed(0))[rows],
+            policy.sigmas(arguments.eval_steps),
+            batch_size=len(rows),
+            guidance_scale=arguments.eval_guidance_scale,
+        )
+        latents = path.states[-1]
+        return {"latents": latents, **{name: self.score(name, latents, conditioning) for name in self.rewards}}
+
+    @torch.no_grad()
+    def score(self, name: str, latents: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        """Scores [B] of clean latents [B, C, H, W] by one of the rewards."""
+        rows = torch.arange(len(latents), device=latents.device).split(self.arguments.sampling_batch_size)
+        return torch.cat([self.rewards[name](latents[part], conditioning.select(part)).scores for part in rows])
+
+    def summarize(self, results: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Each reward's mean and standard error over the samples, and their diversity where they share prompts."""
+        scores, each = {name: results[name] for name in self.rewards}, self.arguments.eval_samples_per_prompt
+        metrics = {name: values.mean().item() for name, values in scores.items()}
+        errors = {f"{name}_error": values.std().item() / len(values) ** 0.5 for name, values in scores.items()}
+        variety = {"diversity": diversity(results["latents"], each).mean().item()} if each > 1 else {}
+        return metrics | errors | variety
+
+    def has_turned(self, results: dict[str, torch.Tensor], average: EMAModel) -> bool:
+        """Whether patience with the watched reward ends with these results of the averaged weights."""
+        if not self.arguments.patience:
+            return False
+        watched = results[self.arguments.watched[0]]
+        if self.best is None or watched.mean() >= self.best.mean():
+            self.best, self.waited = watched, 0
+            self.best_weights = [weight.clone() for weight in average.shadow_params]
+            return False
+        difference = watched - self.best
+        surely = difference.mean() < -TURNED * difference.std() / len(difference) ** 0.5
+        self.waited = self.waited + 1 if surely else 0
+        return self.waited >= self.arguments.patience
+
+    @torch.no_grad()
+    def write(self, results: dict[str, torch.Tensor], update: int, trackers: list[GeneralTracker]) -> None:
+        """All samples to evaluations/, a grid of the first to samples/ and the trackers."""
+        paths = {
+            folder: Path(self.arguments.output_dir, folder, f"{update:06d}.{kind}")
+            for folder, kind in (("evaluations", "safetensors"), ("samples", "png"))
+        }
+        for path in paths.values():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(results, paths["evaluations"])
+        shown = self.policy.decode(results["latents"][:GRID].to(self.policy.device)).cpu()
+        columns = math.isqrt(len(shown))
+        images = self.policy.pipeline.image_processor.postprocess(shown[: columns**2])
+        make_image_grid(images, columns, columns).save(paths["samples"])
+        for tracker in trackers:
+            if tracker.name == "trackio":
+                import trackio
+
+                tracker.log({"samples": trackio.Image(str(paths["samples"]))}, step=update)
+            else:
+                tracker.log_images({"samples": np.stack([np.asarray(image) for image in images])}, step=update)
+
+    def state_dict(self) -> dict:
+        """How far patience has gone, for a checkpoint."""
+        return {name: getattr(self, name) for name in WATCH}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore `state_dict`; other entries of `state` are ignored."""
+        for name in WATCH:
+            setattr(self, name, state[name])
+
+
+def diversity(latents: torch.Tensor, samples_per_prompt: int) -> torch.Tensor:
+    """How much samples of one prompt differ: the root mean square difference of two of them, averaged over pairs.
+
+    Args:
+        latents: [P S, C, H, W], S samples of a prompt in succession.
+        samples_per_prompt: S, at least 2.
+
+    Returns:
+        [P], in units of the latents.
+    """
+    groups = latents.float().flatten(1).unflatten(0, (-1, samples_per_prompt))
+    pairs = samples_per_prompt * (samples_per_prompt - 1)
+    return torch.cdist(groups, groups).sum(dim=(1, 2)) / (pairs * groups.shape[2] ** 0.5)

@@ -1,0 +1,114 @@
+"""What networks cost, counted on the meta device without computing and without weights: FLOPs, the bytes kept for a
+gradient, and the tables of a dry run."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+# The one Hub id whose transformer is known by heart: it is the default of `DinaConfig`.
+KNOWN_BASE = "stabilityai/stable-diffusion-3.5-medium"
+ADAM_BYTES = 8  # two moments in float32
+CLIP_TOKENS = 77
+ATTENTION_DEFAULTS = {"dropout_p": 0.0, "is_causal": False, "scale": None}
+
+
+class FusedAttention(TorchFunctionMode):
+    """
+    Attention on the meta device as the fused kernels of CUDA do it: the probabilities are not kept for the backward
+    pass but computed again there. Unfused, they would outweigh everything else that is kept.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        options = kwargs or {}
+        if func is not F.scaled_dot_product_attention or not args[0].is_meta or options.get("attn_mask") is not None:
+            return func(*args, **options)
+        # Keys and values of fewer heads than the queries need no copies here.
+        dropout, causal, scale = (options.get(name, default) for name, default in ATTENTION_DEFAULTS.items())
+        return torch.ops.aten._scaled_dot_product_flash_attention(*args, dropout, causal, scale=scale)[0]
+
+
+def count_flops(case: Callable[[], object]) -> int:
+    """Floating-point operations of one call, by torch's counter; a multiplication and an addition are two."""
+    with FusedAttention(), FlopCounterMode(display=False) as counter:
+        case()
+    return counter.get_total_flops()
+
+
+def kept_bytes(module: torch.nn.Module, run: Callable[[], object]) -> int:
+    """Bytes that `run` keeps for the backward pass, beyond the weights of `module`."""
+    weights = {weight.untyped_storage()._cdata for weight in module.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage
+        return tensor
+
+    with torch.enable_grad(), FusedAttention(), saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = run()
+    del result
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def recomputed_bytes(kept: int, blocks: int, inputs: int) -> int:
+    """Of `kept` bytes, those that gradient checkpointing leaves of a transformer: the inputs of all its blocks, of
+    `inputs` bytes each, and what lies within one block at a time."""
+    return kept // blocks + blocks * inputs
+
+
+def weight_bytes(module: torch.nn.Module) -> int:
+    """Bytes of a module's weights."""
+    return sum(weight.nbytes for weight in module.parameters())
+
+
+def count_parameters(module: torch.nn.Module) -> tuple[int, int]:
+    """Parameters of a module, all and trainable ones."""
+    weights = list(module.parameters())
+    return sum(weight.numel() for weight in weights), sum(weight.numel() for weight in weights if weight.requires_grad)
+
+
+def training_bytes(trainable: int, averages: int, optimizer_bytes: int = ADAM_BYTES) -> dict[str, int]:
+    """Bytes that training keeps for its trainable float32 parameters, by what they are."""
+    return {
+        "gradients": 4 * trainable,
+        "optimizer": optimizer_bytes * trainable,
+        "averaged weights": 4 * trainable * averages,
+    }
+
+
+def input_shapes(transformer: dict, max_sequence_length: int, side: int | None = None) -> tuple[tuple[int, ...], ...]:
+    """Shapes of latents, prompt_embeds and pooled_prompt_embeds of one sample.
+
+    Args:
+        transformer: configuration of a Stable Diffusion 3 transformer.
+        max_sequence_length: of the T5 encoder.
+        side: of the latents; None takes that which the transformer was trained at.
+    """
+    side = side or transformer["sample_size"]
+    tokens = min(CLIP_TOKENS, max_sequence_length) + max_sequence_length
+    return (
+        (transformer["in_channels"], side, side),
+        (tokens, transformer["joint_attention_dim"]),
+        (transformer["pooled_projection_dim"],),
+    )
+
+
+def memory_rows(memory: dict[str, int], scope: str) -> dict[str, str]:
+    """Rows of a table: bytes by what they hold, and their sum, of `scope`."""
+    sizes = {f"memory: {name}": size for name, size in memory.items()} | {f"memory {scope}": sum(memory.values())}
+    return {name: f"{size / 1e9:,.2f} GB" for name, size in sizes.items()}
+
+
+def print_rows(title: str, rows: dict[str, str]) -> None:
+    """Print the table of a dry run."""
+    table = Table("", "", title=title)
+    for row in rows.items():
+        table.add_row(*row)
+    Console().print(table)
