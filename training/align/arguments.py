@@ -159,9 +159,9 @@ class AlignArguments:
         if not self.rewards or len(self.reward_weights) != len(self.rewards):
             raise ValueError(f"reward_weights: expected one for each of {self.rewards}, got {self.reward_weights}")
         if self.patience and not self.watched:
-            raise ValueError("patience: expected a watched reward to wait for, got none")
+            raise ValueError("patience: expected at least one watched reward, got none")
         if self.gate != "none" and self.gate_draws < 2:
-            raise ValueError(f"gate_draws: expected at least 2, which can disagree, got {self.gate_draws}")
+            raise ValueError(f"gate_draws: expected at least 2, got {self.gate_draws}")
         if not 0 <= self.gate_quantile <= 1:
             raise ValueError(f"gate_quantile: expected a number in [0, 1], got {self.gate_quantile}")
         if not 0 <= self.ema_decay < 1:

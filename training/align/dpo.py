@@ -32,7 +32,7 @@ class DiffusionDPOArguments(AlgorithmArguments):
     )
 
     def evaluations(self) -> Evaluations:
-        """What one prompt takes: rollouts of the group, then both samples of a pair at each level."""
+        """The mean cost per prompt: rollouts of the group, then both samples of a pair at each level."""
         pair = 2 * self.levels
         sampling = self.group_size * self.num_steps * guided(self.guidance_scale) + pair
         return Evaluations(sampling, pair, self.group_size, kept=2)
@@ -49,7 +49,7 @@ def dpo_loss(
 
     Args:
         error_chosen, error_rejected: the policy's flow-matching errors l_w and l_l under the same noise, [B].
-        reference_chosen, reference_rejected: those of the generator as it began.
+        reference_chosen, reference_rejected: the errors of the initial generator.
         beta: weight of the reference.
     """
     margin = (error_chosen - error_rejected) - (reference_chosen - reference_rejected)
@@ -57,9 +57,9 @@ def dpo_loss(
 
 
 class DiffusionDPO(GroupAlgorithm):
-    """Direct preference optimisation: the policy learns to explain the better sample of a pair rather than the worse.
+    """Direct preference optimisation: the policy learns to fit the better sample of a pair rather than the worse.
 
-    A pair counts for the probability that the better one wins.
+    Pairs are weighted by the probability that the better sample wins.
     """
 
     Arguments = DiffusionDPOArguments
@@ -108,7 +108,7 @@ class DiffusionDPO(GroupAlgorithm):
 
 
 def _extremes(scores: torch.Tensor, group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices of the best and of the worst finite score of each group; the same one where fewer than two are."""
+    """Indices of the best and of the worst finite score of each group; they are equal if fewer than two are finite."""
     grouped = scores.unflatten(0, (-1, group_size))
     first = torch.arange(len(grouped), device=scores.device) * group_size
     missing = ~grouped.isfinite()

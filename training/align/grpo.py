@@ -65,7 +65,7 @@ def clipped_objective(
 
 def transition_distance(transition: Transition, reference: Transition) -> torch.Tensor:
     """mean (mu - mu_ref)^2 / (2 s^2) over C, H and W, [B]: the Kullback-Leibler divergence of two steps with the same
-    noise, for the SDE step times its length."""
+    noise; for the SDE step, multiplied by the step length."""
     distance = (transition.mean - reference.mean).square() / (2 * transition.scale.square())
     return distance.mean(dim=(1, 2, 3))
 

@@ -49,7 +49,7 @@ class DiffusionNFTArguments(AlgorithmArguments):
     )
 
     def evaluations(self) -> Evaluations:
-        """What one prompt takes: rollouts, then the old policy and the generator as it began at each level."""
+        """The mean cost per prompt: rollouts, then the old policy and the initial generator at each level."""
         sampling = self.num_steps * guided(self.guidance_scale) + self.levels * (2 if self.kl_weight else 1)
         return Evaluations(self.group_size * sampling, self.group_size * self.levels, self.group_size)
 
@@ -67,11 +67,11 @@ def nft_loss(
     L± = mean (x0hat± - x0)^2 / stop-gradient of max(mean |x0hat± - x0|, 1e-5).
 
     Args:
-        velocity, old_velocity: of the trained and of the sampling policy, [B, C, H, W].
-        state: noisy latents they were taken at.
+        velocity, old_velocity: velocities [B, C, H, W] of the trained and of the sampling policy.
+        state: noisy latents at which they were computed.
         latents: x0, the samples.
         sigma: [B].
-        optimality: rho [B] in [0, 1], how good a sample is among its group.
+        optimality: rho [B] in [0, 1], the quality of a sample relative to its group.
     """
 
     def error(implicit: torch.Tensor) -> torch.Tensor:
@@ -85,7 +85,7 @@ def nft_loss(
 
 
 class DiffusionNFT(GroupAlgorithm):
-    """Negative-aware fine-tuning: towards good samples and away from bad ones, relative to the policy that made
+    """Negative-aware fine-tuning: towards good samples and away from bad ones, relative to the policy that generated
     them."""
 
     Arguments = DiffusionNFTArguments
@@ -163,5 +163,5 @@ class DiffusionNFT(GroupAlgorithm):
 
 
 def _states(batch: Experience) -> torch.Tensor:
-    """The noisy latents that a batch is trained at."""
+    """The noisy latents at which a batch is trained."""
     return rectified_flow_state(batch["latents"], seeded_noise(batch["noise_seed"], batch["latents"]), batch["sigma"])

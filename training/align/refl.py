@@ -1,7 +1,7 @@
-"""Reward feedback learning: the reward's gradient through the last steps that were taken.
+"""Reward feedback learning: gradients of the reward through the last sampler steps.
 
-ReFL (arXiv 2304.05977) scores the clean latents predicted after one step, PRFL (arXiv 2511.21541) the noisy state that
-the step leads to, which takes a reward that reads noise; DRaFT-K (arXiv 2309.17400) goes on to the end of the path.
+ReFL (arXiv 2304.05977) scores the clean latents predicted by one step. PRFL (arXiv 2511.21541) scores the noisy state
+after the step, which requires a reward on noisy states. DRaFT-K (arXiv 2309.17400) continues to the end of the path.
 """
 
 from dataclasses import dataclass, field
@@ -49,7 +49,7 @@ class ReFLArguments(AlgorithmArguments):
 
     @property
     def scores_clean(self) -> bool:
-        """Whether what is scored is clean: predicted so, or the end of the path."""
+        """Whether clean latents are scored: predicted ones, or the end of the path."""
         return self.scored == "clean" or self.first_step == self.num_steps - self.gradient_steps
 
     @property
@@ -73,12 +73,12 @@ def differentiable_steps(
     """K Euler steps with gradient.
 
     Args:
-        velocity: the policy with its conditioning.
+        velocity: velocity of the policy with its conditioning.
         latents: [B, C, H, W], the states at `sigmas[:, 0]`.
-        sigmas: [B, K + 1], falling noise levels.
+        sigmas: [B, K + 1], noise levels in descending order.
 
     Returns:
-        The state where the steps lead, and the clean latents that the last of them predicts, both [B, C, H, W].
+        The state after the steps, and the clean latents that the last step predicts, both [B, C, H, W].
     """
     clean = latents
     for sigma, sigma_next in zip(sigmas.T[:-1], sigmas.T[1:], strict=True):
@@ -89,7 +89,7 @@ def differentiable_steps(
 
 
 def held_loss(loss: torch.Tensor, hold: torch.Tensor, weight: float) -> torch.Tensor:
-    """(L + w H) / (1 + w): a convex combination, so that the weight does not act as a learning rate."""
+    """(L + w H) / (1 + w): a convex combination, so that w does not change the scale of the loss."""
     return (loss + weight * hold) / (1 + weight)
 
 
@@ -158,11 +158,11 @@ class ReFL(Algorithm):
         return loss, metrics
 
     def hold_error(self, count: int, seed: int) -> torch.Tensor:
-        """Mean squared distance [count] of the velocity from that of the generator as it began, at noised samples of
-        that generator, drawn with their levels by `seed`.
+        """Mean squared distance [count] of the velocity to that of the initial generator, at noised samples of this
+        generator. `seed` determines the samples and their noise levels.
 
-        Its expectation differs from that of the flow-matching error by what does not depend on the policy, if the
-        samples are the generator's own; where guidance has made them, that error would teach the policy the guidance.
+        For samples without guidance, its expectation equals that of the flow-matching error up to a constant. For
+        samples with guidance, the flow-matching error would teach the policy the guidance.
         """
         generator = torch.Generator().manual_seed(seed)
         latents, asked = self.reference_samples
