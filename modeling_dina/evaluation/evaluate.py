@@ -40,6 +40,7 @@ def evaluate(
     seed: int = 0,
     strict: bool = False,
     settings: dict[str, Any] | None = None,
+    command: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """
@@ -55,6 +56,7 @@ def evaluate(
         seed: of the shuffled sides and the bootstrap.
         strict: refuse a set whose size is not the published one.
         settings: further ones to report.
+        command: that the results are of, for whoever reads them.
         progress: called with the number of finished images and of all.
 
     Raises:
@@ -78,6 +80,9 @@ def evaluate(
         journal.remove()
         raise ValueError(f"data: expected pairs that can be scored, got none; failures: {failures[:3]}")
     results = {
+        "kind": "preferences",
+        "command": command,
+        "revision": settings["revision"],
         "benchmark": name,
         **measure(benchmark, ensemble, test, validation, seed),
         **found,
@@ -90,7 +95,7 @@ def evaluate(
             {"sigma": sigma, **measure(benchmark, rewards, test, validation, seed)}
             for sigma, rewards in reader.levels(samples).items()
         ],
-        "settings": settings,
+        "settings": {key: value for key, value in settings.items() if key != "revision"},
     }
     write_json(out, results)
     journal.remove()

@@ -71,6 +71,8 @@ def _from_annotations(annotations: Path, source_format: Format, root: Path) -> D
     rows = read_rows([annotations], "annotations")
     for annotation in _READERS[source_format](rows, "train", naming_row):
         for (image_a, image_b), _, target in annotation.pairs():
+            assert isinstance(image_a, str)
+            assert isinstance(image_b, str)
             row = annotation.prompt, str(root / image_a), str(root / image_b), target, 1.0, source_format.value
             for column, value in zip(columns.values(), row, strict=True):
                 column.append(value)

@@ -37,6 +37,7 @@ class Benchmark:
         sizes: published counts, as `evaluate_preferences.count` names them.
         files: patterns of what to download of the repository.
         needs_data: whether it is read from a folder; one that makes its own images is not.
+        command: that knows the benchmark.
     """
 
     read: Callable[[Path | None, int | None], PreferenceSet]
@@ -46,6 +47,7 @@ class Benchmark:
     sizes: dict[str, int] = field(default_factory=dict)
     files: tuple[str, ...] = ()
     needs_data: bool = True
+    command: str = "dina evaluate"
 
 
 BENCHMARKS = {

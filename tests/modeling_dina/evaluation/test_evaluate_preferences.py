@@ -347,7 +347,7 @@ def test_world(run, embedded):
     assert set(results["categories"]) == {"seen combinations", "held-out combinations"}
     assert [level["sigma"] for level in results["levels"]] == [0.1, 0.4]
     assert results["accuracy"] > 0.65
-    assert results["settings"]["revision"].startswith("sha256:")
+    assert results["revision"].startswith("sha256:")
     assert not results["settings"]["model"].startswith("/")
 
 
