@@ -139,17 +139,9 @@ def calibrate(
     as_json: JsonOption = False,
 ) -> None:
     """Fit temperature, mean and spread of a model's scores to preferences, and report on prompts not fitted to."""
-    from modeling_dina.evaluation.benchmarks import Ties, find_benchmark, find_data
-    from modeling_dina.evaluation.calibration import (
-        Calibration,
-        fit_calibration,
-        recalibrated,
-        split_by_cluster,
-        write_calibration,
-    )
-    from modeling_dina.evaluation.evaluate import content_of, likelihood, run_settings, score_items, scored
+    from modeling_dina.evaluation.benchmarks import find_benchmark, find_data
+    from modeling_dina.evaluation.calibration import calibrate as fit
     from modeling_dina.evaluation.rewards import DinaReader
-    from modeling_dina.files import Journal
 
     if not (model / "config.json").is_file():
         raise ValueError(f"model: expected a model folder, got {model}")
@@ -164,50 +156,28 @@ def calibrate(
     folder, _ = find_data(source, data)
     with error_console.status("reading the benchmark"):
         preferences = source.read(folder, limit)
-    split = "validation" if source.ties is Ties.predicted else "test"
-    pairs = preferences.pairs(split).shuffled_sides(seed)
-    if source.ties is Ties.dropped:
-        pairs = pairs[pairs.label != 0.5]
     options = ModelOptions(**vars(hub), model=str(model), device=device, dtype=dtype)
     reader = DinaReader(options.open_scorer(batch_size=batch_size), str(model), seed=seed)
-    config = reader.scorer.model.config
-    current = Calibration(*(float(getattr(config, name)) for name in ("temperature", "score_mean", "score_std")))
-
-    place = (out or model).absolute()
-    journal = Journal(
-        place.with_name(f"{place.name}.calibration.partial"),
-        content_of(benchmark, preferences, folder) | run_settings(reader, seed),
-    )
     with scoring_progress() as advance:
-        samples, failures = score_items(preferences.items, reader, journal, batch_size, advance)
-    rewards = reader.ensemble(samples)
-    fitted, held = split_by_cluster(pairs[scored(rewards, pairs)], seed)
-    if not len(fitted) or not len(held):
-        raise ValueError(f"data: expected preferences for two prompts or more, got {len(fitted) + len(held)} pairs")
-    found = fit_calibration(rewards, fitted, current)
-    reports = {
-        name: likelihood(*used.log_probabilities(held), held.target)
-        for name, used in {"before": rewards, "after": recalibrated(rewards, current, found)}.items()
-    }
-    write_calibration(model, found, out)
-    journal.remove()
-
-    result = {
-        **vars(found),
-        "benchmark": benchmark,
-        "pairs_fitted": len(fitted),
-        "pairs_held_out": len(held),
-        "failures": len(failures) + len(preferences.failures),
-        **reports,
-    }
+        result = fit(
+            benchmark,
+            preferences,
+            reader,
+            model,
+            out,
+            batch_size=batch_size,
+            data_folder=folder,
+            seed=seed,
+            progress=advance,
+        )
     if as_json:
         return print(json.dumps(result, allow_nan=False))
     console.print(
-        f"temperature {found.temperature:.4f}, score mean {found.score_mean:.4f}, score std {found.score_std:.4f}, "
-        f"fitted to {len(fitted)} pairs",
+        f"temperature {result['temperature']:.4f}, score mean {result['score_mean']:.4f}, "
+        f"score std {result['score_std']:.4f}, fitted to {result['pairs_fitted']} pairs",
         highlight=False,
     )
-    for name, report in reports.items():
-        numbers = ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in report.items())
-        console.print(f"{name}, on {len(held)} held-out pairs: {numbers}", highlight=False)
+    for name in ("before", "after"):
+        numbers = ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in result[name].items())
+        console.print(f"{name}, on {result['pairs_held_out']} held-out pairs: {numbers}", highlight=False)
     console.print(f"wrote {out or model}", highlight=False)

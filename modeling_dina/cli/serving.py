@@ -53,7 +53,8 @@ def serve(
     from modeling_dina.serving.engine import RewardEngine
     from modeling_dina.serving.server import serve_engines
 
-    devices = [usable_device(each) for each in device or [None]]
+    chosen: list[str | None] = [*device] if device else [None]
+    devices = [usable_device(each) for each in chosen]
     token = os.environ.get(TOKEN_VARIABLE) or None
     if token is None and host not in LOOPBACK:
         error_console.print(f"Anyone who reaches {host} may ask: {TOKEN_VARIABLE} is not set.", style="yellow")

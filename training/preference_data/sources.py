@@ -72,11 +72,11 @@ def _from_annotations(annotations: Path, source_format: Format, root: Path) -> D
         raise ValueError(f"annotations: expected a JSON or Parquet file, got {annotations}, which is not a file")
     columns: dict[str, list] = {name: [] for name in PAIR_FEATURES}
     rows = read_rows([annotations], "annotations")
-    for judged in _READERS[source_format](rows, "train", naming_row):
-        for (image_a, image_b), _, target in judged.pairs():
+    for annotation in _READERS[source_format](rows, "train", naming_row):
+        for (image_a, image_b), _, target in annotation.pairs():
             assert isinstance(image_a, str)
             assert isinstance(image_b, str)
-            row = judged.prompt, str(root / image_a), str(root / image_b), target, 1.0, source_format.value
+            row = annotation.prompt, str(root / image_a), str(root / image_b), target, 1.0, source_format.value
             for column, value in zip(columns.values(), row, strict=True):
                 column.append(value)
     return as_pairs(Dataset.from_dict(columns, features=PAIR_FEATURES))
