@@ -145,7 +145,7 @@ def test_works_where_nothing_else_of_the_project_is(wheel, data, tmp_path):
     found = json.loads((work / "found.json").read_text())
     assert found["compared"]["win_probability"] > 0.5
     assert found["adapter"] == pytest.approx(found["compared"]["scores"], abs=1e-5)
-    assert found["served"]["win_probability"] == pytest.approx(found["compared"]["win_probability"], abs=1e-5)
+    assert found["served"]["win_probability"][0][1] == pytest.approx(found["compared"]["win_probability"], abs=1e-5)
     assert (found["evaluated"]["prompts"], found["evaluated"]["used"]) == (4, 24)
     assert found["calibrated"]["pairs_fitted"] == found["calibrated"]["pairs_held_out"] == 12
     scores = [found[name]["scores"] for name in ("compared", "moved")]
