@@ -63,8 +63,8 @@ def line(
 ) -> None:
     """A curve through points; `style` goes to matplotlib."""
     x, y = zip(*points, strict=True) if points else ((), ())
-    style = {"markersize": 4, "linewidth": 2.6 if is_main else 1.5, "zorder": 3 if is_main else 2, **style}
-    axes.plot(x, y, "o", color=color, label=label, **{"linestyle": "-", **style})
+    defaults = {"marker": "o", "markersize": 4, "linestyle": "-", "linewidth": 2.6 if is_main else 1.5}
+    axes.plot(x, y, color=color, label=label, **{**defaults, "zorder": 3 if is_main else 2, **style})
 
 
 def legend_outside(figure: Figure, axes: Axes, fontsize: int) -> None:
