@@ -23,19 +23,15 @@ def write_tables(folder: Path, title: str, tables: dict[str, str], figures: dict
         if figure is not None:
             save(figure, folder / f"{name}.png")
     sections = [f"# {title}", "Made from `results.json`. [What follows from it](conclusions.md) is written by hand."]
+    pictures = [f"![{name.replace('_', ' ').capitalize()}]({name}.png)" for name in figures]
     sections += [f"## {heading}\n\n{table}" for heading, table in tables.items()]
-    write_text(folder / "tables.md", "\n\n".join([*sections, *map(picture, figures)]) + "\n")
+    write_text(folder / "tables.md", "\n\n".join([*sections, *pictures]) + "\n")
 
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure, complete or not at all."""
     with atomic_path(path) as partial:
         figure.savefig(partial, facecolor="white")
-
-
-def picture(name: str) -> str:
-    """A figure in Markdown."""
-    return f"![{name.replace('_', ' ').capitalize()}]({name}.png)"
 
 
 def markdown(header: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
@@ -67,8 +63,8 @@ def line(
 ) -> None:
     """A curve through points; `style` goes to matplotlib."""
     x, y = zip(*points, strict=True) if points else ((), ())
-    style = {"markersize": 4, "linewidth": 2.6 if is_main else 1.5, "zorder": 3 if is_main else 2, **style}
-    axes.plot(x, y, "o", color=color, label=label, **{"linestyle": "-", **style})
+    defaults = {"marker": "o", "markersize": 4, "linestyle": "-", "linewidth": 2.6 if is_main else 1.5}
+    axes.plot(x, y, color=color, label=label, **{**defaults, "zorder": 3 if is_main else 2, **style})
 
 
 def legend_outside(figure: Figure, axes: Axes, fontsize: int) -> None:

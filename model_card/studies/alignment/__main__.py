@@ -29,6 +29,7 @@ from training.world.groups import pairwise_accuracy
 from training.world.models.pixel_reward import measure, test_groups, train_pixel_reward
 from training.world.models.scores import group_scores
 
+BEST_OF_N = "best_of_n.safetensors"
 SHOWN = 8  # prompts in the figure of pictures
 
 
@@ -55,13 +56,9 @@ class AlignmentStudy(Study):
     write_report = staticmethod(write_report)
 
     @property
-    def out(self) -> Path:
-        return self.folder.path
-
-    @property
     def pixel_dir(self) -> Path:
         """Folder of the pixel reward."""
-        return self.out / "pixel_reward"
+        return self.folder.path / "pixel_reward"
 
     @property
     def evaluation(self) -> dict[str, int]:
@@ -73,7 +70,7 @@ class AlignmentStudy(Study):
         """It needs the pixel reward."""
         variant = next(iter(VARIANTS.values()))
         arguments, _ = read_arguments(
-            variant, self.pipeline_dir, self.pixel_dir, **self.evaluation, output_dir=self.out
+            variant, self.pipeline_dir, self.pixel_dir, **self.evaluation, output_dir=self.folder.path
         )
         return Evaluator(self.pipeline_dir, self.pixel_dir, arguments)
 
@@ -97,12 +94,12 @@ class AlignmentStudy(Study):
             "full_size": full_size,
         }
         prompts = self.evaluator.evaluation.conditioning.prompts[: 2 * SHOWN : 2]
-        save(draw_pictures(self.pictures(results), list(prompts)), self.out / "pictures.png")
+        save(draw_pictures(self.pictures(results), list(prompts)), self.folder.path / "pictures.png")
         return results
 
     def run_dir(self, name: str, seed: int) -> Path:
         """Folder of a variant's run."""
-        return self.out / "runs" / f"{name}-{seed}"
+        return self.folder.path / "runs" / f"{name}-{seed}"
 
     def pixel_reward(self, wait: bool = True) -> dict | None:
         """Train the pixel reward once; how often it and the latent reward agree with a fresh annotator."""
@@ -160,17 +157,12 @@ class AlignmentStudy(Study):
             shutil.rmtree(checkpoint)
         return {"seconds": trainer.seconds}
 
-    @property
-    def best_path(self) -> Path:
-        """File of the latents that the best of N are."""
-        return self.out / "best_of_n.safetensors"
-
     def choose_best(self) -> dict[str, dict[int, dict]]:
         """The best of N by reward and N, measured."""
         chosen = self.evaluator.best_of_n()
         save_file(
             {f"{reward}-{count}": each for reward, by_count in chosen.items() for count, each in by_count.items()},
-            self.best_path,
+            self.folder.path / BEST_OF_N,
         )
         return {
             reward: {count: self.evaluator.measure(each) for count, each in by_count.items()}
@@ -182,7 +174,7 @@ class AlignmentStudy(Study):
         each variant's first seed keeps."""
         latents = {
             "unaligned": self.load_evaluation(self.names[0], 0),
-            f"best of {CANDIDATES} by DiNa": load_file(self.best_path)[f"dina-{CANDIDATES}"],
+            f"best of {CANDIDATES} by DiNa": load_file(self.folder.path / BEST_OF_N)[f"dina-{CANDIDATES}"],
         }
         for each in results["variants"]:
             name = each["variant"]

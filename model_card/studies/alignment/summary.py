@@ -94,12 +94,12 @@ def compare_with_pixels(variants: dict[str, dict]) -> dict:
 
 def seconds_to_reach(curve: list[dict], utility: float) -> float | None:
     """When the mean over seeds first reaches a utility, by linear interpolation; None if it never does."""
-    seconds = [point["seconds"] for point in curve]
-    values = [point["utility"]["mean"] for point in curve]
-    if values[0] >= utility:
-        return seconds[0]
-    for index in range(1, len(curve)):
-        if values[index] >= utility:
-            share = (utility - values[index - 1]) / (values[index] - values[index - 1])
-            return seconds[index - 1] + share * (seconds[index] - seconds[index - 1])
+    before = curve[0]
+    for point in curve:
+        if point["utility"]["mean"] >= utility:
+            utilities, seconds = zip(
+                *((each["utility"]["mean"], each["seconds"]) for each in (before, point)), strict=True
+            )
+            return float(np.interp(utility, utilities, seconds))
+        before = point
     return None

@@ -27,8 +27,11 @@ def draw_levels(results: dict) -> Figure:
     figure, axes = panels(1, width=7.5, height=4.6)
     for name, curve in results["levels"].items():
         variant, points = VARIANTS[name], [(point["sigma"], point["accuracy"]) for point in curve]
-        label = variant.title + (", through the decoder" if name == "pixel" else "")
-        line(axes[0], points, variant.color, label, name == "dina")
+        if name == "pixel":  # one point, at 0
+            style = {"marker": "D", "markersize": 9, "markerfacecolor": "none", "linestyle": "none", "zorder": 4}
+            line(axes[0], points, variant.color, f"{variant.title}, through the decoder", **style)
+        else:
+            line(axes[0], points, variant.color, variant.title, name == "dina")
     axes[0].axhline(results["best"]["seen"]["accuracy"]["mean"], color=INK, linestyle="--", label="best reachable")
     axes[0].set(xlabel=r"noise level $\sigma$ (0: clean, 1: noise alone)", ylabel="accuracy", xlim=(-0.02, 1.02))
     legend_outside(figure, axes[0], fontsize=9)

@@ -36,11 +36,6 @@ class EvaluationSetting(NamedTuple):
     draws: int = ENSEMBLE_DRAWS
     of: str = "noisy latents"
 
-    @property
-    def ensemble(self) -> tuple[str, int, int]:
-        """What `Read.rewards` takes."""
-        return self.mode, self.levels, self.draws
-
 
 EVALUATIONS = {
     "one level": EvaluationSetting("one level", "mean", levels=1, draws=1),
@@ -148,7 +143,7 @@ def measure_variant(evaluations: Sequence[str], read: Reader, sets: dict[str, Gr
             found = read(set_name, sigmas, draws, of)
             for name in evaluations:
                 if EVALUATIONS[name].of == of:
-                    rewards = found.rewards(*EVALUATIONS[name].ensemble)
+                    rewards = found.rewards(*EVALUATIONS[name][1:4])
                     probability = np.exp(rewards.log_probabilities(of_set)[0])
                     measured[name][set_name] = measure(rewards, of_set) | {
                         "reliability": bins(probability, of_set.target)
@@ -165,7 +160,7 @@ def measure_variant(evaluations: Sequence[str], read: Reader, sets: dict[str, Gr
 def analyze(read: Read, pairs: Pairs) -> dict:
     """Of DiNa alone, with `MOST_DRAWS` draws at all of `LEVELS`: what more draws and levels are worth, how variance
     and disagreement relate to errors, and the win probability where the true one is known."""
-    ensembles = {name: read.rewards(*EVALUATIONS[name].ensemble) for name in ("one level", "features")}
+    ensembles = {name: read.rewards(*EVALUATIONS[name][1:4]) for name in ("one level", "features")}
     return {
         "scaling": scaling(read, pairs),
         "variances": level_variances(read, pairs),
