@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo space test embed code card style quality
+.PHONY: setup demo space test test-quantization embed code card style quality
 
 setup: .venv/.done
 
@@ -21,6 +21,11 @@ space: setup
 
 test: setup
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+# The quantisers print notes whenever they can be imported, so that they are installed apart.
+test-quantization: setup
+	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt --target .venv/quantization bitsandbytes torchao
+	PYTHONPATH=.venv/quantization $(BIN)/python -m pytest tests/modeling_dina/test_storage.py
 
 # Ship a finished build of the small world: make embed BUILD=runs/world
 embed:

@@ -116,8 +116,10 @@ def contenders(
     _, prompt_embeds, pooled = inputs
 
     def dina(model: DinaRewardModel, levels: str) -> Contender:
-        options = {"sigmas": LEVELS[levels], "num_draws": 1}
-        return Contender(model, lambda latents: model.reward(latents, prompt_embeds, pooled, **options).scores)
+        def score(latents: torch.Tensor) -> torch.Tensor:
+            return model.reward(latents, prompt_embeds, pooled, sigmas=LEVELS[levels], num_draws=1).scores
+
+        return Contender(model, score)
 
     found = {f"DiNa-LRM, {levels}": dina(model, levels) for levels in LEVELS}
     if compiled:
@@ -168,6 +170,7 @@ def gradient(contender: Contender, latents: torch.Tensor) -> torch.Tensor:
         latents = latents.detach().requires_grad_()
         # Not autograd.grad, which torch's counter of FLOPs cannot follow.
         contender.run(latents).sum().backward()
+        assert latents.grad is not None
         return latents.grad
 
 
@@ -242,8 +245,9 @@ def measure(
     dtype: torch.dtype,
     others: bool = False,
     rounds: int = ROUNDS,
+    out: Path | None = None,
 ) -> dict:
-    """All numbers of one setting, ready for JSON."""
+    """All numbers of one setting, ready for JSON; `out` is the file that they are for."""
     settings = {
         "preset": preset.value,
         "device": device.value,
@@ -254,11 +258,17 @@ def measure(
     options = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     command = ["python -m model_card.measure_cost", *options, *["--others"] * others]
     names = {Device.meta: lambda: "meta", Device.cuda: torch.cuda.get_device_name, Device.cpu: _cpu_name}
+    if rounds != ROUNDS:
+        command.append(f"--rounds {rounds}")
     result = {
-        "command": " ".join(command),
-        **settings,
-        "device_name": names[device](),
-        "libraries": {library: version(library) for library in LIBRARIES},
+        "kind": "cost",
+        "command": " ".join([*command, *([f"--out {out}"] if out else [])]),
+        "revision": None,  # a cost does not depend on weights
+        "settings": {
+            **settings,
+            "device_name": names[device](),
+            "libraries": {library: version(library) for library in LIBRARIES},
+        },
         **count_all(preset, resolution, batch_size, dtype, others),
     }
     if device is not Device.meta:
@@ -325,7 +335,7 @@ def measure_all(
 def print_result(result: dict, console: Console) -> None:
     """The numbers as tables."""
     parameters = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in result["parameters"].items())
-    setting = f"{result['preset']}, {result['resolution']} px, batch {result['batch_size']}, {result['dtype']}"
+    setting = "{preset}, {resolution} px, batch {batch_size}, {dtype}".format(**result["settings"])
     console.print(f"{setting}: {parameters}", highlight=False)
     table = Table("", "GFLOPs", "ms", "peak MB")
     for name, flops in result["flops"].items():
@@ -364,16 +374,28 @@ def _shown(value: float | None, unit: float, digits: int = 1) -> str:
 
 
 def main(
-    preset: Annotated[Preset, typer.Option()] = Preset.small,
-    device: Annotated[Device, typer.Option()] = Device.meta,
-    resolution: Annotated[int | None, typer.Option(help="Pixels a side. Default: 64 for small, else 1024.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 1,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    preset: Annotated[
+        Preset,
+        typer.Option(
+            help="Models to measure: the embedded one (small), or Stable Diffusion 3.5 Medium with random weights."
+        ),
+    ] = Preset.small,
+    device: Annotated[
+        Device, typer.Option(help="Device to measure on; meta counts FLOPs and bytes without computing.")
+    ] = Device.meta,
+    resolution: Annotated[
+        int | None, typer.Option(help="Side of the images in pixels. Default: 64 for small, else 1024.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Number of images per batch.")] = 1,
+    dtype: Annotated[str, typer.Option(help="Floating-point type: float32, bfloat16 or float16.")] = "float32",
     others: Annotated[
-        bool, typer.Option("--others", help="Also the rewards that one would otherwise pick; miniatures for small.")
+        bool,
+        typer.Option("--others", help="Also measure other common rewards; with preset small, miniatures of them."),
     ] = False,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each case is timed; seconds are medians.")] = ROUNDS,
-    out: Annotated[Path | None, typer.Option(help="Also write the numbers here, as JSON.")] = None,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Number of timings of each case, of which the median is reported.")
+    ] = ROUNDS,
+    out: Annotated[Path | None, typer.Option(help="Also write the results to this JSON file.")] = None,
 ) -> None:
     """Measure what a reward costs."""
     side = resolution or (64 if preset is Preset.small else 1024)
@@ -386,7 +408,7 @@ def main(
             raise ValueError(f"resolution: expected a multiple of 16 pixels, got {side}")
         if out:
             check_output("out", out, (".json",))
-    result = measure(preset, device, side, batch_size, getattr(torch, dtype), others, rounds)
+    result = measure(preset, device, side, batch_size, getattr(torch, dtype), others, rounds, out)
     print_result(result, Console())
     if out:
         write_json(out, result)

@@ -1,6 +1,6 @@
 """The model card, made of measurements: `python -m model_card.write --model DIR --results FILE … --out README.md`.
 
-Every number comes from a file of results, and the card names the command that made the file.
+Every number comes from a file of results, which names its kind, the weights it is of and the command that made it.
 """
 
 import json
@@ -13,8 +13,8 @@ import typer
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from model_card.alignment.page import rows_table
-from model_card.study.table import claims_table
+from model_card.studies.alignment.tables import variants_table
+from model_card.studies.method.tables import claims_table
 from modeling_dina import DinaConfig, DinaRewardModel
 from modeling_dina.evaluation.rewards import shown
 from modeling_dina.files import write_text
@@ -43,22 +43,26 @@ METRICS = {
 }
 
 
+# Fields that say what a file of results is about.
+HEAD = ("kind", "command", "revision", "settings")
+
+
 class Results(NamedTuple):
     """What was measured of one model.
 
     Attributes:
-        preferences: of `model_card.evaluate_preferences`.
+        preferences: of `dina evaluate`, and of `model_card.evaluate_preferences` for the small world.
         costs: of `model_card.measure_cost`.
         world: the report of a build of the small world, or None.
-        study: of `model_card.world_study`, or None.
-        alignment: of `model_card.alignment_study`, or None.
+        method: the method study, or None.
+        alignment: the alignment study, or None.
         commands: what made each file, by its name.
     """
 
     preferences: list[dict[str, Any]]
     costs: list[dict[str, Any]]
     world: dict[str, Any] | None
-    study: dict[str, Any] | None
+    method: dict[str, Any] | None
     alignment: dict[str, Any] | None
     commands: dict[str, str]
 
@@ -77,53 +81,45 @@ def read_results(paths: Sequence[Path], model: Path, config: DinaConfig) -> Resu
     """
     files = {path: True for path in paths if not path.is_dir()}
     files |= {path: False for folder in paths if folder.is_dir() for path in sorted(folder.glob("*.json"))}
-    results = Results([], [], None, None, None, {})
+    found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in ABOUT}
+    commands = {}
     for path, named in files.items():
         try:
             content = json.loads(path.read_text("utf-8"))
         except ValueError as error:
             raise ValueError(f"results: expected JSON, got {path}: {error}") from error
-        try:
-            fault = _fault(content, model, config)
-        except KeyError as error:
-            fault = f"the field {error}"
+        fault = _fault(content, model, config)
         if fault and named:
             raise ValueError(f"results: expected {fault}, got {path}")
-        if fault:
-            continue
-        if "benchmark" in content:
-            results.preferences.append(content)
-        elif "preset" in content:
-            results.costs.append(content)
-        elif "answers" in content:
-            results = results._replace(study=content)
-        elif "aim" in content:
-            results = results._replace(alignment=content)
-        else:
-            results = results._replace(world=content)
-        results.commands[shown_file(path)] = command_of(content, shown_file(path))
-    return results
+        if not fault:
+            found[content["kind"]].append(content)
+            commands[shown_file(path)] = content["command"]
+    world, method, alignment = (found[kind][-1] if found[kind] else None for kind in SINGLE)
+    return Results(found["preferences"], found["cost"], world, method, alignment, commands)
+
+
+# By kind of results, the part of a model's folder whose weights they are of; None for a cost, which depends on no
+# weights but on the numbers of parameters.
+ABOUT = {"preferences": ".", "cost": None, "world_build": ".", "method_study": "transformer", "alignment_study": "."}
+SINGLE = ("world_build", "method_study", "alignment_study")
 
 
 def _fault(content: Any, model: Path, config: DinaConfig) -> str | None:
     """What is expected of results and not so; None if they are this model's."""
     if not isinstance(content, dict):
         return "an object"
-    if "benchmark" in content:
-        revision = weights_hash(model)
-        found = content["settings"]["revision"]
-        return None if found == revision else f"results of the weights {revision} rather than {found}"
-    if "preset" in content:
+    missing = [name for name in HEAD if name not in content]
+    if missing:
+        return f"the fields {', '.join(missing)}"
+    if content["kind"] not in ABOUT:
+        return f"one of the kinds {', '.join(ABOUT)} rather than {content['kind']}"
+    part = ABOUT[content["kind"]]
+    if part is None:
         counts = parameter_counts(config)
         return None if content["parameters"] == counts else f"the cost of a model with {counts} parameters"
-    if "answers" in content:
-        revision = weights_hash(model / "transformer")
-        found = content["settings"]["weights"]["transformer"]
-        return None if found == revision else f"a study of the generator {revision} rather than {found}"
-    if "aim" in content:
-        revision, found = weights_hash(model), content["settings"]["reward_model"]
-        return None if found == revision else f"alignment to the weights {revision} rather than {found}"
-    return None if set(WORLD_SETS) <= set(content) else "preferences, a cost or a report of the small world"
+    expected = weights_hash(model / part) if (model / part).is_dir() else None
+    found = content["revision"]
+    return None if found == expected else f"results ({content['kind']}) of the weights {expected} rather than {found}"
 
 
 def parameter_counts(config: DinaConfig) -> dict[str, int]:
@@ -139,24 +135,6 @@ def parameter_counts(config: DinaConfig) -> dict[str, int]:
 def shown_file(path: Path) -> str:
     """A file as seen from here where it lies below."""
     return f"{shown(str(path.parent.resolve()))}/{path.name}"
-
-
-def command_of(content: dict[str, Any], file: str) -> str:
-    """The command that a file of results was made by."""
-    if "preset" in content:
-        return f"{content['command']} --out {file}"
-    if "answers" in content:
-        return "python -m model_card.world_study --out runs/world_study"
-    if "aim" in content:
-        return "python -m model_card.alignment_study --out runs/alignment_study"
-    if "benchmark" not in content:
-        return "python -m training.world.models.build --out runs/world"
-    settings = content["settings"]
-    options = {"benchmark": content["benchmark"], "model": settings["model"], "data": settings["data"]}
-    options |= {"sigmas": settings["sigmas"] and ",".join(map(str, settings["sigmas"]))}
-    options |= {name: settings[name] for name in ("draws", "mode", "seed", "limit")}
-    given = [f"--{name} {value}" for name, value in options.items() if value is not None]
-    return " ".join(["python -m model_card.evaluate_preferences", *given, f"--out {file}"])
 
 
 def table_rows(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -208,7 +186,7 @@ def render(
         ValueError: there are no results of preferences, or no data set is named.
     """
     if not results.preferences:
-        raise ValueError("results: expected those of model_card.evaluate_preferences among them, got none")
+        raise ValueError("results: expected those of dina evaluate among them, got none")
     if not datasets and results.world is None:
         raise ValueError("dataset: expected the Hub id of what the model was trained on, got none")
     base, data, licence = card.describe(config)
@@ -230,7 +208,7 @@ def render(
     environment.filters |= {
         "short": lambda value: "" if value is None else f"{value:.3f}",
         "claims_table": claims_table,
-        "rows_table": rows_table,
+        "variants_table": variants_table,
         "span": lambda interval: "{:.3f} to {:.3f}".format(*interval) if interval else "",
         "estimate": lambda measured: f"{measured['accuracy']:.3f} ± {measured['standard_error']:.3f}",
     }
@@ -245,7 +223,7 @@ def render(
         datasets=datasets,
         noise=IMPRESSION_NOISE,
         world=results.world,
-        study=results.study,
+        method=results.method,
         alignment=results.alignment,
         sets=[results.world[name] for name in WORLD_SETS] if results.world else [],
         preferences=[

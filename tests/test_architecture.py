@@ -20,8 +20,6 @@ ALLOWED = {
     "model_card": {"modeling_dina", *WORLD, "training", "training.world.models"},
     "space": {"modeling_dina", *WORLD, "training", "training.world.models", "model_card"},
 }
-# The Ray application starts the server that serves it.
-UNSORTED = "modeling_dina.serving"
 
 
 def modules() -> dict[str, Path]:

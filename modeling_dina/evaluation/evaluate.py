@@ -16,7 +16,6 @@ from modeling_dina.evaluation.benchmarks.preference_set import Item, Pairs, Pref
 from modeling_dina.evaluation.rewards import RewardReader, Rewards, WrongCountError
 from modeling_dina.evaluation.statistics import (
     agreement,
-    agreement_with_ties,
     best_tie_threshold,
     brier_score,
     calibration_error,
@@ -41,6 +40,7 @@ def evaluate(
     seed: int = 0,
     strict: bool = False,
     settings: dict[str, Any] | None = None,
+    command: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """
@@ -56,6 +56,7 @@ def evaluate(
         seed: of the shuffled sides and the bootstrap.
         strict: refuse a set whose size is not the published one.
         settings: further ones to report.
+        command: that the results are of, for whoever reads them.
         progress: called with the number of finished images and of all.
 
     Raises:
@@ -79,6 +80,9 @@ def evaluate(
         journal.remove()
         raise ValueError(f"data: expected pairs that can be scored, got none; failures: {failures[:3]}")
     results = {
+        "kind": "preferences",
+        "command": command,
+        "revision": settings["revision"],
         "benchmark": name,
         **measure(benchmark, ensemble, test, validation, seed),
         **found,
@@ -91,7 +95,7 @@ def evaluate(
             {"sigma": sigma, **measure(benchmark, rewards, test, validation, seed)}
             for sigma, rewards in reader.levels(samples).items()
         ],
-        "settings": settings,
+        "settings": {key: value for key, value in settings.items() if key != "revision"},
     }
     write_json(out, results)
     journal.remove()
@@ -198,14 +202,14 @@ def measure(benchmark: Benchmark, rewards: Rewards, test: Pairs, validation: Pai
             if not len(validation):
                 raise ValueError("data: expected pairs of the validation split that can be scored, got none")
             threshold = best_tie_threshold(rewards.difference(validation), validation.label)
-            outcomes = agreement_with_ties(difference, test.label, threshold)
+            outcomes = agreement(difference, test.label, ties="predicted", threshold=threshold)
             extras["tie_threshold"] = threshold
         case Ties.correct:
-            outcomes = np.where(test.label == 0.5, 1.0, agreement(difference, test.label))
+            outcomes = np.where(test.label == 0.5, 1.0, agreement(difference, test.label, ties="wrong"))
         case Ties.dropped:
-            outcomes, used = agreement(difference, test.label), test.label != 0.5
+            outcomes, used = agreement(difference, test.label, ties="wrong"), test.label != 0.5
         case Ties.half:
-            outcomes = agreement(difference, test.label)
+            outcomes = agreement(difference, test.label, ties="wrong")
     if not used.any():
         raise ValueError("data: expected pairs that are no ties and can be scored, got none")
     if "tievote" in test.category:

@@ -1,50 +1,45 @@
-"""How well predicted preferences agree with observed ones: plain functions on arrays with one entry a pair.
+"""How well predicted preferences agree with observed ones, with one array entry a pair; and the uncertainty of means.
 
 `difference` is the reward of a less that of b, `target` the observed probability that a is preferred: 1, 0, a share of
 votes, or 0.5 for a tie.
 """
 
+from typing import Literal
+
 import numpy as np
 from scipy import stats
-from scipy.special import log_ndtr, logsumexp
 
-CALIBRATION_BINS = 10
+BINS = 10
 BOOTSTRAP_RESAMPLES = 1000
 # The published search for Pick-a-Pic's threshold.
 TIE_THRESHOLDS = tuple(step / 10 for step in range(11))
 
 
-def agreement(difference: np.ndarray, target: np.ndarray) -> np.ndarray:
+def agreement(
+    difference: np.ndarray, target: np.ndarray, *, ties: Literal["wrong", "half", "predicted"], threshold: float = 0.0
+) -> np.ndarray:
     """
-    Probability [N] that an observer, who prefers a with probability `target`, shares the predicted preference.
-
-    For a certain target that is 1 or 0. Equal rewards predict nothing and are given the less likely side: an error
-    where the target is certain.
-    """
-    difference, target = np.asarray(difference, float), np.asarray(target, float)
-    decided = np.where(difference > 0, target, 1 - target)
-    return np.where(difference == 0, np.minimum(target, 1 - target), decided)
-
-
-def agreement_with_ties(difference: np.ndarray, target: np.ndarray, threshold: float) -> np.ndarray:
-    """
-    Agreement [N] where ties are predicted too, as Pick-a-Pic defines it: 1 for a match, 0.5 if exactly one of
-    prediction and observation is a tie, else 0.
+    Probability [N] that an observer, who prefers a with probability `target`, shares the predicted preference; NaN
+    where the difference is.
 
     Args:
-        difference: [N]; the softmax of two rewards differs by tanh(difference / 2).
-        target: [N], each 0, 0.5 or 1.
-        threshold: a tie is predicted where the two probabilities differ by at most this.
+        difference: [N]; above zero, a is predicted.
+        target: [N].
+        ties: what two equal rewards count for. "wrong": as the less likely side, an error where the target is certain.
+            "half": one half, as a guess would. "predicted": as the prediction of a tie, 1 where a tie was observed and
+            one half where it was not, as Pick-a-Pic defines it for targets 0, 0.5 and 1.
+        threshold: two rewards count as equal where the probabilities of their softmax, which differ by
+            tanh(difference / 2), differ by at most this.
     """
-    difference = np.asarray(difference, float)
+    difference, target = np.asarray(difference, float), np.asarray(target, float)
     is_tie = np.abs(np.tanh(difference / 2)) <= threshold
-    predicted = np.where(is_tie, 0.5, difference > 0)
-    return 1 - np.abs(predicted - target)
+    of_tie = {"wrong": np.minimum(target, 1 - target), "half": 0.5, "predicted": 1 - np.abs(0.5 - target)}[ties]
+    return np.select([is_tie, difference > 0, difference < 0], [of_tie, target, 1 - target], np.nan)
 
 
 def best_tie_threshold(difference: np.ndarray, target: np.ndarray) -> float:
-    """The first of `TIE_THRESHOLDS` with the highest mean of `agreement_with_ties`."""
-    means = [agreement_with_ties(difference, target, threshold).mean() for threshold in TIE_THRESHOLDS]
+    """The first of `TIE_THRESHOLDS` with the highest mean agreement where ties are predicted."""
+    means = [agreement(difference, target, ties="predicted", threshold=each).mean() for each in TIE_THRESHOLDS]
     return TIE_THRESHOLDS[int(np.argmax(means))]
 
 
@@ -93,22 +88,38 @@ def clustered_mean(values: np.ndarray, clusters: np.ndarray, *, equal_clusters: 
     }
 
 
-def thurstone_log_probabilities(
-    samples_a: np.ndarray, samples_b: np.ndarray, variance: np.ndarray, weights: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def estimate(values: np.ndarray) -> dict:
     """
-    log P and log (1 - P) [N] of P = sum_k w_k mean_draws Phi((r_a - r_b) / sqrt(2 v_k)), the ensemble's probability of
-    `modeling_dina.thurstone_dina.pair_statistics`, exact where it would round to 0 or 1.
+    A mean over seeds and groups, uncertain by both.
 
     Args:
-        samples_a, samples_b: rewards [K, D, N] at K levels with D draws.
-        variance: [K], of one reward.
-        weights: [K], summing to one.
+        values: [S, G], of S trainings measured on the same G groups.
+
+    Returns:
+        "mean"; "standard_error", whose square is the variance of the groups' means over G plus that of the seeds'
+        means over S (no more than the former for a single seed); "interval" of 95 % by Student's t with the degrees
+        of freedom of Welch and Satterthwaite; "by_seed".
     """
-    z = (samples_a - samples_b) / np.sqrt(2 * variance)[:, None, None]
-    shares = (weights / samples_a.shape[1])[:, None, None]
-    log_win, log_loss = (logsumexp(log_ndtr(sign * z), axis=(0, 1), b=shares) for sign in (1, -1))
-    return log_win, log_loss
+    seeds, groups = values.shape
+    parts = [(values.mean(axis=0).var(ddof=1) / groups, groups - 1)]
+    if seeds > 1:
+        parts.append((values.mean(axis=1).var(ddof=1) / seeds, seeds - 1))
+    variance = sum(part for part, _ in parts)
+    freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts) if variance > 0 else groups - 1
+    mean, error = float(values.mean()), float(variance**0.5)
+    margin = float(stats.t.ppf(0.975, freedom)) * error
+    return {
+        "mean": mean,
+        "standard_error": error,
+        "interval": [mean - margin, mean + margin],
+        "by_seed": values.mean(axis=1).tolist(),
+    }
+
+
+def verdict(difference: dict) -> str:
+    """What an interval of a difference says of a claim that it is positive: "held", "reversed" or "undecided"."""
+    low, high = difference["interval"]
+    return "held" if low > 0 else "reversed" if high < 0 else "undecided"
 
 
 def logistic_log_probabilities(difference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -126,12 +137,30 @@ def brier_score(probability: np.ndarray, target: np.ndarray) -> float:
     return float(np.mean(target * (1 - probability) ** 2 + (1 - target) * probability**2))
 
 
+def bins(by: np.ndarray, values: np.ndarray) -> list[dict]:
+    """
+    `values` [N] where `by` [N], in [0, 1], falls into each of ten bins of equal width.
+
+    Returns:
+        For each bin the number of pairs, the means of both, and the 10th and 90th percentile of `values`; None where
+        it is empty.
+    """
+    index = np.minimum((by * BINS).astype(int), BINS - 1)
+    found = []
+    for place in range(BINS):
+        inside = index == place
+        count = int(inside.sum())
+        numbers = [by[inside].mean(), values[inside].mean(), *np.percentile(values[inside], [10, 90])] if count else []
+        names = ("by", "mean", "low", "high")
+        found.append({"pairs": count, **dict.fromkeys(names), **dict(zip(names, map(float, numbers), strict=False))})
+    return found
+
+
 def calibration_error(probability: np.ndarray, target: np.ndarray) -> float:
     """
     Expected calibration error: the mean over pairs of |mean P - mean q| of the pair's bin, in ten bins of equal width.
 
     Which image is a should be random: where a always wins, the mean of q is 1 in every bin.
     """
-    bins = np.minimum((np.asarray(probability) * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    gaps = np.bincount(bins, np.asarray(probability) - target, CALIBRATION_BINS)
-    return float(np.abs(gaps).sum() / len(bins))
+    filled = [each for each in bins(probability, target) if each["pairs"]]
+    return sum(each["pairs"] * abs(each["by"] - each["mean"]) for each in filled) / len(probability)

@@ -10,11 +10,15 @@ from safetensors.torch import load_file
 from typer import Typer
 from typer.testing import CliRunner
 
-from model_card.alignment import page, summary
-from model_card.alignment.costs import count_full_size
-from model_card.alignment.rows import DECODED, LATENT, ROWS, read_arguments
-from model_card.alignment_study import Size, main
+from model_card.studies.alignment import summary
+from model_card.studies.alignment.__main__ import AlignmentStudy, main
+from model_card.studies.alignment.costs import count_full_size
+from model_card.studies.alignment.tables import write_report
+from model_card.studies.alignment.variants import DECODED, LATENT, VARIANTS, read_arguments
+from model_card.studies.frame import StudySize
+from model_card.studies.report import interval
 from modeling_dina.options import EMBEDDED_MODEL
+from tests.model_card.reports import assert_report_is_of_results
 from training.align.evaluation import diversity
 
 ROOT = Path(__file__).parents[2]
@@ -40,8 +44,8 @@ CURVES = [
 ]
 
 
-def test_row_by_hand():
-    row = summary.summarize_row(CURVES, "dina", COST)
+def test_variant_by_hand():
+    row = summary.summarize_variant(CURVES, "dina", COST)
     assert row["watched"] == "pixel"
     assert [each["update"] for each in row["curve"]] == [0, 10, 20]
     assert [each["seconds"] for each in row["curve"]] == [0, 20, 40]
@@ -55,7 +59,7 @@ def test_row_by_hand():
 
 @pytest.mark.parametrize(("utility", "expected"), [(1.5, 0.0), (2.0, 0.0), (2.55, 10.0), (3.1, 20.0), (3.2, None)])
 def test_seconds_to_reach(utility, expected):
-    curve = summary.summarize_row(CURVES, "dina", COST)["curve"]
+    curve = summary.summarize_variant(CURVES, "dina", COST)["curve"]
     reached = summary.seconds_to_reach(curve, utility)
     assert reached == (None if expected is None else pytest.approx(expected))
 
@@ -64,8 +68,8 @@ def test_aim_by_hand():
     slower = COST | {"seconds": 4.0, "peak_bytes": 4e6}
     pixels = [[point(0, 2.0), point(10, 2.55, dina=0.5), point(20, 2.55, dina=0.2)]]
     rows = {
-        LATENT: summary.summarize_row(CURVES, "dina", COST),
-        DECODED: summary.summarize_row(pixels, "pixel", slower),
+        LATENT: summary.summarize_variant(CURVES, "dina", COST),
+        DECODED: summary.summarize_variant(pixels, "pixel", slower),
     }
     aim = summary.compare_with_pixels(rows)
     assert aim["targets"]["last"] == pytest.approx(
@@ -74,15 +78,6 @@ def test_aim_by_hand():
     assert aim["targets"]["kept"]["ratio"] == pytest.approx(0.25)
     assert aim["peak_bytes"] == {"latent": 1e6, "pixel": 4e6}
     assert aim["verdict"] == "undecided"  # two seeds as far apart as these say little
-
-
-def test_overoptimised_rows_are_named():
-    row = {"row": "prfl", **summary.summarize_row(CURVES, "dina", COST)}
-    words = page.overoptimised([row])
-    assert "ReFL on noisy states (3.10 after 10 updates, 2.30 at the end" in words
-    assert "+1.00" in words
-    rising = {"row": "refl", **summary.summarize_row([CURVES[0][:2]], "dina", COST)}
-    assert page.overoptimised([rising]).startswith("No row")
 
 
 def test_diversity_by_hand():
@@ -94,25 +89,32 @@ def test_diversity_by_hand():
     assert diversity(three, 3).tolist() == pytest.approx([2.0])
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_rows_are_runs(name, tmp_path):
-    arguments, algorithm_arguments = read_arguments(ROWS[name], EMBEDDED_MODEL, tmp_path, output_dir=tmp_path, seed=3)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_are_runs(name, tmp_path):
+    arguments, algorithm_arguments = read_arguments(
+        VARIANTS[name], EMBEDDED_MODEL, tmp_path, output_dir=tmp_path, seed=3
+    )
     assert arguments.seed == 3
-    assert arguments.rewards == [ROWS[name].reward]
+    assert arguments.rewards == [VARIANTS[name].reward]
     assert arguments.watched == []
     assert arguments.policy == EMBEDDED_MODEL
     assert algorithm_arguments.evaluations().judged >= 1
 
 
 def test_size():
-    assert Size().scaled(1.0) == Size()
-    least = Size().scaled(0.0)
-    assert least.eval_samples % 2 == 0
-    assert least.updates >= 2
-    assert least.evaluations == 1
+    full = StudySize(AlignmentStudy.amounts)
+    assert (full["updates"], full["eval_samples"], full["prompts"]) == (80, 96, 1.0)
+    least = StudySize(AlignmentStudy.amounts, 0.0)
+    assert (least["updates"], least["evaluations"], least["prompts"]) == (4, 1, 0.0)
+    assert StudySize(AlignmentStudy.amounts, 0.5)["eval_samples"] == 48
 
 
-# Lines of README's table by the study's rows.
+def test_the_committed_tables_are_of_the_committed_results(tmp_path):
+    """If this fails after a change of the results or of the tables: the study's command with --report."""
+    assert_report_is_of_results("alignment_study", write_report, tmp_path)
+
+
+# Lines of README's table by the study's variants.
 IN_README = {
     "prfl": "**DiNa, ReFL on noisy states (PRFL)**",
     "prfl_gate": "the same, gated by disagreement",
@@ -132,17 +134,17 @@ def test_the_table_in_readme_is_of_the_committed_results():
     section = (ROOT / "README.md").read_text().partition("### Aligned to the reward")[2]
     header, _, *lines = [line for line in section.split("\n- ")[0].splitlines() if line.startswith("|")]
     assert "as a multiple of PRFL's | memory beyond the weights, likewise" in header
-    unit = next(row["cost"] for row in results["rows"] if row["row"] == "prfl")
+    unit = next(row["cost"] for row in results["variants"] if row["variant"] == "prfl")
     expected = {
-        IN_README[row["row"]]: [
-            page.signed(row["last"]["utility"]["rise"]),
+        IN_README[row["variant"]]: [
+            interval(row["last"]["utility"]["rise"], "+.2f"),
             str(row["last"]["update"]),
             *(f"{row['cost'][name] / unit[name]:.2f}" for name in ("seconds", "peak_bytes")),
         ]
-        for row in results["rows"]
+        for row in results["variants"]
     }
     expected[IN_README["prfl"]][2:] = "1", "1"
-    best = [page.signed(each["utility"]["rise"]) for each in results["best_of_n"] if each["reward"] == "dina"]
+    best = [interval(each["utility"]["rise"], "+.2f") for each in results["best_of_n"] if each["reward"] == "dina"]
     expected["no update: best of 4 / best of 16 by DiNa"] = [" / ".join(best), "", "", ""]
     assert {cells[0]: cells[1:] for cells in ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)} == (
         expected
@@ -188,16 +190,16 @@ def test_full_size_is_counted_as_committed():
 def test_study_in_miniature_goes_on_where_it_stopped(tmp_path, monkeypatch):
     # What the full size costs does not depend on the study's own, and takes longer to count than all the rest.
     (tmp_path / "full_size.json").write_text(json.dumps(read_results()["full_size"]))
-    for name in ROWS.keys() - {"prfl", "prfl_gate", "refl", "refl_pixel"}:
-        monkeypatch.delitem(ROWS, name)
+    for name in VARIANTS.keys() - {"prfl", "prfl_gate", "refl", "refl_pixel"}:
+        monkeypatch.delitem(VARIANTS, name)
     command = ["--out", str(tmp_path), "--scale", "0", "--seeds", "1"]
     first = CliRunner().invoke(app, command)
     assert first.exit_code == 0, first.output
     results = json.loads((tmp_path / "results.json").read_text())
-    assert [row["row"] for row in results["rows"]] == list(ROWS)
-    beginnings = [row["curve"][0]["utility"]["mean"] for row in results["rows"]]
+    assert [row["variant"] for row in results["variants"]] == list(VARIANTS)
+    beginnings = [row["curve"][0]["utility"]["mean"] for row in results["variants"]]
     assert beginnings == pytest.approx([results["unaligned"]["utility"]["mean"]] * len(beginnings), abs=0.02)
-    cost = {row["row"]: row["cost"] for row in results["rows"]}
+    cost = {row["variant"]: row["cost"] for row in results["variants"]}
     assert cost["refl_pixel"]["flops"] > cost["refl"]["flops"]
     assert cost["refl_pixel"]["peak_bytes"] > cost["refl"]["peak_bytes"] > 0
     by = {(each["reward"], each["candidates"]): each for each in results["best_of_n"]}
@@ -220,7 +222,9 @@ def test_study_in_miniature_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     again = json.loads((tmp_path / "results.json").read_text())
     # A run does not depend on what was done before it, to the rounding of kernels.
-    curves = [[point["dina"]["mean"] for row in found["rows"] for point in row["curve"]] for found in (results, again)]
+    curves = [
+        [point["dina"]["mean"] for row in found["variants"] for point in row["curve"]] for found in (results, again)
+    ]
     assert curves[1] == pytest.approx(curves[0], abs=0.01)
 
     other = CliRunner().invoke(app, [*command[:-4], "--scale", "1"])

@@ -171,10 +171,12 @@ def test_command_writes_what_repeats_it(tmp_path, command):
     result = command("--preset", "small", "--out", str(out))
     assert result.exit_code == 0, result.output
     written = json.loads(out.read_text())
-    assert written["device"] == "meta"
-    repeated = command(*written["command"].split()[3:], "--out", str(tmp_path / "again.json"))
+    assert (written["kind"], written["settings"]["device"]) == ("cost", "meta")
+    assert written["command"].endswith(f" --out {out}")
+    out.unlink()
+    repeated = command(*written["command"].split()[3:])
     assert repeated.exit_code == 0, repeated.output
-    assert (tmp_path / "again.json").read_text() == out.read_text()
+    assert json.loads(out.read_text()) == written
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The study of the method's claims: its statistics by hand, its models, and a run of it in miniature."""
+"""The method study: its statistics by hand, its models, its report, and a run of it in miniature."""
 
 import json
 import math
@@ -12,17 +12,23 @@ from scipy.special import ndtr
 from typer import Typer
 from typer.testing import CliRunner
 
-from model_card.study import answers, figures, measurement, rows, summary, table
-from model_card.study.measurement import LEVELS, SWEEP, Read, group_pairs
-from model_card.study.rows import ROWS
-from model_card.world_study import main
+from model_card.studies.method import measurement, pixel, summary, variants
+from model_card.studies.method.__main__ import main
+from model_card.studies.method.measurement import LEVELS, SWEEP, Read, group_pairs
+from model_card.studies.method.tables import write_report
+from model_card.studies.method.variants import VARIANTS
 from modeling_dina import DinaRewardModel
 from modeling_dina.backbone_dina import Features
 from modeling_dina.evaluation.benchmarks.preference_set import Pairs
 from modeling_dina.evaluation.rewards import Rewards
+from modeling_dina.latents_dina import decode_latents
 from modeling_dina.options import EMBEDDED_MODEL
-from training.world.groups import FIRST, SECOND, Groups
-from training.world.latents import decode, encode, rendered_groups
+from tests.model_card.reports import assert_report_is_of_results
+from training.world.annotators import IMPRESSION_NOISE
+from training.world.groups import Groups
+from training.world.latents import encode, rendered_groups, to_pixels
+from training.world.models.pixel_reward import fresh_pixel_reward
+from training.world.models.scores import encode_captions
 
 
 def separate_pairs(target):
@@ -140,103 +146,46 @@ def test_variance_of_draws():
     assert found[0]["draws_of_differences"] == pytest.approx(1.0)
 
 
-# ---- words ----
+# ---- from measurements to the report ----
 
 
-def test_saturation_is_where_the_best_is_all_but_reached():
-    curve = [{"draws": draws, "accuracy": accuracy} for draws, accuracy in ((1, 0.7), (2, 0.709), (4, 0.71))]
-    assert answers.saturation(curve, "draws") == "2 draws"
-    assert answers.saturation([{"levels": 1, "accuracy": 0.7}, {"levels": 2, "accuracy": 0.6}], "levels") == "1 level"
-
-
-def test_variances_are_compared_level_by_level():
-    levels = [
-        {"sigma": sigma, "likelihood": 1.0, "votes": votes}
-        for sigma, votes in ((0.1, 1.2), (0.2, 0.5), (0.4, 3.0), (0.6, None))
-    ]
-    words = answers.compare_variances(levels, "votes")
-    assert words == "right at sigma 0.1, too large at sigma 0.2, too small at sigma 0.4 and 0.6"
-    assert answers.compare_variances(levels[:1], "votes") == "right at every level"
-
-
-def test_calibration_is_answered_with_slope_and_floor_apart():
-    def claim(better, worse, reading, verdict):
-        change = {"mean": 0.01, "interval": [-0.02, 0.03]}
-        return {
-            "better": (better, reading),
-            "worse": (worse, reading),
-            "seen": {"accuracy": change, "log_likelihood": change},
-            "verdict": verdict,
-        }
-
-    words = answers.answer_calibration(
-        [
-            claim("dina", "constant_floor", "one level", "held"),
-            claim("dina", "constant_mean", "features", "reversed"),
-            claim("constant_mean", "constant_floor", "one level", "undecided"),
-            claim("dina", "frozen", "features", "held"),
-        ]
-    )
-    sentences = words.split(". ")
-    assert len(sentences) == 3
-    assert "same floor, calibration helps at one level: +1.0 points [-2.0, +3.0]" in sentences[0]
-    assert "same mean, where only the slope differs, it harms with the ensemble" in sentences[1]
-    assert "no difference that this study can tell" in sentences[2]
-
-
-# ---- from measurements to the page ----
-
-
-def invented(row, seed, world):
+def invented(name, seed, world):
     """What would be measured of rewards that are the utility with noise, more of it at high levels."""
-    rng = np.random.default_rng((seed, len(row)))
-    images, pairs = world.utilities.size, group_pairs(world)
+    rng = np.random.default_rng((seed, len(name)))
+    images = world.utilities.size
 
-    def read(sigmas, draws):
+    def read(set_name, sigmas, draws, of):
         blur = np.array([0.6 + sigma for sigma in sigmas])[:, None, None]
         own = rng.normal(size=images)
         levels = 0.4 * (world.utilities.ravel() + blur * (0.3 * own + rng.normal(size=(len(sigmas), draws, images))))
-        variance = 2 * np.square(sigmas) + 0.05 if ROWS[row].thurstone else None
+        variance = 2 * np.square(sigmas) + 0.05 if VARIANTS[name].thurstone else None
         return Read(levels, levels.cumsum(axis=0) / np.arange(1, len(sigmas) + 1)[:, None, None], variance)
 
-    def measured(rewards):
-        probability = np.exp(rewards.log_probabilities(pairs)[0])
-        return measurement.measure(rewards, pairs) | {"reliability": measurement.bins(probability, pairs.target)}
+    sets = dict.fromkeys(summary.SETS, world)
+    found = measurement.measure_variant(VARIANTS[name].evaluations, read, sets, (0.0,) if name == "pixel" else SWEEP)
+    deep = read("seen", LEVELS, 16, "noisy latents")
+    return found | ({"ensemble": measurement.analyze(deep, group_pairs(world))} if name == "dina" else {})
 
-    deep = read(LEVELS, 16)
-    sets = {
-        name: {of_set: measured(deep.rewards(*measurement.READINGS[name][:3])) for of_set in summary.SETS}
-        for name in ROWS[row].readings
-    }
-    sweep = [
-        {"sigma": sigma, **measurement.means(measurement.measure(read([sigma], 1).rewards("mean", 1, 1), pairs))}
-        for sigma in SWEEP
-    ]
-    found = {"levels": sweep, "readings": sets}
-    return found | ({"ensemble": measurement.analyze(deep, pairs)} if row == "dina" else {})
+
+def summarize(names):
+    world = Groups([""] * 60, np.random.default_rng(0).normal(3, 1.2, (60, 4)))
+    measured = {name: [invented(name, seed, world) for seed in range(2)] for name in names}
+    cost = {variant.cost: {} for variant in VARIANTS.values()}
+    for variant in VARIANTS.values():
+        cost[variant.cost] |= {name: {"flops": 2e6, "seconds": 0.004} for name in variant.evaluations}
+    best = dict.fromkeys(summary.SETS, measurement.best_reachable(group_pairs(world)))
+    return summary.summarize(measured, best, cost)
 
 
 @pytest.fixture(scope="module")
 def results():
-    utilities = np.random.default_rng(0).normal(3, 1.2, (60, 4))
-    world = Groups([""] * 60, utilities)
-    measured = {row: [invented(row, seed, world) for seed in range(2)] for row in ROWS}
-    cost = {row.cost: {} for row in ROWS.values()}
-    for row in ROWS.values():
-        cost[row.cost] |= {name: {"flops": 2e6, "seconds": 0.004} for name in row.readings}
-    best = dict.fromkeys(summary.SETS, measurement.best_reachable(group_pairs(world)))
-    found = summary.summarize(measured, best, cost)
-    settings = {
-        "seeds": 2,
-        "size": {"steps": 1, "train_groups": 1, "test_groups": 60},
-        "device": "paper",
-        "ensemble": {"levels": LEVELS[:3], "draws": 4},
-    }
-    return {"settings": settings, "seconds": dict.fromkeys(ROWS, 60.0), "answers": answers.answer(found), **found}
+    return summarize(VARIANTS)
 
 
 def test_summary_keeps_the_order_of_what_was_measured(results):
-    accuracy = {(each["row"], each["reading"]): each["seen"]["accuracy"]["mean"] for each in results["rows"]}
+    accuracy = {
+        (each["variant"], each["evaluation"]): each["seen"]["accuracy"]["mean"] for each in results["variants"]
+    }
     assert accuracy["dina", "mean"] > accuracy["dina", "one level"]
     assert all(value < results["best"]["seen"]["accuracy"]["mean"] for value in accuracy.values())
     levels = [point["accuracy"] for point in results["levels"]["dina"]]
@@ -247,27 +196,38 @@ def test_summary_keeps_the_order_of_what_was_measured(results):
     assert claim["verdict"] == "held"
 
 
-def test_page_has_every_row_and_claim(results):
-    page = table.study_page(results, ["scaling.png"])
-    assert all(page.count(f"| {row.title} |") == len(row.readings) + 1 for row in ROWS.values())
-    assert all(f"| {claim.text} |" in page for claim in summary.CLAIMS)
-    assert "540 minutes" not in page
-    assert "9 minutes" in page
-    assert "![Scaling](scaling.png)" in page
+def test_some_variants_are_summarized_alone():
+    found = summarize(["clean", "frozen"])
+    assert {each["variant"] for each in found["variants"]} == {"clean", "frozen"}
+    assert found["claims"] == []
+    assert "scaling" not in found
+    with_dina = summarize(["dina", "frozen"])
+    assert {claim["worse"][0] for claim in with_dina["claims"]} == {"dina", "frozen"}
 
 
-def test_results_are_json_and_figures_are_drawn(results, tmp_path):
+def test_report_has_every_variant_and_claim(results, tmp_path):
     json.dumps(results, allow_nan=False)
-    names = figures.draw_figures(results, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
-    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in names)
+    write_report(results, tmp_path)
+    page = (tmp_path / "tables.md").read_text()
+    assert all(page.count(f"| {each.title} |") == len(each.evaluations) + 1 for each in VARIANTS.values())
+    assert all(f"| {claim.text} |" in page for claim in summary.CLAIMS)
+    figures = {path.name for path in tmp_path.iterdir()} - {"tables.md"}
+    assert len(figures) == 5
+    for name in figures:
+        assert f"]({name})" in page
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_committed_tables_are_of_the_committed_results(tmp_path):
+    """If this fails after a change of the results or of the tables: the study's command with --report."""
+    assert_report_is_of_results("world_study", write_report, tmp_path)
 
 
 # ---- models ----
 
 
 def test_mean_of_the_calibrated_variance():
-    arguments, _ = rows.read_arguments(EMBEDDED_MODEL, ROWS["constant_mean"])
+    arguments, _ = variants.read_arguments(EMBEDDED_MODEL, VARIANTS["constant_mean"])
     # sigma = u^exponent, so that the mean of its square is 1 / (2 exponent + 1).
     expected = 2 / (2 * arguments.noise_levels.parameters["exponent"] + 1) + 0.05
     assert arguments.reward_fields["variance_slope"] == 0
@@ -275,13 +235,13 @@ def test_mean_of_the_calibrated_variance():
 
 
 def test_constant_variance_of_the_same_floor():
-    arguments, _ = rows.read_arguments(EMBEDDED_MODEL, ROWS["constant_floor"])
+    arguments, _ = variants.read_arguments(EMBEDDED_MODEL, VARIANTS["constant_floor"])
     assert arguments.reward_fields["variance_floor"] == 0.05
     assert arguments.reward_fields["head_width"] == 96  # the rest is the small world's
 
 
 def test_dot_product_by_hand():
-    head = rows.DotProductHead(SimpleNamespace(head_width=2, visual_layers=[1]), token_width=2)
+    head = variants.DotProductHead(SimpleNamespace(head_width=2, visual_layers=[1]), token_width=2)
     for projection in (head.project_visual, head.project_text):
         projection.weight.data = torch.eye(2)
     visual = torch.tensor([[[2.0, 0.0], [4.0, 0.0]], [[0.0, 1.0], [2.0, 1.0]]])
@@ -304,10 +264,11 @@ def world(embedded, tmp_path_factory):
 @torch.no_grad()
 def test_rewards_are_those_of_the_model(embedded, world):
     model, pipeline = embedded
-    encode_prompts = rows.read_embeddings(model, pipeline)
-    read = measurement.read_rewards(
-        model, encode_prompts, world.latents, world.captions, [0.1, 0.4], 2, thurstone=True
-    )
+
+    def encode_prompts(prompts):
+        return [each.float() for each in encode_captions(pipeline, prompts)]
+
+    read = measurement.read_rewards(model, encode_prompts, world, [0.1, 0.4], 2, thurstone=True)
     conditioning = [each.repeat_interleave(4, dim=0) for each in encode_prompts(world.captions)]
     for mode in ("features", "mean", "precision"):
         expected = model.reward(
@@ -322,38 +283,20 @@ def test_pictures_are_those_that_were_encoded(embedded, world):
     assert torch.equal(again, world.latents.flatten(0, 1))
 
 
-@torch.no_grad()
-def test_pixel_model_is_about_as_large_and_sees_pictures_or_latents(embedded, world):
-    model, pipeline = DinaRewardModel(embedded[0].config).eval(), embedded[1]
-    count = sum(weight.numel() for weight in model.backbone.parameters())
-    encode_prompts = rows.see_pixels(model, pipeline)
-    assert sum(weight.numel() for weight in model.backbone.parameters()) == pytest.approx(count, rel=0.1)
-    inputs = encode_prompts(world.captions[:1])
-    pictures = torch.from_numpy(decode(pipeline, world.latents[0, :1].float())).permute(0, 3, 1, 2) / 127.5 - 1
-    seen = model.reward(pictures, *inputs, sigmas=[0.0], num_draws=1).scores
-    model.backbone.picture = rows.Decoder(pipeline.vae)
-    assert model.reward(world.latents[0, :1].float(), *inputs, sigmas=[0.0], num_draws=1).scores == pytest.approx(
-        seen.numpy(), abs=2e-2
-    )
-    other = model.reward(world.latents[0, :1].float(), *encode_prompts(["two red stars"]), sigmas=[0.0], num_draws=1)
-    assert not torch.allclose(other.scores, seen, atol=1e-4)
-
-
-def test_pairs_of_pictures_are_those_of_latents(embedded, world):
+def test_pixel_rewards_are_those_of_the_pixel_model(embedded, world, tmp_path):
     pipeline = embedded[1]
-    from datasets import Dataset
-
-    pairs = Dataset.from_dict(
-        {"latents_a": [b""] * 18, "latents_b": [b""] * 18, "prompt": np.repeat(world.captions, 6)}
-    )
-    shown = rows.show_pictures(pairs, world.latents, pipeline)
-    pictures = decode(pipeline, world.latents.flatten(0, 1).float())
-    row = shown[[9, 17]]
-    assert row["prompt"] == [world.captions[1], world.captions[2]]
-    for position, (group, place) in enumerate(((1, 3), (2, 5))):
-        for name, members in (("latents_a", FIRST), ("latents_b", SECOND)):
-            expected = pictures[4 * group + members[place]].transpose(2, 0, 1) / 127.5 - 1
-            assert row[name][position].numpy() == pytest.approx(expected, abs=1e-5)
+    material = SimpleNamespace(pipeline=pipeline, folder=tmp_path, sets={"seen": world})
+    model = fresh_pixel_reward(pipeline.vae, 128).eval()
+    read = pixel.pixel_reader(model, material)
+    embeds = encode_captions(pipeline, world.captions)[0].float().repeat_interleave(4, dim=0)
+    with torch.no_grad():
+        pictures = to_pixels(np.concatenate(world.pictures))
+        decoded = decode_latents(pipeline.vae, world.latents.flatten(0, 1).float()).clamp(-1, 1)
+        expected = {"pictures": model(pictures, embeds), "latents": model(decoded, embeds)}
+    for of, scores in expected.items():
+        found = read("seen", [0.0], 1, of).rewards("mean", 1, 1)
+        assert found.scores == pytest.approx(scores.numpy(), abs=2e-3)
+        assert found.variance.tolist() == [IMPRESSION_NOISE**2]
 
 
 # ---- the whole ----
@@ -362,29 +305,40 @@ app = Typer(pretty_exceptions_enable=False)
 app.command()(main)
 
 
+def test_unknown_variant(tmp_path):
+    ran = CliRunner().invoke(app, ["--out", str(tmp_path / "new"), "--variant", "pixels"])
+    assert ran.exit_code == 2
+    assert "variant: expected one of dina, clean" in " ".join(ran.stderr.split())
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.slow
 def test_study_in_miniature_goes_on_where_it_stopped(tmp_path):
+    names = ("dina", "frozen", "pixel")
     command = ["--out", str(tmp_path), "--scale", "0", "--seeds", "1"]
-    first = CliRunner().invoke(app, command)
+    chosen = [word for name in names for word in ("--variant", name)]
+    first = CliRunner().invoke(app, [*command, *chosen])
     assert first.exit_code == 0, first.output
     results = json.loads((tmp_path / "results.json").read_text())
-    assert {(each["row"], each["reading"]) for each in results["rows"]} == {
-        (name, reading) for name, row in ROWS.items() for reading in row.readings
+    assert (results["kind"], results["settings"]["seeds"]) == ("method_study", 1)
+    assert results["command"].endswith("--scale 0.0 --seeds 1 --variant dina --variant frozen --variant pixel")
+    assert {(each["variant"], each["evaluation"]) for each in results["variants"]} == {
+        (name, evaluation) for name in names for evaluation in VARIANTS[name].evaluations
     }
-    cost = {(each["row"], each["reading"]): each["flops"] for each in results["rows"]}
+    cost = {(each["variant"], each["evaluation"]): each["flops"] for each in results["variants"]}
     assert cost["dina", "mean"] == pytest.approx(12 * cost["dina", "one level"], rel=0.2)
     assert cost["pixel", "decoded"] > cost["pixel", "pictures"]
     assert not list((tmp_path / "training").iterdir())
 
-    (tmp_path / "rows" / "frozen-0.json").unlink()
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "rows").iterdir()}
-    second = CliRunner().invoke(app, command)
+    (tmp_path / "variants" / "frozen-0.json").unlink()
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "variants").iterdir()}
+    second = CliRunner().invoke(app, [*command, *chosen])
     assert second.exit_code == 0, second.output
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     again = json.loads((tmp_path / "results.json").read_text())
-    # A row does not depend on what was done before it, to the rounding of kernels.
+    # A variant does not depend on what was done before it, to the rounding of kernels.
     frozen = [
-        [each["seen"]["log_likelihood"]["mean"] for each in found["rows"] if each["row"] == "frozen"]
+        [each["seen"]["log_likelihood"]["mean"] for each in found["variants"] if each["variant"] == "frozen"]
         for found in (results, again)
     ]
     assert frozen[1] == pytest.approx(frozen[0], abs=1e-3)

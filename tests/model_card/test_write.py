@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 EMBEDDED = Path("modeling_dina/tiny")
 RESULTS = Path("model_card/results")
 STUDIES = (RESULTS / "world_study", RESULTS / "alignment_study")
+COMMAND = "dina evaluate --benchmark hpdv3 --model owner/name --data hpdv3/ --sigmas 0.1,0.2,0.4 --out hpdv3.json"
 MEDIUM = "stabilityai/stable-diffusion-3.5-medium"
 
 
@@ -101,7 +102,8 @@ def other(tiny_model, tmp_path):
     results.mkdir()
     preferences = json.loads((ROOT / RESULTS / "preferences_world.json").read_text())
     preferences |= {"benchmark": "hpdv3", "categories": {}, "used": 4000, "failed_pairs": 3}
-    preferences["settings"] |= {"model": "owner/name", "data": "hpdv3/", "revision": weights_hash(tmp_path / "model")}
+    preferences |= {"revision": weights_hash(tmp_path / "model"), "command": COMMAND}
+    preferences["settings"] |= {"model": "owner/name", "data": "hpdv3/"}
     del preferences["best_reachable_accuracy"]
     (results / "hpdv3.json").write_text(json.dumps(preferences))
     return tmp_path / "model", results
@@ -121,7 +123,7 @@ def test_a_model_of_another_base(command, other, tmp_path):
     assert "4,000 pairs under 500 prompts, 3 of them without a score" in card.text
     assert "best reachable" not in card.text
     assert 'from_pretrained("owner/name"' in card.text
-    assert "--benchmark hpdv3 --model owner/name --data hpdv3/ --sigmas 0.1,0.2,0.4" in card.text
+    assert f"\n{COMMAND}\n" in card.text
     assert "## Cost" not in card.text
     assert "shapes" not in card.text
 
@@ -148,17 +150,19 @@ def test_results_of_other_weights(command, other, tmp_path):
     stranger = RESULTS / "preferences_world.json"
     ran = command(model, results, stranger, out=out, dataset="MizzenAI/HPDv3")
     assert ran.exit_code == 2
-    assert "expected results of the weights sha256:" in said(ran)
+    assert "expected results (preferences) of the weights sha256:" in said(ran)
     assert command(model, RESULTS, out=out, dataset="MizzenAI/HPDv3").exit_code == 2
     ran = command(model, results, STUDIES[1] / "results.json", out=out, dataset="MizzenAI/HPDv3")
     assert ran.exit_code == 2
-    assert "expected alignment to the weights sha256:" in said(ran)
+    assert "expected results (alignment_study) of the weights sha256:" in said(ran)
     assert not out.exists()
 
 
 def test_rude_inputs(command, other, tmp_path):
     model, results = other
-    for name, text in {"broken.json": "{", "list.json": "[]", "other.json": '{"a": 1}'}.items():
+    head = '"command": "", "revision": null, "settings": {}'
+    faulty = {"broken.json": "{", "list.json": "[]", "other.json": '{"a": 1}', "kind.json": f'{{"kind": "a", {head}}}'}
+    for name, text in faulty.items():
         (tmp_path / name).write_text(text)
         ran = command(model, results, tmp_path / name, out=tmp_path / "README.md", dataset="a/b")
         assert ran.exit_code == 2

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
+from modeling_dina.data.images import open_image
 from modeling_dina.images_dina import fit_size, load_image
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -140,6 +141,9 @@ def test_decompression_bomb_is_refused(tmp_path, side):
     path.write_bytes(bomb_png(side, side))
     with pytest.raises(ValueError, match=r"refused before decoding\..*decompression bomb"):
         load_image(path)
+    for cell in ({"bytes": path.read_bytes(), "path": None}, {"bytes": None, "path": str(path)}):
+        with pytest.raises(ValueError, match=r"images\[1\].*refused before decoding\..*decompression bomb"):
+            open_image(cell, "images[1]")
 
 
 def test_not_an_image(tmp_path):

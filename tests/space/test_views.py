@@ -31,7 +31,9 @@ def ranking(scores, spread):
     return Ranking(
         order=scores.argsort(descending=True).tolist(),
         scores=scores,
-        win_probability=torch.special.ndtr((scores[:, None] - scores) / spread),
+        samples=scores[None, None],
+        variance=torch.tensor([spread**2 / 2]),  # a pair has twice the variance of one
+        weights=torch.ones(1),
     )
 
 
@@ -143,11 +145,9 @@ def test_a_single_draw_has_no_spread():
 
 
 def test_a_matrix_shows_each_pair_once_each_way():
-    scores = torch.tensor([0.0, 1.0])
-    wins = torch.tensor([[0.5, 0.25], [0.75, 0.5]])
-    html = views.matrix(Ranking(order=[1, 0], scores=scores, win_probability=wins))
+    html = views.matrix(ranking([0.0, 0.6745], 1.0))  # the upper quartile of the normal distribution
     assert re.findall(r">(0\.\d\d)<", html) == ["0.75", "0.25"]
-    assert re.findall(r"--strength: ([\d.]+)%", html) == ["50.0", "50.0"]
+    assert [float(each) for each in re.findall(r"--strength: ([\d.]+)%", html)] == pytest.approx([50, 50], abs=0.01)
 
 
 def test_text_from_outside_is_escaped():

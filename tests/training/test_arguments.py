@@ -8,10 +8,10 @@ from safetensors.torch import save_file
 from typer import Typer
 from typer.testing import CliRunner
 
-import model_card.alignment_study
 import model_card.evaluate_preferences
 import model_card.measure_cost
-import model_card.world_study
+import model_card.studies.alignment.__main__
+import model_card.studies.method.__main__
 import model_card.write
 import tests.load.load_test
 import training.align.__main__
@@ -36,8 +36,8 @@ MODULES = {
     for module in (
         *(training.align.__main__, training.encode_latents, tests.load.load_test, training.preference_data.overlap),
         *(training.train_reward, training.world.models.build, training.world.models.pixel_reward),
-        *(model_card.alignment_study, model_card.evaluate_preferences, model_card.measure_cost),
-        *(model_card.world_study, model_card.write),
+        *(model_card.studies.alignment.__main__, model_card.evaluate_preferences, model_card.measure_cost),
+        *(model_card.studies.method.__main__, model_card.write),
     )
 }
 
@@ -250,10 +250,10 @@ def test_bad_alignment(capsys, tmp_path, flags, message):
         ("training.world.models.pixel_reward", "--out {} --pipeline nowhere", "pipeline: cannot load nowhere"),
         ("tests.load.load_test", "--url http://127.0.0.1:1", "url: expected that of a server that runs"),
         ("tests.load.load_test", "--out README.md", "out: expected a file ending in .json"),
-        ("model_card.alignment_study", "--out README.md", "out: expected a folder"),
-        ("model_card.alignment_study", "--out {} --pipeline nowhere", "pipeline: expected a folder"),
-        ("model_card.world_study", "--out README.md", "out: expected a folder"),
-        ("model_card.world_study", "--out {} --pipeline nowhere", "pipeline: expected a folder"),
+        ("model_card.studies.alignment.__main__", "--out README.md", "out: expected a folder"),
+        ("model_card.studies.alignment.__main__", "--out {} --pipeline nowhere", "pipeline: expected a folder"),
+        ("model_card.studies.method.__main__", "--out README.md", "out: expected a folder"),
+        ("model_card.studies.method.__main__", "--out {} --pipeline nowhere", "pipeline: expected a folder"),
         ("model_card.measure_cost", "--resolution 17", "resolution: expected a multiple of 16"),
         ("model_card.measure_cost", "--dtype int8", "dtype: expected float32"),
         ("model_card.evaluate_preferences", "--benchmark hpdv3 --out {}.json --data nowhere", "data: "),

@@ -1,4 +1,5 @@
-"""Where preference pairs come from: the names of the formats, and one call that reads any of them."""
+"""Where preference pairs come from: the names of the formats, and one call that reads any of them. Image files are
+named, not copied."""
 
 import os
 from enum import Enum
@@ -6,9 +7,10 @@ from pathlib import Path
 
 from datasets import Dataset, load_dataset, load_from_disk
 
+from modeling_dina.data import preferences
+from modeling_dina.data.tables import naming_row, read_parquet, read_rows, table_rows
 from modeling_dina.options import loading
-from training.preference_data import converters
-from training.preference_data.schema import as_pairs
+from training.preference_data.schema import PAIR_FEATURES, as_pairs
 
 
 class Format(str, Enum):
@@ -22,15 +24,25 @@ class Format(str, Enum):
     reference_cache = "reference_cache"
 
 
+# The formats of annotations that give images by their paths.
+_READERS = {
+    Format.hpdv3: preferences.hpdv3,
+    Format.hpdv2: preferences.hpdv2,
+    Format.image_reward: preferences.image_reward,
+}
+
+
 def load_pairs(source: str, source_format: Format = Format.pairs, image_root: Path | None = None) -> Dataset:
     """
     Preference pairs in the package's schema; those of the reference's cache hold latents in place of images.
 
     Args:
-        source: annotations or a folder, as the converter of the format takes it; for `Format.pairs`, a folder that
-            `Dataset.save_to_disk` wrote, or what `datasets.load_dataset` reads, a Hub id for one: its split "train".
+        source: for `Format.pairs`, a folder that `Dataset.save_to_disk` wrote, or what `datasets.load_dataset` reads,
+            a Hub id for one: its split "train". For Pick-a-Pic and the cache of the reference, a folder with Parquet
+            files at any depth; for the others, a file of annotations. See the readers in
+            `modeling_dina.data.preferences`.
         source_format: what it is.
-        image_root: for annotations, where their paths start.
+        image_root: for annotations, the folder that their paths start from; None takes that of the annotations.
 
     Raises:
         ValueError: there are no pairs, or they are not as their format says.
@@ -45,15 +57,60 @@ def load_pairs(source: str, source_format: Format = Format.pairs, image_root: Pa
                 dataset = load_dataset(source, split="train")
             pairs = as_pairs(dataset)
         case Format.pick_a_pic:
-            pairs = converters.pick_a_pic(Path(source))
+            pairs = _pick_a_pic(Path(source))
         case Format.reference_cache:
-            pairs = converters.reference_cache(Path(source))
-        case Format.hpdv3:
-            pairs = converters.hpdv3(Path(source), image_root)
-        case Format.hpdv2:
-            pairs = converters.hpdv2(Path(source), image_root)
-        case Format.image_reward:
-            pairs = converters.image_reward(Path(source), image_root)
+            pairs = _reference_cache(Path(source))
+        case _:
+            pairs = _from_annotations(Path(source), source_format, image_root or Path(source).parent)
     if len(pairs) == 0:
         raise ValueError(f"source: expected preference pairs, got none in {source}")
     return pairs
+
+
+def _from_annotations(annotations: Path, source_format: Format, root: Path) -> Dataset:
+    if not annotations.is_file():
+        raise ValueError(f"annotations: expected a JSON or Parquet file, got {annotations}, which is not a file")
+    columns: dict[str, list] = {name: [] for name in PAIR_FEATURES}
+    rows = read_rows([annotations], "annotations")
+    for annotation in _READERS[source_format](rows, "train", naming_row):
+        for (image_a, image_b), _, target in annotation.pairs():
+            assert isinstance(image_a, str)
+            assert isinstance(image_b, str)
+            row = annotation.prompt, str(root / image_a), str(root / image_b), target, 1.0, source_format.value
+            for column, value in zip(columns.values(), row, strict=True):
+                column.append(value)
+    return as_pairs(Dataset.from_dict(columns, features=PAIR_FEATURES))
+
+
+def _pick_a_pic(folder: Path) -> Dataset:
+    images = {"jpg_0": "image_a", "jpg_1": "image_b"}
+    columns = {"caption": "prompt", **images, "label_0": "target"}
+    table = _read_folder(folder, [*columns, "has_label", "are_different"])
+    rows = table_rows(table, folder.name, list(images))
+    chosen = [index for index, row in enumerate(rows) if any(preferences.pick_a_pic([row], "train", naming_row))]
+    dataset = _with_constants(table.rename_columns(columns), weight=1.0, source="pick_a_pic")
+    # Selecting last keeps the images where they are, memory-mapped, instead of copying them.
+    return as_pairs(dataset.select(chosen))
+
+
+def _reference_cache(folder: Path) -> Dataset:
+    """
+    The latent cache of the reference implementation: Parquet files `{prompt, latent1, latent2}`, `.npy` bytes, of
+    which `latent1` is the preferred one. Latents stay as they are, not yet read.
+    """
+    columns = {"latent1": "latents_a", "latent2": "latents_b"}
+    dataset = _read_folder(folder, ["prompt", *columns]).rename_columns(columns)
+    return _with_constants(dataset, target=1.0, weight=1.0, source="reference_cache")
+
+
+def _read_folder(folder: Path, columns: list[str]) -> Dataset:
+    paths = sorted(folder.rglob("*.parquet"))
+    if not paths:
+        raise ValueError(f"folder: expected Parquet files, got {folder} without any")
+    return read_parquet(paths, "folder", columns)
+
+
+def _with_constants(dataset: Dataset, **constants: float | str) -> Dataset:
+    for name, value in constants.items():
+        dataset = dataset.add_column(name, [value] * len(dataset))
+    return dataset

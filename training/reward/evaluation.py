@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
+from modeling_dina.evaluation.statistics import agreement
 from modeling_dina.modeling_dina import DinaEnsembleOutput
 from modeling_dina.thurstone_dina import PairStatistics, pair_statistics, precision_weights
 
@@ -43,16 +44,22 @@ def sum_agreement(
         options = {"sigmas": sigmas, "num_draws": num_draws}
         ensemble = reward(latents.flatten(0, 1), *conditioning, mode=mode, with_levels=True, **options)
 
+        assert ensemble.level_samples is not None
+        assert ensemble.level_variance is not None
         samples_a, samples_b = ensemble.level_samples.chunk(2, dim=-1)
         variances = ensemble.level_variance[:, None]
         read = {
             f"{sigma:g}": (a, b, pair_statistics(a[None], b[None], variance))
             for sigma, a, b, variance in zip(sigmas, samples_a, samples_b, variances, strict=True)
         }
+        assert ensemble.samples is not None
+        assert ensemble.variance is not None
         samples_a, samples_b = ensemble.samples.chunk(2, dim=-1)
+        scores_a, scores_b = ensemble.scores[None].chunk(2, dim=-1)
         weights = precision_weights(ensemble.variance) if mode == "precision" else None
         read["ensemble"] = (
-            *ensemble.scores[None].chunk(2, dim=-1),
+            scores_a,
+            scores_b,
             pair_statistics(samples_a, samples_b, ensemble.variance, weights),
         )
         for name, (a, b, statistics) in read.items():
@@ -63,9 +70,13 @@ def sum_agreement(
 def _sum_pairs(
     difference: torch.Tensor, statistics: PairStatistics, target: torch.Tensor, weight: torch.Tensor
 ) -> torch.Tensor:
-    agreed = 0.5 + (target - 0.5) * difference.sign()
+    agreed = agreement(*(each.double().cpu().numpy() for each in (difference, target)), ties="half")
     squared_error = (statistics.win_probability - target).square()
-    return torch.stack([weight * agreed, weight * squared_error, weight]).double().sum(dim=-1)
+    return (
+        torch.stack([weight * torch.from_numpy(agreed).to(weight), weight * squared_error, weight])
+        .double()
+        .sum(dim=-1)
+    )
 
 
 def mean_agreement(sums: dict[str, torch.Tensor]) -> dict[str, float]:

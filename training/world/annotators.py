@@ -22,7 +22,8 @@ def expected_agreement(prefers_a: np.ndarray, utility_a: np.ndarray, utility_b: 
     """Probability that one fresh annotator shares each choice, in the shape of the utilities.
 
     Its mean is an accuracy without the noise of a sampled annotator. Choices by the utilities themselves give the best
-    that can be reached (Bayes).
+    that can be reached (Bayes). There are no ties: what does not prefer a prefers b, so that choices of the larger of
+    two scores, `scores_a > scores_b`, count equal scores as a preference for b.
     """
     preference = true_preference(utility_a, utility_b)
     return np.where(prefers_a, preference, 1 - preference)

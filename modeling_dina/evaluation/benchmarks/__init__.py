@@ -8,15 +8,9 @@ from pkgutil import resolve_name
 
 from huggingface_hub import snapshot_download
 
-from modeling_dina.evaluation.benchmarks.comparisons import (
-    read_genai_bench,
-    read_hpdv3,
-    read_mj_bench,
-    read_mmrb2,
-    read_pick_a_pic,
-)
+from modeling_dina.data import preferences
 from modeling_dina.evaluation.benchmarks.preference_set import PreferenceSet
-from modeling_dina.evaluation.benchmarks.rankings import read_hpdv2, read_image_reward
+from modeling_dina.evaluation.benchmarks.published import published
 from modeling_dina.options import loading
 
 
@@ -35,49 +29,89 @@ class Benchmark:
     A benchmark and its official accuracy.
 
     Attributes:
-        read: its pairs, given a folder laid out as the public repository and how many rows to read (None for all).
+        read: its pairs, given a folder laid out as the public repository (None if it needs no data) and how many rows
+            to read (None for all).
         ties: see `Ties`.
         equal_prompts: the mean over prompts of each prompt's share of pairs, instead of the share of all pairs.
         by_category: whether accuracy is reported by category too.
         sizes: published counts, as `evaluate_preferences.count` names them.
         files: patterns of what to download of the repository.
         needs_data: whether it is read from a folder; one that makes its own images is not.
+        command: that knows the benchmark.
     """
 
-    read: Callable[[Path, int | None], PreferenceSet]
+    read: Callable[[Path | None, int | None], PreferenceSet]
     ties: Ties = Ties.dropped
     equal_prompts: bool = False
     by_category: bool = False
     sizes: dict[str, int] = field(default_factory=dict)
     files: tuple[str, ...] = ()
     needs_data: bool = True
+    command: str = "dina evaluate"
 
 
 BENCHMARKS = {
     "imagereward": Benchmark(
-        read_image_reward,
+        published(
+            preferences.image_reward,
+            test=("test.json", "metadata-test.parquet", "**/test.json"),
+            archives=("images/test/*.zip", "*.zip"),
+        ),
         sizes={"prompts": 466, "pairs": 7230, "ties": 831, "used": 6399},
         files=("test.json", "metadata-test.parquet", "images/test/*"),
     ),
     "hpdv2": Benchmark(
-        read_hpdv2,
+        published(
+            preferences.hpdv2,
+            test=("test.json", "**/test.json"),
+            starts=("", "test"),
+            archives=("test*.tar*", "test*.zip"),
+        ),
         ties=Ties.correct,
         equal_prompts=True,
         sizes={"pairs": 15_300},
         files=("test.json", "test/*", "test*.tar*", "test*.zip"),
     ),
-    "hpdv3": Benchmark(read_hpdv3, files=("test.json", "*.tar*")),
+    "hpdv3": Benchmark(
+        published(preferences.hpdv3, test=("test.json", "**/test.json"), archives=("*.tar*", "*.zip")),
+        files=("test.json", "*.tar*"),
+    ),
     "pickapic": Benchmark(
-        read_pick_a_pic,
+        # One pair a prompt.
+        published(
+            preferences.pick_a_pic,
+            test=("**/*test_unique*.parquet",),
+            validation=("**/*validation_unique*.parquet",),
+            images=("jpg_0", "jpg_1"),
+        ),
         ties=Ties.predicted,
         sizes={"pairs": 500, "validation_pairs": 500},
         files=("data/test_unique*", "data/validation_unique*"),
     ),
     "genai-bench": Benchmark(
-        read_genai_bench, sizes={"pairs": 1735, "used": 1306}, files=("image_generation/test_v1*",)
+        published(
+            preferences.genai_bench,
+            test=("**/image_generation/test_v1*.parquet", "**/image_generation*.parquet", "*.parquet"),
+            images=("left_image", "right_image"),
+        ),
+        sizes={"pairs": 1735, "used": 1306},
+        files=("image_generation/test_v1*",),
     ),
-    "mj-bench": Benchmark(read_mj_bench, by_category=True, files=("data/*.parquet",)),
-    "mmrb2": Benchmark(read_mmrb2, sizes={"pairs": 1000}, files=("*t2i*",)),
+    "mj-bench": Benchmark(
+        published(preferences.mj_bench, test=("data/*.parquet", "**/*.parquet"), images=("image0", "image1")),
+        by_category=True,
+        files=("data/*.parquet",),
+    ),
+    "mmrb2": Benchmark(
+        published(
+            preferences.mmrb2,
+            test=("**/*t2i*.parquet", "**/t2i/*.parquet", "**/*t2i*.json", "*.parquet"),
+            images=("response_a_images", "response_b_images"),
+            archives=("*.zip", "*.tar*"),
+        ),
+        sizes={"pairs": 1000},
+        files=("*t2i*",),
+    ),
 }
 
 

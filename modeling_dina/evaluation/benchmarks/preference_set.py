@@ -5,10 +5,11 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import combinations
 
 import numpy as np
 from PIL import Image
+
+from modeling_dina.data.tables import RowError, naming_row
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,10 @@ class PreferenceSet:
     def row(self, name: str) -> Iterator[None]:
         """One bad row is no reason to stop: what is wrong with it is kept under its name."""
         try:
-            yield
-        except (ValueError, TypeError) as error:
-            self.failures.append({"name": name, "error": str(error)})
-        except (LookupError, AttributeError) as error:  # of something nested that is not as it should be
-            self.failures.append({"name": name, "error": repr(error)})
+            with naming_row(name):
+                yield
+        except RowError as error:
+            self.failures.append({"name": error.name, "error": error.reason})
 
     def add_item(self, item: Item) -> int:
         """Index of an item, which is the earlier one's for the same name and prompt."""
@@ -116,27 +116,6 @@ class PreferenceSet:
             raise ValueError(f"expected labels within [0, 1], got {label} and {target}")
         row = (cluster, self.add_item(item_a), self.add_item(item_b), label, target, category)
         self._rows.setdefault(split, []).append(row)
-
-    def add_ranking(self, cluster: str, items: list[Item], ranks: list[float], votes: list[list[float]]) -> None:
-        """
-        Every two of n ranked images.
-
-        Args:
-            cluster: name of the prompt's row.
-            items, ranks: n of each; a lower rank is better, equal ranks are a tie.
-            votes: rankings of n images by single annotators; without any, ranks are targets too.
-        """
-        for ranking in [ranks, *votes]:
-            if len(ranking) != len(items):
-                raise ValueError(f"expected a rank for each of {len(items)} images, got {len(ranking)}")
-        order = np.asarray(ranks, float)
-        opinions = np.asarray(votes or [ranks], float)
-        if not (np.isfinite(order).all() and np.isfinite(opinions).all()):
-            raise ValueError(f"expected numbers for ranks, got {ranks}")
-        for i, j in combinations(range(len(items)), 2):
-            label = (1 + np.sign(order[j] - order[i])) / 2
-            target = (1 + np.sign(opinions[:, j] - opinions[:, i])).mean() / 2
-            self.add_pair(cluster, items[i], items[j], float(label), target=float(target))
 
     def pairs(self, split: str = "test") -> Pairs:
         """The pairs of a split, "test" or "validation"; there may be none."""

@@ -51,5 +51,5 @@ class PreferenceAccuracy(evaluate.Metric):
         kept = target != 0.5 if drop_ties else np.ones(len(target), bool)
         if not kept.any():
             return {"accuracy": None, "standard_error": None, "interval": None, "pairs": 0}
-        measured = clustered_mean(agreement(difference, target)[kept], clusters[kept], seed=seed)
+        measured = clustered_mean(agreement(difference, target, ties="wrong")[kept], clusters[kept], seed=seed)
         return {"accuracy": measured.pop("mean"), **measured, "pairs": int(kept.sum())}

@@ -100,7 +100,8 @@ def test_halves_share_no_prompt():
 
 
 def calibrate(*arguments):
-    return CliRunner().invoke(app, ["calibrate", *map(str, arguments)])
+    benchmark = [] if "--benchmark" in arguments else ["--benchmark", "model_card.world_benchmark:WORLD"]
+    return CliRunner().invoke(app, ["calibrate", *benchmark, *map(str, arguments)])
 
 
 def contents(folder):

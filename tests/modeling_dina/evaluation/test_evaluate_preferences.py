@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from model_card.world_benchmark import read_world
 from modeling_dina import DinaScorer
-from modeling_dina.evaluation.benchmarks.comparisons import read_hpdv3
+from modeling_dina.evaluation.benchmarks import BENCHMARKS
 from modeling_dina.evaluation.benchmarks.preference_set import Item, PreferenceSet
 from modeling_dina.evaluation.evaluate import evaluate, score_items
 from modeling_dina.evaluation.rewards import CallableReader, DinaReader
@@ -36,7 +36,8 @@ from training.world.annotators import true_preference
 from training.world.groups import FIRST, SECOND, Groups, pairwise_accuracy
 from training.world.seeds import Seed
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
+read_hpdv3 = BENCHMARKS["hpdv3"].read
 HPDV3 = [
     {"prompt": "a cat", "path1": "2.png", "path2": "1.png"},
     {"prompt": "a cat", "path1": "1.png", "path2": "0.png"},
@@ -185,7 +186,7 @@ def test_limit(run, hpdv3):
     ("benchmark", "options", "scorer", "message"),
     [
         ("hpdv3", ["--data", "/nowhere"], None, "data: expected a folder or a Hub id, got /nowhere"),
-        ("world", ["--data", "some/set"], None, "data: expected a folder or a Hub id for all but the world"),
+        ("world", ["--data", "some/set"], None, "data: expected none, got some/set"),
         ("hpdv3", ["--data", "some/set"], None, "data: cannot load some/set"),
         ("pickapic", [], None, "data: expected **/*test_unique*.parquet"),
         ("hpdv3", ["--sigmas", "0.5"], "brightness", "scorer: expected no model and no noise levels"),
@@ -196,7 +197,7 @@ def test_limit(run, hpdv3):
         ("hpdv3", ["--model", "/nowhere"], None, "model: expected a folder or a Hub id, got /nowhere"),
         ("hpdv3", ["--out", "results.txt"], "brightness", "out: expected a file ending in .json"),
         ("hpdv3", ["--out", "/nowhere/results.json"], "brightness", "out: expected a file that can be written"),
-        ("hpdv4", [], None, "is not one of"),
+        ("hpdv4", [], None, "benchmark: expected one of"),
     ],
 )
 def test_refusals(run, write_json, benchmark, options, scorer, message, write_greys):
@@ -255,7 +256,7 @@ def test_the_same_annotations_beside_other_images_are_another_run(data, tmp_path
 
     def run_on(folder, **options):
         out = tmp_path / "results.json"
-        evaluate("hpdv3", read_hpdv3(folder), reader, out, batch_size=2, folder=folder, **options)
+        evaluate("hpdv3", read_hpdv3(folder, None), reader, out, batch_size=2, folder=folder, **options)
 
     with pytest.raises(KeyboardInterrupt):
         run_on(data, progress=interrupt)
@@ -279,7 +280,7 @@ def test_mended_images_are_scored_when_a_run_goes_on(data, tmp_path, write_json,
     write_greys(GREYS)
     image = (data / "1.png").read_bytes()
     (data / "1.png").unlink()
-    preferences, reader = read_hpdv3(data), CallableReader(f"{SCORERS}:brightness")
+    preferences, reader = read_hpdv3(data, None), CallableReader(f"{SCORERS}:brightness")
     journal = tmp_path / "journal"
     _, errors = score_items(preferences.items, reader, Journal(journal, {}), 2, lambda *_: None)
     assert [error["name"] for error in errors] == ["1.png"]
@@ -346,7 +347,7 @@ def test_world(run, embedded):
     assert set(results["categories"]) == {"seen combinations", "held-out combinations"}
     assert [level["sigma"] for level in results["levels"]] == [0.1, 0.4]
     assert results["accuracy"] > 0.65
-    assert results["settings"]["revision"].startswith("sha256:")
+    assert results["revision"].startswith("sha256:")
     assert not results["settings"]["model"].startswith("/")
 
 
@@ -393,7 +394,10 @@ def test_hub(tmp_path):
         "HF_HOME": str(tmp_path / "home"),
         "HF_HUB_DISABLE_XET": "1",
     }
-    code = "from modeling_dina.evaluation.benchmarks import find_data; print(*find_data('hpdv3', 'owner/set'))"
+    code = """
+from modeling_dina.evaluation.benchmarks import BENCHMARKS, find_data
+print(*find_data(BENCHMARKS["hpdv3"], "owner/set"))
+"""
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     server.should_exit = True
     thread.join()

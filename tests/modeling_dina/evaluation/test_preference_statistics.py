@@ -7,36 +7,36 @@ import evaluate
 import numpy as np
 import pytest
 import torch
-from scipy.special import ndtr
+from scipy.special import log_ndtr, logsumexp, ndtr
 
 from modeling_dina.evaluation.statistics import (
     agreement,
-    agreement_with_ties,
     best_tie_threshold,
     brier_score,
     calibration_error,
     clustered_mean,
     logistic_log_probabilities,
     negative_log_likelihood,
-    thurstone_log_probabilities,
 )
-from modeling_dina.thurstone_dina import pair_statistics
+from modeling_dina.thurstone_dina import log_probabilities, pair_statistics
 
-METRIC = Path(__file__).parents[2] / "model_card" / "metrics" / "preference_accuracy"
+METRIC = Path(__file__).parents[3] / "modeling_dina" / "evaluation" / "preference_accuracy"
 
 
 def test_agreement():
     difference = np.array([2.0, 2.0, -1.0, 0.0, 0.0, 0.0, 1.0, -1.0])
+    assert np.isnan(agreement(np.array([np.nan]), np.ones(1), ties="half")).all()
     target = np.array([1.0, 0.0, 0.3, 1.0, 0.0, 0.5, 0.5, 1.0])
-    assert agreement(difference, target).tolist() == [1, 0, 0.7, 0, 0, 0.5, 0.5, 0]
+    assert agreement(difference, target, ties="wrong").tolist() == [1, 0, 0.7, 0, 0, 0.5, 0.5, 0]
+    assert agreement(difference, target, ties="half").tolist() == [1, 0, 0.7, 0.5, 0.5, 0.5, 0.5, 0]
 
 
-def test_agreement_with_ties():
+def test_agreement_where_ties_are_predicted():
     # Probabilities differ by tanh(0.5) = 0.46 and tanh(1) = 0.76.
     difference, target = np.array([1.0, 1.0, -1.0, 2.0, 2.0, -2.0]), np.array([0.5, 1.0, 0.0, 1.0, 0.5, 1.0])
-    assert agreement_with_ties(difference, target, 0.5).tolist() == [1, 0.5, 0.5, 1, 0.5, 0]
-    assert agreement_with_ties(difference, target, 0.4).tolist() == [0.5, 1, 1, 1, 0.5, 0]
-    assert agreement_with_ties(np.zeros(1), np.array([0.5]), 0.0).tolist() == [1]
+    assert agreement(difference, target, ties="predicted", threshold=0.5).tolist() == [1, 0.5, 0.5, 1, 0.5, 0]
+    assert agreement(difference, target, ties="predicted", threshold=0.4).tolist() == [0.5, 1, 1, 1, 0.5, 0]
+    assert agreement(np.zeros(1), np.array([0.5]), ties="predicted", threshold=0.0).tolist() == [1]
 
 
 def test_best_tie_threshold_is_the_first_of_the_best():
@@ -83,23 +83,30 @@ def test_bootstrap_is_seeded():
     assert intervals[0] == intervals[1] != intervals[2]
 
 
+def thurstone(*arrays):
+    return [each.numpy() for each in log_probabilities(*map(torch.from_numpy, arrays))]
+
+
 def test_thurstone_probability_is_the_models():
     rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(2, 3, 4, 50))
+    a, b = 3 * rng.normal(size=(2, 3, 4, 50))
     variance, weights = np.array([0.1, 0.5, 1.0]), np.array([0.5, 0.3, 0.2])
-    log_win, log_loss = thurstone_log_probabilities(a, b, variance, weights)
+    log_win, log_loss = thurstone(a, b, variance, weights)
     expected = pair_statistics(*map(torch.from_numpy, (a, b, variance, weights))).win_probability.numpy()
     np.testing.assert_allclose(np.exp(log_win), expected, atol=1e-12)
     np.testing.assert_allclose(np.exp(log_win) + np.exp(log_loss), 1, atol=1e-12)
-    difference = np.array([1.0])
-    one = thurstone_log_probabilities(difference[None, None], np.zeros((1, 1, 1)), np.array([0.5]), np.ones(1))[0]
+    # By scipy's functions, in the tails too.
+    z, shares = (a - b) / np.sqrt(2 * variance)[:, None, None], (weights / 4)[:, None, None]
+    for found, sign in ((log_win, 1), (log_loss, -1)):
+        np.testing.assert_allclose(found, logsumexp(log_ndtr(sign * z), axis=(0, 1), b=shares), rtol=1e-12)
+    one = thurstone(np.ones((1, 1, 1)), np.zeros((1, 1, 1)), np.array([0.5]), np.ones(1))[0]
     assert np.exp(one) == pytest.approx(ndtr(1.0))
 
 
 def test_sure_mistakes_have_a_finite_likelihood():
     far = np.array([1000.0])
     for log_win, log_loss in (
-        thurstone_log_probabilities(far[None, None], np.zeros((1, 1, 1)), np.array([0.5]), np.ones(1)),
+        thurstone(far[None, None], np.zeros((1, 1, 1)), np.array([0.5]), np.ones(1)),
         logistic_log_probabilities(far),
     ):
         assert log_win == pytest.approx(0)

@@ -39,7 +39,7 @@ def build(
         check_folder("out", out)
     pipeline, model, tests = build_models(out, scale)
     pack(pipeline, model, out / "model")
-    write_report(out, pipeline, model, tests)
+    write_report(out, pipeline, model, tests, scale)
 
 
 def build_models(out: Path, scale: float) -> tuple[StableDiffusion3Pipeline, DinaRewardModel, dict[str, Groups]]:

@@ -130,22 +130,43 @@ def train_pixel_reward(pipeline_dir: str, out: Path, *, rendered: int, generated
         return
     set_seed(3)
     pipeline = StableDiffusion3Pipeline.from_pretrained(pipeline_dir, dtype=torch.float32)
-    model = PixelRewardModel(dict(pipeline.vae.config), pipeline.transformer.config.joint_attention_dim)
-    weights = pipeline.vae.encoder.state_dict()
-    model.vision_encoder.load_state_dict(
-        {name: weight for name, weight in weights.items() if not name.startswith("conv_out.")}
-    )
+    model = fresh_pixel_reward(pipeline.vae, pipeline.transformer.config.joint_attention_dim)
     sets = [
         rendered_groups(out / "rendered", pipeline.vae, groups=rendered, seed=Seed.RENDERED),
         generated_groups(out / "generated", pipeline, groups=generated, seed=Seed.GENERATED),
     ]
+    fit_pixel_reward(model, votes_dataset(model, pipeline, sets, epochs), out)
+
+
+def fresh_pixel_reward(vae: AutoencoderKL, text_width: int) -> PixelRewardModel:
+    """A pixel reward with random weights behind the encoder of `vae`, for prompt embeddings of `text_width`."""
+    model = PixelRewardModel(dict(vae.config), text_width)
+    weights = vae.encoder.state_dict()
+    model.vision_encoder.load_state_dict(
+        {name: weight for name, weight in weights.items() if not name.startswith("conv_out.")}
+    )
+    return model
+
+
+def fit_pixel_reward(
+    model: PixelRewardModel, votes: FeatureDataset, out: Path, *, batch_size: int = 64, **arguments
+) -> None:
+    """
+    Train a fresh pixel reward, and save it in `out`, the checkpoints of an interrupted training beside it.
+
+    Args:
+        votes: features and votes of groups, as often as they are gone through.
+        batch_size: groups of an update.
+        arguments: further TrainingArguments that differ from those of `train_stage`.
+    """
     train_stage(
         VotesObjective(model),
-        votes_dataset(model, pipeline, sets, epochs),
+        votes,
         out / "training",
-        batch_size=64,
+        batch_size=batch_size,
         learning_rate=5e-4,
         dataloader_num_workers=0,
+        **arguments,
     )
     model.eval().save_pretrained(out)
 

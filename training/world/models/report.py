@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 from diffusers import StableDiffusion3Pipeline
 
 from modeling_dina import DinaRewardModel
+from modeling_dina.identity import weights_hash
 from training.world.groups import Groups, pairwise_accuracy
 from training.world.latents import decode
 from training.world.models.generated import sample_latents
@@ -31,7 +32,7 @@ INK, ACCENT, SOFT = "#1f2937", "#2563eb", "#9ca3af"
 
 
 def write_report(
-    directory: Path, pipeline: StableDiffusion3Pipeline, model: DinaRewardModel, tests: dict[str, Groups]
+    directory: Path, pipeline: StableDiffusion3Pipeline, model: DinaRewardModel, tests: dict[str, Groups], scale: float
 ) -> None:
     """Write `report.json` and its figures beside the weights in `model/`.
 
@@ -40,11 +41,19 @@ def write_report(
         pipeline: the generator.
         model: the reward model, in evaluation mode.
         tests: groups by the name of the test set: "seen", "held_out", "generated".
+        scale: of the build.
     """
     folder = directory / "model"
+    # DIR: the folder is published, and must not name a place on the machine that built it.
+    head = {
+        "kind": "world_build",
+        "command": f"python -m training.world.models.build --out DIR --scale {scale:g}",
+        "revision": weights_hash(folder),
+        "settings": {"scale": scale},
+    }
     report = {name: measure(model, pipeline, groups) for name, groups in tests.items()}
     curve = [json.loads(line) for line in (directory / "learning_curve.jsonl").read_text().splitlines()]
-    (folder / "report.json").write_text(json.dumps(report | {"learning_curve": curve}, indent=2) + "\n")
+    (folder / "report.json").write_text(json.dumps({**head, **report, "learning_curve": curve}, indent=2) + "\n")
     draw_pictures(pipeline, folder / "pictures.webp")
     draw_accuracy(report["seen"], curve, folder / "accuracy.png")
 

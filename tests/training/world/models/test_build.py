@@ -6,6 +6,7 @@ import pytest
 from typer import Typer
 from typer.testing import CliRunner
 
+from modeling_dina.identity import weights_hash
 from training.world.models.build import build, build_models
 
 
@@ -17,6 +18,13 @@ def test_build_in_miniature(tmp_path):
     model = tmp_path / "model"
     report = json.loads((model / "report.json").read_text())
     assert [point["step"] for point in report.pop("learning_curve")]
+    head = {name: report.pop(name) for name in ("kind", "command", "revision", "settings")}
+    assert head == {
+        "kind": "world_build",
+        "command": "python -m training.world.models.build --out DIR --scale 0.0001",
+        "revision": weights_hash(model),
+        "settings": {"scale": 0.0001},
+    }
     assert set(report) == {"seen", "held_out", "generated"}
     for measured in report.values():
         for values in [*measured["ensembles"].values(), *measured["levels"].values()]:

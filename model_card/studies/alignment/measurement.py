@@ -17,9 +17,9 @@ from training.reward.pixel_model import PixelRewardModel
 CANDIDATES = (4, 16)
 
 
-class Judges:
+class Evaluator:
     """
-    The rewards that samples of all rows are judged by, and the generator as it began.
+    The rewards that score samples of all variants, and the generator as it began.
 
     Args:
         pipeline_dir: the small world's pipeline and reward model.
@@ -28,7 +28,6 @@ class Judges:
 
     Attributes:
         evaluation: its rewards are "utility", the truth; "dina" with the model's own ensemble; "pixel".
-        asked: conditioning of the samples of an evaluation.
     """
 
     def __init__(self, pipeline_dir: str, pixel_dir: Path, arguments: AlignArguments) -> None:
@@ -43,12 +42,14 @@ class Judges:
             "pixel": PixelReward(self.policy.decode, PixelRewardModel.from_pretrained(pixel_dir).to(device)),
         }
         self.evaluation = Evaluation(arguments, self.policy, rewards)
-        self.asked = self.evaluation.conditioning
 
     def measure(self, latents: torch.Tensor) -> dict[str, list[float]]:
         """Means over the samples of each prompt, by reward, and their "diversity", of an evaluation's latents."""
         latents, each = latents.to(self.policy.device), self.arguments.eval_samples_per_prompt
-        scores = {name: self.evaluation.score(name, latents, self.asked) for name in self.evaluation.rewards}
+        scores = {
+            name: self.evaluation.score(name, latents, self.evaluation.conditioning)
+            for name in self.evaluation.rewards
+        }
         by_prompt = {name: values.view(-1, each).mean(dim=1) for name, values in scores.items()}
         by_prompt["diversity"] = diversity(latents, each)
         return {name: [round(value, 4) for value in values.tolist()] for name, values in by_prompt.items()}
@@ -57,16 +58,18 @@ class Judges:
     def best_of_n(self) -> dict[str, dict[int, torch.Tensor]]:
         """Latents of an evaluation of the generator as it began, each the best of N by "dina" or "pixel", by N."""
         arguments, policy, most = self.arguments, self.policy, max(CANDIDATES)
-        asked = self.asked.select(torch.arange(len(self.asked), device=policy.device).repeat_interleave(most))
+        first = most * torch.arange(len(self.evaluation.conditioning), device=policy.device)
+        conditioning = self.evaluation.conditioning.select((first // most).repeat_interleave(most))
         candidates = policy.sample(
-            asked,
-            policy.noise(len(asked), torch.Generator().manual_seed(1)),
+            conditioning,
+            policy.noise(len(conditioning), torch.Generator().manual_seed(1)),
             policy.sigmas(arguments.eval_steps),
             batch_size=arguments.sampling_batch_size,
             guidance_scale=arguments.eval_guidance_scale,
         ).states[-1]
-        scores = {name: self.evaluation.score(name, candidates, asked).view(-1, most) for name in ("dina", "pixel")}
-        first = most * torch.arange(len(self.asked), device=policy.device)
+        scores = {
+            name: self.evaluation.score(name, candidates, conditioning).view(-1, most) for name in ("dina", "pixel")
+        }
         return {
             name: {count: candidates[first + values[:, :count].argmax(dim=1)] for count in CANDIDATES}
             for name, values in scores.items()

@@ -1,4 +1,4 @@
-"""Converters on small files in the schemas that the data sets are published in."""
+"""Public data sets as training pairs, from small files in the schemas that they are published in."""
 
 import io
 import json
@@ -9,8 +9,17 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from training.preference_data.converters import hpdv2, hpdv3, image_reward, pick_a_pic, reference_cache
+from modeling_dina.evaluation.benchmarks import BENCHMARKS
 from training.preference_data.schema import PAIR_FEATURES
+from training.preference_data.sources import Format, load_pairs
+
+
+def reader(source_format):
+    return lambda source, image_root=None: load_pairs(str(source), source_format, image_root)
+
+
+hpdv3, hpdv2, image_reward = map(reader, (Format.hpdv3, Format.hpdv2, Format.image_reward))
+pick_a_pic, reference_cache = map(reader, (Format.pick_a_pic, Format.reference_cache))
 
 
 @pytest.fixture
@@ -67,16 +76,17 @@ def test_hpdv3_filters_by_confidence_and_turns_votes_into_targets(annotations, t
         "weight": 1.0,
         "source": "hpdv3",
     }
-    assert len(hpdv3(path, min_confidence=0.9)) == 4
     assert hpdv3(path, tmp_path / "elsewhere")[0]["image_a"]["path"] == str(tmp_path / "elsewhere/images/uuid1.jpg")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"path2": None}, "row 0: expected the fields prompt, path1, path2, got none in path2"),
+        ({"path2": None}, "row 0: expected the field path2, got none"),
         ({"choice_dist": [0.0, 0.0]}, "row 0: choice_dist: expected the votes for two images"),
         ({"choice_dist": [1.0]}, "choice_dist"),
+        ({"choice_dist": 1.0}, "row 0: .*float"),
+        ({"path1": 5}, "row 0: path1: expected a str, got 5"),
     ],
 )
 def test_hpdv3_names_the_row_that_is_wrong(annotations, changes, message):
@@ -116,10 +126,33 @@ def test_hpdv2_rankings_give_every_pair_its_share_of_votes(annotations, name):
     ]
 
 
+def test_training_and_evaluation_read_the_same_votes(annotations, tmp_path):
+    record = {"prompt": "p", "image_path": ["0.jpg", "1.jpg", "2.jpg"], "rank": [1, 2, 2]}
+    record["raw_annotations"] = [{"rank": rank} for rank in ([1, 2, 3], [1, 3, 2], [2, 1, 3])]
+    path = annotations([record], "test.json")
+    read = BENCHMARKS["hpdv2"].read(tmp_path, None).pairs()
+    assert hpdv2(path)["target"][:] == read.target.tolist() == [2 / 3, 1.0, 2 / 3]
+    assert read.label.tolist() == [1.0, 1.0, 0.5]
+
+
 def test_hpdv2_rankings_of_another_length_are_refused(annotations):
     record = {"prompt": "p", "image_path": ["0.jpg", "1.jpg"], "raw_annotations": [{"rank": [1, 2, 3]}]}
     with pytest.raises(ValueError, match=r"row 0: expected rankings of 2 images, got rankings of \[3\]"):
         hpdv2(annotations([record]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"raw_annotations": [{"user_hash": "a"}]}, "row 0: .*rank"),
+        ({"raw_annotations": [{"rank": [1, None]}]}, "row 0: expected numbers for ranks, got .*None"),
+        ({"image_path": "0.jpg"}, "row 0: image_path: expected a list, got '0.jpg'"),
+    ],
+)
+def test_hpdv2_names_the_row_that_is_wrong(annotations, changes, message):
+    record = {"prompt": "p", "image_path": ["0.jpg", "1.jpg"], "raw_annotations": [{"rank": [1, 2]}]}
+    with pytest.raises(ValueError, match=message):
+        hpdv2(annotations([record | changes]))
 
 
 def test_image_reward_metadata_is_grouped_by_prompt(tmp_path):

@@ -1,63 +1,39 @@
 """The alignment study's figures."""
 
 import textwrap
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from model_card.alignment.rows import GATE, ROWS
-from model_card.drawing import line, panels, save
+from model_card.studies.alignment.variants import GATE, LATENT, VARIANTS
+from model_card.studies.report import legend_outside, line, panels
 from modeling_dina.plotting import FAINT, INK
 
-# Okabe and Ito's, told apart with any colour vision; what judges pixels is black and grey.
-COLORS = {
-    "prfl": "#0072B2",
-    "prfl_gate": "#56B4E9",
-    "refl": "#D55E00",
-    "draft": "#E69F00",
-    "nft": "#009E73",
-    "grpo_cps": "#CC79A7",
-    "grpo_sde": "#6A3D9A",
-    "dpo": "#A6761D",
-    "refl_pixel": "#000000",
-    "grpo_pixel": "#8C8C8C",
-}
 PARTS = ("#0072B2", "#56B4E9", "#8C8C8C", "#D55E00", "#E69F00")
 CANDIDATES = 16  # of the best of N that is drawn
 
 
-def draw_figures(results: dict, pictures: dict[str, np.ndarray], prompts: list[str], folder: Path) -> list[str]:
-    """
-    All figures into `folder`; their names.
-
-    Args:
-        results: of the study.
-        pictures: of the same prompts, [P, H, W, 3] in [0, 1], by what made them.
-        prompts: P of them.
-    """
-    drawings = {
+def draw_figures(results: dict) -> dict[str, Figure | None]:
+    """All figures of `results`, by name."""
+    return {
         "utility": draw_utility(results),
         "rewards": draw_rewards(results),
         "gate": draw_gate(results),
-        "pictures": draw_pictures(pictures, prompts),
+        "pictures": None,  # of latents, which the results do not contain
         "full_size": draw_full_size(results["full_size"]),
     }
-    for name, figure in drawings.items():
-        save(figure, folder / f"{name}.png")
-    return [f"{name}.png" for name in drawings]
 
 
 def draw_utility(results: dict) -> Figure:
     """Rise of the true utility against updates and against the seconds that they take."""
     figure, axes = panels(1, 2, width=11, height=4.6)
     for panel, of, words in zip(axes, ("update", "seconds"), ("updates", "seconds of updates"), strict=True):
-        for row in results["rows"]:
-            curve(panel, row, "utility", of)
+        for variant in results["variants"]:
+            curve(panel, variant, "utility", of)
         marks(panel, results)
         panel.set(xlabel=words, ylabel="rise of the true utility")
-    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right upper")
+    legend_outside(figure, axes[0], fontsize=8)
     return figure
 
 
@@ -66,35 +42,34 @@ def draw_rewards(results: dict) -> Figure:
     figure, axes = panels(1, 3, width=13, height=4.2)
     labels = {"dina": "DiNa's ensemble", "pixel": "the pixel reward", "diversity": "diversity of samples of a prompt"}
     for panel, (name, label) in zip(axes, labels.items(), strict=True):
-        for row in results["rows"]:
-            curve(panel, row, name, "update")
+        for variant in results["variants"]:
+            curve(panel, variant, name, "update")
         panel.set(xlabel="updates", ylabel=f"rise of {label}")
-    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right upper")
+    legend_outside(figure, axes[0], fontsize=8)
     return figure
 
 
 def draw_gate(results: dict) -> Figure:
     """The same run with the gate and without: what is optimised, and the truth."""
     figure, axes = panels(1, 2, width=8.5, height=3.8)
-    rows = {row["row"]: row for row in results["rows"]}
+    variants = {each["variant"]: each for each in results["variants"]}
     labels = {"dina": "DiNa's ensemble", "utility": "the true utility"}
     for panel, (name, label) in zip(axes, labels.items(), strict=True):
-        for state, row in GATE.items():
-            curve(panel, rows[row], name, "update", label=f"gate {state}")
+        for state, variant in GATE.items():
+            curve(panel, variants[variant], name, "update", label=f"gate {state}")
         panel.set(xlabel="updates", ylabel=f"rise of {label}")
     axes[0].legend(frameon=False, fontsize=9)
     return figure
 
 
-def curve(panel: Axes, row: dict, name: str, of: str, label: str | None = None) -> None:
-    """The rise of a measure of a row with its interval."""
-    color, x = COLORS[row["row"]], [point[of] for point in row["curve"]]
-    rises = [point[name]["rise"] for point in row["curve"]]
-    panel.fill_between(
-        x, *zip(*(rise["interval"] for rise in rises), strict=True), color=color, alpha=0.12, linewidth=0
-    )
+def curve(panel: Axes, measured: dict, name: str, of: str, label: str | None = None) -> None:
+    """The rise of a measure of a variant with its interval."""
+    variant, x = VARIANTS[measured["variant"]], [point[of] for point in measured["curve"]]
+    rises = [point[name]["rise"] for point in measured["curve"]]
+    low, high = zip(*(rise["interval"] for rise in rises), strict=True)
+    panel.fill_between(x, low, high, color=variant.color, alpha=0.12, linewidth=0)
     points = [(place, rise["mean"]) for place, rise in zip(x, rises, strict=True)]
-    line(panel, points, color, label or ROWS[row["row"]].title, row["row"] == "prfl").set_markersize(3)
+    line(panel, points, variant.color, label or variant.title, measured["variant"] == LATENT, markersize=3)
 
 
 def marks(panel: Axes, results: dict) -> None:

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from model_card.alignment.rows import DECODED, LATENT, ROWS
-from model_card.estimates import estimate, verdict
+from model_card.studies.alignment.variants import DECODED, LATENT, VARIANTS
+from modeling_dina.evaluation.statistics import estimate, verdict
 
 MEASURES = ("utility", "dina", "pixel", "diversity")
 # What a run is stopped by in practice: a reward that it does not optimise.
@@ -14,15 +14,15 @@ def summarize(
     runs: dict[str, list[list[dict]]], best_of_n: dict[str, dict[str, dict]], updates: dict[str, dict[str, float]]
 ) -> dict:
     """
-    The study's results, but for the cost at full size.
+    The study's results but for the cost at full size, of all variants or of some.
 
     Args:
-        runs: by row, for each seed `Judges.curve`.
-        best_of_n: `Judges.measure` of the best of N, by reward and N.
+        runs: by variant, for each seed `Evaluator.curve`.
+        best_of_n: `Evaluator.measure` of the best of N, by reward and N.
         updates: `costs.measure_updates`.
     """
     unaligned = next(iter(runs.values()))[0][0]
-    rows = [{"row": name, **summarize_row(curves, ROWS[name].reward, updates[name])} for name, curves in runs.items()]
+    variants = {name: summarize_variant(curves, VARIANTS[name].reward, updates[name]) for name, curves in runs.items()}
     return {
         "unaligned": {name: estimate(np.array([unaligned[name]])) for name in MEASURES},
         "best_of_n": [
@@ -30,8 +30,8 @@ def summarize(
             for reward, by_count in best_of_n.items()
             for count, measured in by_count.items()
         ],
-        "rows": rows,
-        "aim": compare_with_pixels({row["row"]: row for row in rows}),
+        "variants": [{"variant": name, **variant} for name, variant in variants.items()],
+        **({"aim": compare_with_pixels(variants)} if {LATENT, DECODED} <= runs.keys() else {}),
     }
 
 
@@ -45,9 +45,9 @@ def compare(evaluations: list[dict], before: list[dict]) -> dict:
     return compared
 
 
-def summarize_row(curves: list[list[dict]], reward: str, cost: dict[str, float]) -> dict:
+def summarize_variant(curves: list[list[dict]], reward: str, cost: dict[str, float]) -> dict:
     """
-    Of one row.
+    Of one variant.
 
     Returns:
         "curve": at every evaluation the "update", the "seconds" that its updates take, and what `compare` returns;
@@ -65,7 +65,7 @@ def summarize_row(curves: list[list[dict]], reward: str, cost: dict[str, float])
     return {"reward": reward, "watched": watched, "curve": points, "last": points[-1], "kept": kept, "cost": cost}
 
 
-def compare_with_pixels(rows: dict[str, dict]) -> dict:
+def compare_with_pixels(variants: dict[str, dict]) -> dict:
     """
     The aim: ReFL on noisy states reaches the final utility of ReFL behind the decoder in at most half its time, with
     less memory, and surely rises.
@@ -75,7 +75,7 @@ def compare_with_pixels(rows: dict[str, dict]) -> dict:
         if it was never reached) and their ratio; the ratio of "peak_bytes"; and the rise of the kept weights with
         its verdict.
     """
-    latent, decoded = rows[LATENT], rows[DECODED]
+    latent, decoded = variants[LATENT], variants[DECODED]
     targets = {}
     for name in ("last", "kept"):
         utility = decoded[name]["utility"]["mean"]

@@ -1,54 +1,55 @@
-"""What is measured of a trained row: its rewards on pictures whose true utility is known, and all that follows."""
+"""What is measured of a trained variant: its rewards on pictures whose true utility is known, and all that follows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from scipy.special import entr
-from torch import nn
 
-from model_card.study.rows import Decoder, PixelBackbone, Row
 from modeling_dina import DinaRewardModel
 from modeling_dina.evaluation.benchmarks.preference_set import Pairs
 from modeling_dina.evaluation.calibration import Calibration, fit_calibration
 from modeling_dina.evaluation.rewards import Rewards
-from modeling_dina.evaluation.statistics import calibration_error
-from modeling_dina.noising_dina import shared_noise
+from modeling_dina.evaluation.statistics import agreement, bins, calibration_error
+from modeling_dina.modeling_dina import EnsembleFeatures
 from modeling_dina.thurstone_dina import pair_statistics, precision_weights
 from training.reward.evaluation import Encoder
 from training.world.groups import FIRST, GROUP_SIZE, Groups
-from training.world.latents import to_pixels
 
 # In the order in which an ensemble takes them; the first three are those of the embedded default.
 LEVELS = (0.1, 0.2, 0.4, 0.6, 0.8)
 SWEEP = tuple(level / 10 for level in range(11))
 ENSEMBLE_LEVELS, ENSEMBLE_DRAWS, MOST_DRAWS = 3, 4, 16
 DRAWS = (1, 2, 4, 8, 16)
-BINS = 10
 QUINTILES = 5
 GROUPS_A_BATCH = 32
 
 
-class Reading(NamedTuple):
-    """How a row's rewards are read: on what, at how many of which levels, with how many draws, in which mode."""
+class EvaluationSetting(NamedTuple):
+    """How rewards are computed: in which mode, at how many levels, with how many draws, of which input."""
 
+    title: str
     mode: str
     levels: int = ENSEMBLE_LEVELS
     draws: int = ENSEMBLE_DRAWS
     of: str = "noisy latents"
 
+    @property
+    def ensemble(self) -> tuple[str, int, int]:
+        """What `Read.rewards` takes."""
+        return self.mode, self.levels, self.draws
 
-READINGS = {
-    "one level": Reading("mean", levels=1, draws=1),
-    "features": Reading("features"),
-    "mean": Reading("mean"),
-    "precision": Reading("precision"),
-    "clean": Reading("mean", levels=1, draws=1, of="latents"),
-    "decoded": Reading("mean", levels=1, draws=1, of="latents"),
-    "pictures": Reading("mean", levels=1, draws=1, of="pictures"),
+
+EVALUATIONS = {
+    "one level": EvaluationSetting("one level", "mean", levels=1, draws=1),
+    "features": EvaluationSetting("ensemble, features", "features"),
+    "mean": EvaluationSetting("ensemble, mean", "mean"),
+    "precision": EvaluationSetting("ensemble, precision", "precision"),
+    "clean": EvaluationSetting("clean", "mean", levels=1, draws=1, of="latents"),
+    "decoded": EvaluationSetting("latents, through the decoder", "mean", levels=1, draws=1, of="latents"),
+    "pictures": EvaluationSetting("pictures", "mean", levels=1, draws=1, of="pictures"),
 }
 
 
@@ -95,14 +96,7 @@ class Read:
 
 @torch.no_grad()
 def read_rewards(
-    model: DinaRewardModel,
-    encode: Encoder,
-    images: torch.Tensor,
-    prompts: Sequence[str],
-    sigmas: Sequence[float],
-    draws: int,
-    *,
-    thurstone: bool,
+    model: DinaRewardModel, encode: Encoder, groups: Groups, sigmas: Sequence[float], draws: int, thurstone: bool
 ) -> Read:
     """
     The rewards of groups at every level, draw by draw, with one pass of the backbone for all ways to combine them.
@@ -110,105 +104,75 @@ def read_rewards(
     Args:
         model: in evaluation mode.
         encode: prompts to what the model reads of them.
-        images: [G, 4, ...], latents or what else the model takes for them.
-        prompts: G of them.
         sigmas: K noise levels.
         draws: N of the noise.
         thurstone: whether the rewards follow Thurstone's law.
     """
-    path = model.noise_path
-    sigma = path.snap(torch.tensor(sigmas)).to(model.device)
-    noise = shared_noise(images.shape[2:], draws).to(model.device)
     levels, together = [], []
-    for start in range(0, len(prompts), GROUPS_A_BATCH):
+    for start in range(0, len(groups), GROUPS_A_BATCH):
         rows = slice(start, start + GROUPS_A_BATCH)
-        clean = images[rows].flatten(0, 1).float().to(model.device)
-        conditioning = [each.repeat_interleave(GROUP_SIZE, dim=0) for each in encode(list(prompts[rows]))]
-        for draw in noise:
-            features = [
-                model.backbone(
-                    path.add_noise(clean, draw, level), path.timestep(level.expand(len(clean))), *conditioning
-                )
-                for level in sigma
-            ]
-            alone = [model.head([each]) for each in features]
-            levels.append(torch.stack(alone))
-            together.append(torch.stack([alone[0], *(model.head(features[:k]) for k in range(2, len(features) + 1))]))
-
-    def collect(parts: list[torch.Tensor]) -> np.ndarray:
-        batches = [torch.stack(parts[start : start + draws], dim=1) for start in range(0, len(parts), draws)]
-        return torch.cat(batches, dim=-1).double().cpu().numpy()
-
-    variance = model.variance(sigma).double().cpu().numpy() if thurstone else None
-    return Read(collect(levels), collect(together), variance)
+        clean = groups.latents[rows].flatten(0, 1).float().to(model.device)
+        conditioning = [each.repeat_interleave(GROUP_SIZE, dim=0) for each in encode(groups.captions[rows])]
+        found = model.features(clean, *conditioning, sigmas=sigmas, num_draws=draws)
+        kept = list(found.draws)
+        prefixes = [EnsembleFeatures(found.sigmas[:k], [draw[:k] for draw in kept]) for k in range(1, len(sigmas) + 1)]
+        levels.append(model.combine(prefixes[-1], "mean").samples)
+        together.append(torch.cat([model.combine(prefix, "features").samples for prefix in prefixes]))
+    samples = [torch.cat(parts, dim=-1).double().cpu().numpy() for parts in (levels, together)]
+    return Read(*samples, model.variance(found.sigmas).double().cpu().numpy() if thurstone else None)
 
 
-def measure_row(
-    row: Row, model: DinaRewardModel, encode: Encoder, sets: dict[str, Groups], vae: AutoencoderKL
-) -> dict:
+# Rewards of the set of a name, at some levels, with some draws, of "noisy latents", "latents" or "pictures".
+Reader = Callable[[str, Sequence[float], int, str], Read]
+
+
+def measure_variant(evaluations: Sequence[str], read: Reader, sets: dict[str, Groups], sweep: Sequence[float]) -> dict:
     """
-    What is measured of every row.
+    What is measured of every variant.
 
     Args:
-        row: that the model is of.
-        model: in evaluation mode.
-        encode: how it is given prompts.
-        vae: through whose decoder a model of pictures reads latents.
-        sets: by name; "seen" is measured at every noise level too.
+        evaluations: names of `EVALUATIONS`.
+        sets: by name.
+        sweep: noise levels at which "seen" is measured too.
 
     Returns:
-        "levels": at each of `SWEEP`, on "seen"; "readings": for each of the row's readings, by set, what `measure`
-        returns with its "reliability".
+        "levels": at each of `sweep`, on "seen"; "evaluations": for each by set, what `measure` returns with its
+        "reliability".
     """
-
-    if isinstance(model.backbone, PixelBackbone):
-        model.backbone.picture = Decoder(vae)
-
-    def read(images: torch.Tensor, world: Groups, sigmas: Sequence[float], draws: int) -> Read:
-        return read_rewards(model, encode, images, world.captions, sigmas, draws, thurstone=row.thurstone)
-
-    seen = sets["seen"]
-    sweep = [
-        {"sigma": sigma}
-        | means(measure(read(seen.latents, seen, [sigma], 1).rewards("mean", levels=1, draws=1), group_pairs(seen)))
-        for sigma in SWEEP
-    ]
-    readings: dict[str, dict] = {name: {} for name in row.readings}
-    for of in dict.fromkeys(READINGS[name].of for name in row.readings):
-        is_noisy, is_picture = of == "noisy latents", of == "pictures"
-        if is_picture:
-            model.backbone.picture = nn.Identity()
-        for set_name, world in sets.items():
-            images = to_pixels(np.stack(world.pictures)).half() if is_picture else world.latents
-            sigmas, draws = (LEVELS[:ENSEMBLE_LEVELS], ENSEMBLE_DRAWS) if is_noisy else ([0.0], 1)
-            of_set, pairs = read(images, world, sigmas, draws), group_pairs(world)
-            for name in row.readings:
-                reading = READINGS[name]
-                if reading.of == of:
-                    rewards = of_set.rewards(reading.mode, reading.levels, reading.draws)
-                    probability = np.exp(rewards.log_probabilities(pairs)[0])
-                    readings[name][set_name] = measure(rewards, pairs) | {
-                        "reliability": bins(probability, pairs.target)
+    pairs = {name: group_pairs(groups) for name, groups in sets.items()}
+    levels = [read("seen", [sigma], 1, "latents").rewards("mean", 1, 1) for sigma in sweep]
+    measured: dict[str, dict] = {name: {} for name in evaluations}
+    for of in dict.fromkeys(EVALUATIONS[name].of for name in evaluations):
+        sigmas, draws = (LEVELS[:ENSEMBLE_LEVELS], ENSEMBLE_DRAWS) if of == "noisy latents" else ([0.0], 1)
+        for set_name, of_set in pairs.items():
+            found = read(set_name, sigmas, draws, of)
+            for name in evaluations:
+                if EVALUATIONS[name].of == of:
+                    rewards = found.rewards(*EVALUATIONS[name].ensemble)
+                    probability = np.exp(rewards.log_probabilities(of_set)[0])
+                    measured[name][set_name] = measure(rewards, of_set) | {
+                        "reliability": bins(probability, of_set.target)
                     }
-    return {"levels": sweep, "readings": readings}
-
-
-def measure_ensemble(model: DinaRewardModel, encode: Encoder, world: Groups) -> dict:
-    """What is measured of DiNa alone, with `MOST_DRAWS` draws at all of `LEVELS`; see `analyze`."""
-    read = read_rewards(model, encode, world.latents, world.captions, LEVELS, MOST_DRAWS, thurstone=True)
-    return analyze(read, group_pairs(world))
+    return {
+        "levels": [
+            {"sigma": sigma} | means(measure(rewards, pairs["seen"]))
+            for sigma, rewards in zip(sweep, levels, strict=True)
+        ],
+        "evaluations": measured,
+    }
 
 
 def analyze(read: Read, pairs: Pairs) -> dict:
-    """What more draws and levels are worth, how variance and disagreement relate to errors, and the win probability
-    where the true one is known."""
-    readings = {name: read.rewards(*READINGS[name][:3]) for name in ("one level", "features")}
+    """Of DiNa alone, with `MOST_DRAWS` draws at all of `LEVELS`: what more draws and levels are worth, how variance
+    and disagreement relate to errors, and the win probability where the true one is known."""
+    ensembles = {name: read.rewards(*EVALUATIONS[name].ensemble) for name in ("one level", "features")}
     return {
         "scaling": scaling(read, pairs),
         "variances": level_variances(read, pairs),
         "disagreement": quintiles(read.rewards("mean", ENSEMBLE_LEVELS, ENSEMBLE_DRAWS), pairs),
         "win_probability": {
-            name: bins(pairs.target, np.exp(rewards.log_probabilities(pairs)[0])) for name, rewards in readings.items()
+            name: bins(pairs.target, np.exp(rewards.log_probabilities(pairs)[0]))
+            for name, rewards in ensembles.items()
         },
     }
 
@@ -219,7 +183,7 @@ def measure(rewards: Rewards, pairs: Pairs) -> dict:
     log_win, log_loss = rewards.log_probabilities(pairs)
     likelihood = pairs.target * log_win + (1 - pairs.target) * log_loss
     return {
-        "accuracy": by_group(agreement(rewards, pairs)),
+        "accuracy": by_group(agreement(rewards.difference(pairs), pairs.target, ties="half")),
         "log_likelihood": by_group(likelihood),
         "calibration_error": calibration_error(np.exp(log_win), pairs.target),
     }
@@ -234,12 +198,6 @@ def best_reachable(pairs: Pairs) -> dict[str, list[float]]:
     }
 
 
-def agreement(rewards: Rewards, pairs: Pairs) -> np.ndarray:
-    """Probability [N] that a fresh annotator shares the choice; one half where rewards are equal, as they are where
-    nothing but noise is left of the images."""
-    return 0.5 + (pairs.target - 0.5) * np.sign(rewards.difference(pairs))
-
-
 def by_group(values: np.ndarray) -> list[float]:
     """The mean over the pairs of each group, [G], to six digits."""
     return values.reshape(-1, len(FIRST)).mean(axis=1).round(6).tolist()
@@ -248,25 +206,6 @@ def by_group(values: np.ndarray) -> list[float]:
 def means(measured: dict) -> dict[str, float]:
     """What `measure` returns with means over groups."""
     return {name: float(np.mean(values)) for name, values in measured.items()}
-
-
-def bins(by: np.ndarray, values: np.ndarray) -> list[dict]:
-    """
-    `values` [N] where `by` [N], in [0, 1], falls into each of ten bins of equal width.
-
-    Returns:
-        For each bin the number of pairs, the means of both, and the 10th and 90th percentile of `values`; None where
-        it is empty.
-    """
-    index = np.minimum((by * BINS).astype(int), BINS - 1)
-    found = []
-    for place in range(BINS):
-        inside = index == place
-        count = int(inside.sum())
-        numbers = [by[inside].mean(), values[inside].mean(), *np.percentile(values[inside], [10, 90])] if count else []
-        names = ("by", "mean", "low", "high")
-        found.append({"pairs": count, **dict.fromkeys(names), **dict(zip(names, map(float, numbers), strict=False))})
-    return found
 
 
 def votes_variance(rewards: Rewards, pairs: Pairs) -> float | None:
@@ -309,7 +248,7 @@ def quintiles(rewards: Rewards, pairs: Pairs) -> dict:
     samples = (torch.from_numpy(rewards.samples[..., side]) for side in (pairs.a, pairs.b))
     variance, weights = torch.from_numpy(rewards.variance), torch.from_numpy(rewards.weights)
     disagreement = pair_statistics(*samples, variance, weights).disagreement.numpy()
-    error = 1 - agreement(rewards, pairs)
+    error = 1 - agreement(rewards.difference(pairs), pairs.target, ties="half")
     avoidable = error - np.minimum(pairs.target, 1 - pairs.target)
     fifths = np.array_split(np.argsort(disagreement, kind="stable"), QUINTILES)
     rise = np.zeros(len(pairs))  # its mean over all pairs is the difference of the two quintiles' means

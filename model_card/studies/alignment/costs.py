@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from model_card.alignment.rows import CONFIGS, ROWS, read_arguments
 from model_card.cost_counters import measure_peak_bytes, measure_seconds
 from model_card.measure_cost import DINA, HPSV3, Preset, build_inputs, build_model, contenders, count, policy
+from model_card.studies.alignment.variants import CONFIGS, VARIANTS, read_arguments
 from training.align.dry_run import Cost
 from training.align.run import build, load_run
 from training.costs import count_flops
@@ -23,17 +23,18 @@ FULL_SIZE = {
 }
 
 
-def measure_updates(pipeline_dir: str, pixel_dir: Path, prompts: float, rounds: int) -> dict[str, dict[str, float]]:
-    """Of each row's update: median "seconds" where all rows take turns, "peak_bytes" beyond what is held all the time,
-    and "flops"."""
+def measure_updates(
+    names: list[str], pipeline_dir: str, pixel_dir: Path, prompts: float, rounds: int
+) -> dict[str, dict[str, float]]:
+    """Of an update of each variant: median "seconds" where all take turns, "peak_bytes" beyond what is in memory all
+    the time, and "flops"."""
     with tempfile.TemporaryDirectory() as folder:
         cases = {}
-        for name, row in ROWS.items():
-            arguments, algorithm_arguments = read_arguments(
-                row, pipeline_dir, pixel_dir, prompts, output_dir=Path(folder) / name
-            )
-            Path(arguments.output_dir).mkdir()
-            cases[name] = build(arguments, algorithm_arguments, Accelerator()).make_update
+        for name in names:
+            out = Path(folder) / name
+            out.mkdir()
+            arguments = read_arguments(VARIANTS[name], pipeline_dir, pixel_dir, prompts, output_dir=out)
+            cases[name] = build(*arguments, Accelerator()).make_update
         device = "cuda" if torch.cuda.is_available() else "cpu"
         seconds = measure_seconds(cases, device, rounds)
         return {

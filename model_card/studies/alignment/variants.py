@@ -1,4 +1,4 @@
-"""The rows of the alignment study: runs of `training.align` that differ in algorithm, reward and gate."""
+"""The variants of the alignment study: runs of `training.align` that differ in algorithm, reward and gate."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,18 +12,20 @@ CONFIGS = Path(training.__file__).parent / "configs" / "align"
 
 
 @dataclass(frozen=True)
-class Row:
+class Variant:
     """
     A run of the study.
 
     Attributes:
         title: in tables and figures.
+        color: in figures.
         config: which of the small world's configurations.
         flags: fields of it that differ.
         updates: share of the study's updates that are made; one of a group algorithm takes several times as long.
     """
 
     title: str
+    color: str
     config: str
     flags: dict[str, Any] = field(default_factory=dict)
     updates: float = 1.0
@@ -35,17 +37,19 @@ class Row:
 
 
 PIXEL = {"rewards": "pixel"}
-ROWS = {
-    "prfl": Row("ReFL on noisy states", "prfl"),
-    "prfl_gate": Row("ReFL on noisy states, gate", "prfl", {"gate": "drop"}),
-    "refl": Row("ReFL on clean predictions", "refl"),
-    "draft": Row("DRaFT-2", "draft"),
-    "nft": Row("DiffusionNFT", "nft", updates=0.375),
-    "grpo_cps": Row("Flow-GRPO, CPS steps", "grpo_cps", updates=0.375),
-    "grpo_sde": Row("Flow-GRPO, SDE steps", "grpo_sde", updates=0.375),
-    "dpo": Row("Diffusion-DPO", "dpo", updates=0.375),
-    "refl_pixel": Row("ReFL, pixel reward", "refl", PIXEL),
-    "grpo_pixel": Row("Flow-GRPO, pixel reward", "grpo_cps", PIXEL, updates=0.375),
+FEWER = 0.375
+# Colours are Okabe and Ito's, told apart with any colour vision; what optimises the pixel reward is black and grey.
+VARIANTS = {
+    "prfl": Variant("ReFL on noisy states", "#0072B2", "prfl"),
+    "prfl_gate": Variant("ReFL on noisy states, gate", "#56B4E9", "prfl", {"gate": "drop"}),
+    "refl": Variant("ReFL on clean predictions", "#D55E00", "refl"),
+    "draft": Variant("DRaFT-2", "#E69F00", "draft"),
+    "nft": Variant("DiffusionNFT", "#009E73", "nft", updates=FEWER),
+    "grpo_cps": Variant("Flow-GRPO, CPS steps", "#CC79A7", "grpo_cps", updates=FEWER),
+    "grpo_sde": Variant("Flow-GRPO, SDE steps", "#6A3D9A", "grpo_sde", updates=FEWER),
+    "dpo": Variant("Diffusion-DPO", "#A6761D", "dpo", updates=FEWER),
+    "refl_pixel": Variant("ReFL, pixel reward", "#000000", "refl", PIXEL),
+    "grpo_pixel": Variant("Flow-GRPO, pixel reward", "#8C8C8C", "grpo_cps", PIXEL, updates=FEWER),
 }
 # Those that the study's aim compares, and those that differ in the gate alone.
 LATENT, DECODED = "prfl", "refl_pixel"
@@ -53,20 +57,20 @@ GATE = {"off": "prfl", "on": "prfl_gate"}
 
 
 def read_arguments(
-    row: Row, pipeline_dir: str, pixel_dir: Path, prompts: float = 1.0, **flags
+    variant: Variant, pipeline_dir: str, pixel_dir: Path, prompts: float = 1.0, **flags
 ) -> tuple[AlignArguments, Any]:
     """
-    Arguments of a row's run and of its algorithm.
+    Arguments of a variant's run and of its algorithm.
 
     Args:
         pipeline_dir: the small world's pipeline and reward model.
         pixel_dir: of `training.world.models.pixel_reward`.
         prompts: share of the configuration's prompts that an update takes.
-        flags: fields that differ from the configuration's and the row's.
+        flags: fields that differ from the configuration's and the variant's.
     """
     places = {"policy": pipeline_dir, "reward_model": pipeline_dir, "pixel_reward": pixel_dir, "report_to": "none"}
-    config = CONFIGS / f"small_world_{row.config}.yaml"
-    arguments, algorithm_arguments = load_run(config, **{**places, **row.flags, **flags})
-    # Nothing is watched: all that is measured is measured afterwards, of all rows alike.
+    config = CONFIGS / f"small_world_{variant.config}.yaml"
+    arguments, algorithm_arguments = load_run(config, **{**places, **variant.flags, **flags})
+    # Nothing is watched: all that is measured is measured afterwards, of all variants alike.
     prompts_per_update = max(1, round(prompts * arguments.prompts_per_update))
     return replace(arguments, watched=[], prompts_per_update=prompts_per_update), algorithm_arguments

@@ -1,0 +1,217 @@
+"""Public preference data sets, as they are published: one reader for each, for training and for evaluation.
+
+A reader takes the rows of the published files, the split to read them as, and a context manager that handles the
+errors of the row that it is given the name of: `tables.naming_row` raises them, `PreferenceSet.row` records them and
+goes on with the next row.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import wraps
+from itertools import combinations
+
+import numpy as np
+
+from modeling_dina.data.tables import Cell, Row
+
+# Rows of HPDv3 of a lower confidence are left out of training, as in that of HPSv3.
+MIN_CONFIDENCE = 0.95
+GENAI_VOTES = {"leftvote": 1.0, "rightvote": 0.0, "tievote": 0.5, "bothbad_vote": 0.5}
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """
+    Images of one prompt, and which of every two annotators prefer.
+
+    Attributes:
+        prompt: of the images.
+        images: n paths as the annotations give them, or cells that hold the images.
+        labels: what counts for accuracy: 1 if the first of two images is preferred, 0 if the second is, 0.5 for a tie;
+            of every two images in the order of `itertools.combinations`.
+        targets: for the same pairs, the share of votes for the first where votes are known, else the label.
+        category: that the data set gives the row, "" if none.
+        cluster: a name that pairs share whose outcomes depend on one another; "" stands for the prompt.
+
+    Raises:
+        ValueError: an image is neither a path nor a cell.
+    """
+
+    prompt: str
+    images: Sequence[str | Cell]
+    labels: Sequence[float]
+    targets: Sequence[float]
+    category: str = ""
+    cluster: str = ""
+
+    def __post_init__(self):
+        for image in self.images:
+            if not image or not isinstance(image, str | Cell):
+                raise ValueError(f"expected the path of an image, got {image!r}")
+
+    def pairs(self) -> Iterator[tuple[tuple[str | Cell, str | Cell], float, float]]:
+        """Every two images, their label and their target."""
+        return zip(combinations(self.images, 2), self.labels, self.targets, strict=True)
+
+
+Guard = Callable[[str], AbstractContextManager[None]]
+Reader = Callable[[Iterable[Row], str, Guard], Iterator[Annotation]]
+
+
+def _row_by_row(parse: Callable[[Row, str], Annotation | None]) -> Reader:
+    """A reader from a function of one row and the split, which returns None for a row that the split leaves out."""
+
+    @wraps(parse)
+    def read(rows: Iterable[Row], split: str, guard: Guard) -> Iterator[Annotation]:
+        for row in rows:
+            with guard(row.name):
+                annotation = parse(row, split)
+                if annotation is not None:
+                    yield annotation
+
+    return read
+
+
+@_row_by_row
+def hpdv3(row: Row, split: str) -> Annotation | None:
+    """
+    HPDv3 (MizzenAI/HPDv3): `{prompt, choice_dist, confidence, path1, path2, model1, model2}`, `path1` preferred.
+
+    `choice_dist`, the votes, is in no fixed order: its larger number belongs to `path1`. The split "train" leaves out
+    rows of a confidence below `MIN_CONFIDENCE` and has votes as targets; rows without votes (Midjourney, HPDv2) are
+    hard choices, and rows without confidence stay. In the split "test" all choices are hard.
+    """
+    prompt, images = row.read("prompt", str), [row.read("path1", str), row.read("path2", str)]
+    if split == "test":
+        return Annotation(prompt, images, [1.0], [1.0])
+    confidence, votes = row.get("confidence"), row.get("choice_dist")
+    if confidence is not None and confidence < MIN_CONFIDENCE:
+        return None
+    if votes is not None and (len(votes) != 2 or min(votes) < 0 or sum(votes) == 0):
+        raise ValueError(f"choice_dist: expected the votes for two images, got {votes}")
+    return Annotation(prompt, images, [1.0], [1.0 if votes is None else max(votes) / sum(votes)])
+
+
+@_row_by_row
+def hpdv2(row: Row, split: str) -> Annotation:
+    """
+    HPDv2 (ymhao/HPDv2, zhwang/HPDv2).
+
+    `train.json` has one choice a pair: `{prompt, file_path [2], human_preference [2]}`, 1 for the preferred image.
+    `test.json` has several annotators who each rank the images of a prompt, the best lowest, and a joint ranking:
+    `{prompt, image_path [n], rank [n], raw_annotations [{rank [n], user_hash}]}`. An equal rank is half a vote. The
+    joint ranking gives the labels of the split "test"; training takes the shares of votes alone.
+    """
+    # The data card says file_path, published files say image_path.
+    paths = row.read("file_path" if row.get("image_path") is None else "image_path", list)
+    if row.get("human_preference") is not None:
+        # As a ranking: the preferred image, marked 1, comes first.
+        votes = [[-preference for preference in row.read("human_preference", list)]]
+        rankings = votes
+    else:
+        votes = [vote["rank"] for vote in row.get("raw_annotations") or row.get("raw_annotation") or []]
+        rankings = [row.read("rank", list)] if split == "test" else votes
+    return _ranked(row.name, row.read("prompt", str), paths, rankings, votes)
+
+
+def image_reward(rows: Iterable[Row], split: str, guard: Guard) -> Iterator[Annotation]:
+    """
+    ImageRewardDB (THUDM/ImageRewardDB).
+
+    `metadata-*.parquet` and the JSON of a part have one row an image: `{image_path, prompt_id, prompt, rank, …}`; the
+    repository's `test.json` has one row a prompt: `{id, prompt, generations [n], ranking [n]}`. A lower rank is
+    better; equal ranks are ties.
+    """
+    prompts: dict[str, tuple[str, list[str], list[float]]] = {}
+    for row in rows:
+        with guard(row.name):
+            prompt = row.read("prompt", str)
+            if row.get("generations") is not None:
+                prompts[row.name] = prompt, row.read("generations", list), row.read("ranking", list)
+            else:
+                name, path, rank = f"prompt {row['prompt_id']}", row.read("image_path", str), row["rank"]
+                _, paths, ranks = prompts.setdefault(name, (prompt, [], []))
+                paths.append(path)
+                ranks.append(rank)
+    for name, (prompt, paths, ranks) in prompts.items():
+        with guard(name):
+            yield _ranked(name, prompt, paths, [ranks])
+
+
+@_row_by_row
+def pick_a_pic(row: Row, split: str) -> Annotation | None:
+    """
+    Pick-a-Pic v1 or v2 (yuvalkirstain/pickapic_v2): `{caption, jpg_0, jpg_1 (bytes), label_0 in {0, 0.5, 1},
+    has_label, are_different, …}`. Rows without a label are left out, and from the split "train" equal images too.
+    """
+    if not row["has_label"] or (split == "train" and not row["are_different"]):
+        return None
+    label = row["label_0"]
+    if label not in (0, 0.5, 1):
+        raise ValueError(f"label_0: expected 0, 0.5 or 1, got {label}")
+    return Annotation(row.read("caption", str), [row.image("jpg_0"), row.image("jpg_1")], [label], [label])
+
+
+@_row_by_row
+def genai_bench(row: Row, split: str) -> Annotation:
+    """
+    The image generation part of GenAI-Bench: `{prompt, left_image, right_image, vote_type}`. Ties and pairs of which
+    both are bad have the label 0.5; the vote is their category.
+    """
+    vote = row["vote_type"]
+    if vote not in GENAI_VOTES:
+        raise ValueError(f"vote_type: expected one of {', '.join(GENAI_VOTES)}, got {vote}")
+    label, images = [GENAI_VOTES[vote]], [row.image("left_image"), row.image("right_image")]
+    return Annotation(row.read("prompt", str), images, label, label, category=vote)
+
+
+@_row_by_row
+def mj_bench(row: Row, split: str) -> Annotation:
+    """MJ-Bench: `{caption, image0, image1, label, category}`; label 0 prefers `image0`."""
+    if row["label"] not in (0, 1):
+        raise ValueError(f"label: expected 0 or 1, got {row['label']}")
+    label, images = [1.0 - row["label"]], [row.image("image0"), row.image("image1")]
+    return Annotation(row.read("caption", str), images, label, label, category=row.get("category") or "")
+
+
+@_row_by_row
+def mmrb2(row: Row, split: str) -> Annotation:
+    """
+    The text-to-image part of Multimodal RewardBench 2: `{prompt_text, response_a_images, response_b_images, chosen}`
+    ("A" or "B"), one image a response.
+    """
+    if row["chosen"] not in ("A", "B"):
+        raise ValueError(f"chosen: expected 'A' or 'B', got {row['chosen']!r}")
+    label, images = [float(row["chosen"] == "A")], [row.image("response_a_images"), row.image("response_b_images")]
+    return Annotation(row.read("prompt_text", str), images, label, label)
+
+
+def _ranked(
+    name: str, prompt: str, paths: list[str], rankings: list[list[float]], votes: Sequence[list[float]] = ()
+) -> Annotation:
+    """
+    Ranked images of a prompt; in every ranking a lower number is better and equal ones are a tie.
+
+    Args:
+        name: of the row.
+        prompt, paths: of n images.
+        rankings: of n images, which give the labels.
+        votes: those of single annotators, which give the targets; without any, `rankings` do.
+    """
+    labels = _shares(rankings, len(paths))
+    return Annotation(prompt, paths, labels, _shares(votes, len(paths)) if votes else labels, cluster=name)
+
+
+def _shares(rankings: Sequence[list[float]], count: int) -> list[float]:
+    """The share of rankings of `count` images that put the first of every two lower; an equal rank is one half."""
+    lengths = [len(ranking) for ranking in rankings]
+    if not lengths or set(lengths) != {count}:
+        raise ValueError(f"expected rankings of {count} images, got rankings of {lengths}")
+    ranks = np.array(rankings, dtype=float)
+    if not np.isfinite(ranks).all():
+        raise ValueError(f"expected numbers for ranks, got {rankings}")
+    return [
+        float((1 + np.sign(ranks[:, second] - ranks[:, first])).mean() / 2)
+        for first, second in combinations(range(count), 2)
+    ]
