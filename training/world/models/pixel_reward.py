@@ -87,6 +87,7 @@ def encode_pictures(model: PixelRewardModel, vae: AutoencoderKL, latents: torch.
 @torch.no_grad()
 def measure(model: PixelRewardModel, pipeline: StableDiffusion3Pipeline, groups: Groups) -> dict[str, float]:
     """Agreement with a fresh annotator, as `training.world.groups.pairwise_accuracy` returns it."""
+    assert groups.latents is not None
     embeds, _ = encode_captions(pipeline, groups.captions)
     features = encode_pictures(model, pipeline.vae, groups.latents)
     batches = zip(features.split(64), embeds.split(64), strict=True)
@@ -108,8 +109,12 @@ def votes_dataset(
     """The groups of several sets, one after another, with votes that are one draw."""
     captions = [caption for groups in sets for caption in groups.captions]
     utilities = torch.cat([torch.from_numpy(groups.utilities) for groups in sets]).numpy()
+    features = []
+    for groups in sets:
+        assert groups.latents is not None
+        features.append(encode_pictures(model, pipeline.vae, groups.latents))
     return FeatureDataset(
-        torch.cat([encode_pictures(model, pipeline.vae, groups.latents) for groups in sets]),
+        torch.cat(features),
         encode_captions(pipeline, captions)[0],
         torch.from_numpy(cast_votes(utilities)),
         epochs,
