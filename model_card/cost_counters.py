@@ -3,19 +3,22 @@
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from itertools import accumulate
+from typing import TypeVar
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+Name = TypeVar("Name", bound=Hashable)
+
 ROUNDS = 50  # of measuring seconds
 
 
-def measure_seconds(cases: dict[str, Callable[[], object]], device: str, rounds: int) -> dict[str, float]:
+def measure_seconds(cases: Mapping[Name, Callable[[], object]], device: str, rounds: int) -> dict[Name, float]:
     """Median seconds of each case over rounds in which all take turns."""
     synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    seconds: dict[Name, list[float]] = {name: [] for name in cases}
     for turn in range(rounds + 2):
         for name, case in cases.items():
             synchronize()

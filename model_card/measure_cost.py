@@ -116,8 +116,10 @@ def contenders(
     _, prompt_embeds, pooled = inputs
 
     def dina(model: DinaRewardModel, levels: str) -> Contender:
-        options = {"sigmas": LEVELS[levels], "num_draws": 1}
-        return Contender(model, lambda latents: model.reward(latents, prompt_embeds, pooled, **options).scores)
+        def score(latents: torch.Tensor) -> torch.Tensor:
+            return model.reward(latents, prompt_embeds, pooled, sigmas=LEVELS[levels], num_draws=1).scores
+
+        return Contender(model, score)
 
     found = {f"DiNa-LRM, {levels}": dina(model, levels) for levels in LEVELS}
     if compiled:
@@ -168,6 +170,7 @@ def gradient(contender: Contender, latents: torch.Tensor) -> torch.Tensor:
         latents = latents.detach().requires_grad_()
         # Not autograd.grad, which torch's counter of FLOPs cannot follow.
         contender.run(latents).sum().backward()
+        assert latents.grad is not None
         return latents.grad
 
 
@@ -371,16 +374,28 @@ def _shown(value: float | None, unit: float, digits: int = 1) -> str:
 
 
 def main(
-    preset: Annotated[Preset, typer.Option()] = Preset.small,
-    device: Annotated[Device, typer.Option()] = Device.meta,
-    resolution: Annotated[int | None, typer.Option(help="Pixels a side. Default: 64 for small, else 1024.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 1,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    preset: Annotated[
+        Preset,
+        typer.Option(
+            help="Models to measure: the embedded one (small), or Stable Diffusion 3.5 Medium with random weights."
+        ),
+    ] = Preset.small,
+    device: Annotated[
+        Device, typer.Option(help="Device to measure on; meta counts FLOPs and bytes without computing.")
+    ] = Device.meta,
+    resolution: Annotated[
+        int | None, typer.Option(help="Side of the images in pixels. Default: 64 for small, else 1024.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Number of images per batch.")] = 1,
+    dtype: Annotated[str, typer.Option(help="Floating-point type: float32, bfloat16 or float16.")] = "float32",
     others: Annotated[
-        bool, typer.Option("--others", help="Also the rewards that one would otherwise pick; miniatures for small.")
+        bool,
+        typer.Option("--others", help="Also measure other common rewards; with preset small, miniatures of them."),
     ] = False,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each case is timed; seconds are medians.")] = ROUNDS,
-    out: Annotated[Path | None, typer.Option(help="Also write the numbers here, as JSON.")] = None,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Number of timings of each case, of which the median is reported.")
+    ] = ROUNDS,
+    out: Annotated[Path | None, typer.Option(help="Also write the results to this JSON file.")] = None,
 ) -> None:
     """Measure what a reward costs."""
     side = resolution or (64 if preset is Preset.small else 1024)

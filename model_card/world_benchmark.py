@@ -24,6 +24,7 @@ def read_world(limit: int | None = None) -> PreferenceSet:
     for index in range(GROUPS if limit is None else limit):
         held_out = index % 2 == 1
         groups = Groups.draw([index], Seed.BENCHMARK, held_out)
+        assert groups.pictures is not None
         items = [
             Item(groups.captions[0], f"group {index}, picture {place}", partial(Image.fromarray, picture))
             for place, picture in enumerate(groups.pictures[0])

@@ -51,7 +51,7 @@ class Results(NamedTuple):
     """What was measured of one model.
 
     Attributes:
-        preferences: of `model_card.evaluate_preferences` and `dina evaluate`.
+        preferences: of `dina evaluate`, and of `model_card.evaluate_preferences` for the small world.
         costs: of `model_card.measure_cost`.
         world: the report of a build of the small world, or None.
         method: the method study, or None.
@@ -186,7 +186,7 @@ def render(
         ValueError: there are no results of preferences, or no data set is named.
     """
     if not results.preferences:
-        raise ValueError("results: expected those of model_card.evaluate_preferences among them, got none")
+        raise ValueError("results: expected those of dina evaluate among them, got none")
     if not datasets and results.world is None:
         raise ValueError("dataset: expected the Hub id of what the model was trained on, got none")
     base, data, licence = card.describe(config)

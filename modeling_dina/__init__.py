@@ -23,7 +23,7 @@ __all__ = ["DinaConfig", "DinaEnsembleOutput", "DinaRewardModel", "DinaRewardOut
 
 
 def __getattr__(name: str):
-    """Import a public name when it is first used: `dina --help` need not wait for torch."""
+    """Import a public name on first use, so that `dina --help` does not have to import torch."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_HOMES[name]}", __name__), name)

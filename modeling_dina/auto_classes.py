@@ -1,5 +1,5 @@
-"""Makes transformers' `AutoConfig` and `AutoModel` know this package's classes, whichever is imported first, without
-importing transformers or torch: the Auto classes receive names, which they resolve when they first use them."""
+"""Registers this package's classes with transformers' `AutoConfig` and `AutoModel`, in any order of imports, without
+importing transformers or torch: the Auto classes get names, which they resolve on first use."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -10,12 +10,12 @@ from typing import Any
 
 def register(package: ModuleType, model_type: str, config: str, model: str) -> None:
     """
-    Enter a configuration class and a model class, by name, in the mappings of `AutoConfig` and `AutoModel`: at once
-    where transformers has loaded a mapping already, otherwise as soon as it does.
+    Add a configuration class and a model class, by name, to the mappings of `AutoConfig` and `AutoModel`: immediately
+    if transformers has already loaded a mapping, otherwise as soon as it does.
 
     Args:
-        package: has both classes as attributes.
-        model_type: of the configuration class.
+        package: module that has both classes as attributes.
+        model_type: model type of the configuration class.
         config, model: names of the two classes.
     """
 
@@ -39,13 +39,13 @@ def register(package: ModuleType, model_type: str, config: str, model: str) -> N
 
 
 class _AfterImport:
-    """An import hook: calls a function with a module right after the module has been imported."""
+    """An import hook that calls a function with a module directly after its import."""
 
     def __init__(self, calls: Mapping[str, Callable[[ModuleType], None]]):
         self.calls = calls
 
     def find_spec(self, fullname, path=None, target=None):
-        """The module's ordinary specification, whose loader makes the call when it has run the module."""
+        """The module's usual specification, with a loader that calls the function after executing the module."""
         if fullname not in self.calls:
             return None
         spec: Any = PathFinder.find_spec(fullname, path, target)

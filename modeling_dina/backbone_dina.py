@@ -1,5 +1,6 @@
-"""Feature extractors: the first blocks of a diffusers transformer, tapped. One small class a family, found by
-`config.backbone_type`; each is built from a configuration alone and holds no weight that the reward does not read."""
+"""Feature extractors: the first blocks of a diffusers transformer, with the outputs of selected blocks. There is one
+class per model family, selected by `config.backbone_type`. Each is built from a configuration alone and contains only
+weights that affect the reward."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from torch import nn
 
 
 class Features(NamedTuple):
-    """What a backbone hands to the head.
+    """The outputs of a backbone that the head uses.
 
     Attributes:
         visual: tokens [B, V, width] of each layer in `config.visual_layers`.
@@ -30,7 +31,7 @@ class SD3Backbone(nn.Module):
     """The first `num_layers` blocks of an `SD3Transformer2DModel` (Stable Diffusion 3 and 3.5)."""
 
     transformer_class = SD3Transformer2DModel
-    # Both are set by transformers' gradient_checkpointing_enable().
+    # transformers' gradient_checkpointing_enable() sets both.
     gradient_checkpointing = False
     _gradient_checkpointing_func: Callable
 
@@ -39,8 +40,8 @@ class SD3Backbone(nn.Module):
         whole = config.transformer_config
         if not whole.get("pos_embed_max_size"):
             raise ValueError("transformer_config: expected a positive 'pos_embed_max_size', got none")
-        # The last block of an SD3Transformer2DModel has no text output, so a shorter model's last block is not the
-        # original's block of that number. One block more is built, and dropped.
+        # The last block of an SD3Transformer2DModel has no text output. Therefore one more block is built and then
+        # dropped, so that the last remaining block is like the original one.
         built = min(config.num_layers + 1, whole["num_layers"])
         transformer = SD3Transformer2DModel.from_config({**whole, "num_layers": built})
         self.pos_embed = transformer.pos_embed
@@ -92,7 +93,7 @@ class SD3Backbone(nn.Module):
         )
 
     def check_inputs(self, latents_name, latents, prompt_embeds, pooled_prompt_embeds) -> None:
-        """Raise a ValueError that names the argument unless the shapes are ones this backbone reads."""
+        """Raise a ValueError that names the argument if this backbone does not support its shape."""
         whole = self.transformer_config
         patch, limit = whole["patch_size"], whole["patch_size"] * whole["pos_embed_max_size"]
         if latents.ndim != 4 or latents.shape[1] != whole["in_channels"]:
@@ -118,13 +119,13 @@ class SD3Backbone(nn.Module):
 
 
 def compute_dtype(module: nn.Module) -> torch.dtype:
-    """The floating dtype that a module computes in, however its weights are stored.
+    """The floating-point dtype that a module computes in, independent of how its weights are stored.
 
-    That is the dtype of its first parameter in which arithmetic is possible: a quantised layer has others beside it.
-    Where none is left, it is the dtype to which diffusers' layerwise casting brings the weights.
+    This is the dtype of the first parameter that allows arithmetic, since quantised layers also contain other dtypes.
+    If there is none, it is the dtype to which diffusers' layerwise casting converts the weights.
 
     Raises:
-        ValueError: if all weights are stored in a dtype without arithmetic and nothing casts them.
+        ValueError: all weights are stored in a dtype without arithmetic and are not cast.
     """
     for parameter in module.parameters():
         if parameter.is_floating_point() and parameter.dtype.itemsize > 1:
@@ -138,7 +139,7 @@ def compute_dtype(module: nn.Module) -> torch.dtype:
 
 
 def _upcast_outside_casting(module: nn.Module, dtype: torch.dtype) -> None:
-    """Store in `dtype`, in place, what was brought to float8 as a whole but is left out by layerwise casting."""
+    """Convert to `dtype`, in place, all float8 tensors that layerwise casting does not cover."""
     for part in module.modules():
         registry = getattr(part, "_diffusers_hook", None)
         if registry is None or registry.get_hook("layerwise_casting") is None:
@@ -151,14 +152,14 @@ BACKBONES: dict[str, type[SD3Backbone]] = {"sd3": SD3Backbone}
 
 
 def backbone_class(backbone_type: str) -> type[SD3Backbone]:
-    """The class of a family; ValueError for one that has none."""
+    """The backbone class of a model family; raises a ValueError for an unknown family."""
     if backbone_type not in BACKBONES:
         raise ValueError(f"backbone_type: expected one of {sorted(BACKBONES)}, got {backbone_type!r}")
     return BACKBONES[backbone_type]
 
 
 def build_backbone(config) -> SD3Backbone:
-    """The backbone of a config with its LoRA layers, if any, around the frozen base. Weights are random."""
+    """Build the backbone of a config with random weights, and with LoRA layers if the config has any."""
     backbone = backbone_class(config.backbone_type)(config)
     if config.lora is not None:
         adapter = LoraConfig(
@@ -169,7 +170,7 @@ def build_backbone(config) -> SD3Backbone:
 
 
 def merge_lora(backbone: nn.Module) -> None:
-    """Fold every LoRA layer into the weight it adapts, in place, and put the plain layer in its stead."""
+    """Merge every LoRA layer into its base weight, in place, and replace it by the plain layer."""
     for name, module in list(backbone.named_modules()):
         if isinstance(module, BaseTunerLayer):
             module.merge()
@@ -178,26 +179,26 @@ def merge_lora(backbone: nn.Module) -> None:
 
 
 def freeze_base(backbone: nn.Module) -> None:
-    """Leave the LoRA layers alone trainable."""
+    """Make only the LoRA layers trainable."""
     for name, parameter in backbone.named_parameters():
-        # A quantiser may store the adapter in integers, which have no gradient.
+        # A quantiser may store the adapter as integers, which cannot have gradients.
         parameter.requires_grad_(is_adapter_key(name) and parameter.is_floating_point())
 
 
 def is_adapter_key(key: str) -> bool:
-    """Whether a backbone state-dict key is a LoRA weight rather than one of the base."""
+    """Whether a key of a backbone's state dict belongs to a LoRA weight, not to a base weight."""
     return ".lora_" in key
 
 
 def load_base_weights(backbone: nn.Module, weights: dict[str, torch.Tensor], origin: str) -> None:
-    """Copy the kept part of a whole transformer's weights into the backbone, under its LoRA layers if it has them.
+    """Copy the matching part of a whole transformer's weights into the backbone, including the base of LoRA layers.
 
     Args:
-        weights: state dict of the diffusers transformer (later blocks and output layers are passed over).
-        origin: where the weights come from, for the error.
+        weights: state dict of the diffusers transformer; its later blocks and output layers are ignored.
+        origin: source of the weights, for error messages.
 
     Raises:
-        ValueError: naming every kept weight that is missing or has another shape.
+        ValueError: weights of the backbone are missing or have another shape; the message lists them.
     """
     base = {key: value for key, value in backbone.state_dict().items() if not is_adapter_key(key)}
     found = {key: weights.get(key.replace(".base_layer.", ".")) for key in base}
@@ -216,12 +217,12 @@ def load_base_weights(backbone: nn.Module, weights: dict[str, torch.Tensor], ori
 def read_transformer_config(
     backbone_type: str, source: str, revision: str | None = None, **hub
 ) -> tuple[dict, str | None]:
-    """Configuration of the transformer in a diffusers folder or Hub repository, and the repository's commit. `hub` are
-    further options of diffusers' loaders, such as `cache_dir` or `token`.
+    """Read the configuration of the transformer in a diffusers folder or Hub repository, and the repository's commit.
+    `hub` has further options of diffusers' loaders, such as `cache_dir` or `token`.
 
     Raises:
-        ValueError: if what lies there is not a transformer of this family.
-        OSError: if nothing lies there, or the Hub cannot be reached.
+        ValueError: the configuration is not that of a transformer of this family.
+        OSError: there is no configuration, or the Hub cannot be reached.
     """
     transformer_class = backbone_class(backbone_type).transformer_class
     config, _, commit = transformer_class.load_config(
@@ -237,11 +238,11 @@ def read_transformer_config(
 def read_transformer_weights(
     backbone_type: str, source: str, revision: str | None = None, dtype: torch.dtype = torch.float32, **hub
 ) -> dict[str, torch.Tensor]:
-    """State dict of the whole transformer in a diffusers folder or Hub repository; `hub` as in
+    """Read the state dict of the whole transformer in a diffusers folder or Hub repository; `hub` is as in
     `read_transformer_config`.
 
     Raises:
-        ValueError: naming the weights that the checkpoint lacks.
+        ValueError: weights are missing from the checkpoint; the message lists them.
     """
     transformer, info = backbone_class(backbone_type).transformer_class.from_pretrained(
         source, revision=revision, subfolder="transformer", torch_dtype=dtype, output_loading_info=True, **hub

@@ -1,4 +1,4 @@
-"""What scores and latents depend on: an interrupted run goes on only with the model that it began with."""
+"""Identity of models and settings, with which a resumed run checks that it uses the same model as before."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ from .scoring_dina import DinaScorer
 
 
 def weights_hash(folder: Path) -> str:
-    """What distinguishes two checkpoints of one folder: a hash of its configuration and weights."""
+    """A hash of the configuration and weights in a folder, which differs between two checkpoints."""
     digest = hashlib.sha256()
     for path in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
         with path.open("rb") as file:
@@ -26,15 +26,15 @@ def weights_hash(folder: Path) -> str:
 
 def parts_identity(location: Location, parts: Sequence[str], **hub) -> str | dict[str, str] | None:
     """
-    What distinguishes two versions of a diffusers pipeline.
+    The identity of a version of a diffusers pipeline.
 
     Args:
-        location: where the pipeline is.
-        parts: subfolders with weights that matter.
+        location: location of the pipeline.
+        parts: subfolders whose weights matter.
         hub: options of the Hub's loaders, such as `cache_dir` or `token`.
 
     Returns:
-        The commit of a Hub id; of a folder, the `weights_hash` of each part.
+        The commit, for a Hub id; the `weights_hash` of each part, for a folder.
     """
     source, revision, subfolder = location
     if os.path.isdir(source):
@@ -52,11 +52,11 @@ def scoring_settings(
     mode: str | None = None,
 ) -> dict[str, Any]:
     """
-    All that a scorer's results depend on but for prompts, images, seed and libraries, ready for JSON.
+    All settings that a scorer's results depend on, except prompts, images, seed and library versions, as JSON values.
 
     Args:
-        scorer: its model was loaded from a folder or from the Hub, and so was its pipeline.
-        sigmas, num_draws, mode: the ensemble; None takes the model's defaults.
+        scorer: a scorer whose model and pipeline were loaded from a folder or from the Hub.
+        sigmas, num_draws, mode: settings of the ensemble; None uses the model's defaults.
     """
     model, config = scorer.model, scorer.model.config
     hub = {name: value for name, value in model.hub_options.items() if name != "force_download"}

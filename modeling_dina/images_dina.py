@@ -1,4 +1,4 @@
-"""Image files and PIL images of any kind, safely decoded to upright 8-bit sRGB, and the size they are scored at."""
+"""Safe decoding of image files and PIL images to upright 8-bit sRGB, and the size at which they are scored."""
 
 import io
 import math
@@ -9,10 +9,9 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, features
 
-# Raster formats in which pictures are exchanged, decoded in process. Pillow also reads EPS, by running Ghostscript on
-# it: not for strangers' files. Formats without a signature (TGA), of several sizes (ICO), of textures (DDS), and those
-# hardly ever met (JPEG 2000) are left out: each decoder more is one more that a hostile file can choose. A build of
-# Pillow may lack AVIF.
+# Common raster formats that Pillow decodes in process. EPS is left out because Pillow runs Ghostscript on it. Formats
+# without a signature (TGA), with several sizes (ICO), for textures (DDS) and rare ones (JPEG 2000) are left out
+# because every further decoder is one more that a hostile file can select. Some builds of Pillow lack AVIF.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF", *(("AVIF",) if features.check("avif") else ()))
 
 _SRGB = ImageCms.createProfile("sRGB")
@@ -20,19 +19,19 @@ _SRGB = ImageCms.createProfile("sRGB")
 
 def load_image(image: str | os.PathLike | Image.Image, name: str = "image") -> Image.Image:
     """
-    Decodes an image and converts it to what a viewer would show: orientation from EXIF applied, colours brought to
-    sRGB where a profile is embedded, transparency composited on white, 16-bit grey scaled to 8 bits.
+    Decode an image and convert it to what a viewer would show: apply the EXIF orientation and an embedded colour
+    profile, composite transparency on white, and scale 16-bit grey to 8 bits.
 
     Args:
         image: a path, or a PIL image (left unchanged).
-        name: what errors call it.
+        name: name of the argument in error messages.
 
     Returns:
         A new PIL image of mode "RGB".
 
     Raises:
-        ValueError: the file is missing, is no picture of `FORMATS`, is damaged, has more than
-            `PIL.Image.MAX_IMAGE_PIXELS` pixels, more than one frame, or a mode without a defined white.
+        ValueError: the file is missing, is not an image of `FORMATS`, is damaged, has more than
+            `PIL.Image.MAX_IMAGE_PIXELS` pixels or more than one frame, or has a mode without a defined white.
         TypeError: `image` is neither a path nor a PIL image.
     """
     if isinstance(image, Image.Image):
@@ -64,7 +63,7 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
     try:
         image.load()
         return _to_rgb(image)
-    # Decoders answer damaged bytes with whatever went wrong inside them: OSError, SyntaxError, struct.error …
+    # Decoders raise many types of exceptions on damaged bytes: OSError, SyntaxError, struct.error …
     except Exception as error:
         raise ValueError(f"{name}: cannot be used: {str(error) or type(error).__name__}") from error
 
@@ -72,7 +71,7 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if 0 in image.size:
         raise ValueError(f"expected at least one pixel, got {image.width} x {image.height}")
-    # The further frames of an MPO (a JPEG from a phone or a stereo camera) are views of the same picture.
+    # The other frames of an MPO (a JPEG from a phone or a stereo camera) are views of the same scene.
     if getattr(image, "is_animated", False) and image.format != "MPO":
         raise ValueError("expected a single still image, got an animation or several pages")
     is_sixteen_bit = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
@@ -103,24 +102,24 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             return ImageCms.buildTransform(source, _SRGB, image.mode, "RGB").apply(image)
         except (ImageCms.PyCMSError, OSError) as error:
-            # A damaged profile, or one of another colour space: viewers show the pixels as sRGB, and so do we.
+            # Viewers ignore a damaged profile, or one of another colour space, and assume sRGB.
             warnings.warn(f"An embedded colour profile cannot be applied and is ignored: {error}", stacklevel=2)
     return image.convert("RGB")
 
 
 def fit_size(
-    width: int, height: int, *, multiple: int, max_pixels: int, max_side: float = math.inf
+    width: float, height: float, *, multiple: int, max_pixels: int, max_side: float = math.inf
 ) -> tuple[int, int]:
     """
     The size nearest to `width` x `height` whose sides are multiples of `multiple`, after shrinking in proportion to at
-    most `max_pixels` pixels and at most `max_side` on a side. An image is never enlarged by more than the rounding.
+    most `max_pixels` pixels and at most `max_side` per side. Only the rounding can enlarge an image.
 
     Returns:
         (width, height) in pixels.
     """
     scale = min(1.0, math.sqrt(max_pixels / (width * height)), max_side / max(width, height))
-    width, height = (max(1, round(side * scale / multiple)) for side in (width, height))
-    # Rounding both sides up may pass the limit.
-    while width * height * multiple**2 > max_pixels and max(width, height) > 1:
-        width, height = (width - 1, height) if width > height else (width, height - 1)
-    return width * multiple, height * multiple
+    columns, rows = (max(1, round(side * scale / multiple)) for side in (width, height))
+    # Rounding both sides up may exceed the limit.
+    while columns * rows * multiple**2 > max_pixels and max(columns, rows) > 1:
+        columns, rows = (columns - 1, rows) if columns > rows else (columns, rows - 1)
+    return columns * multiple, rows * multiple

@@ -1,11 +1,11 @@
-"""Work in batches in which an item that fails takes no other item with it."""
+"""Batch processing in which a failing item does not affect the other items."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from PIL import Image
 
-# What any model can score: to find out whether it still can.
+# A prompt that every model can score, to check whether it still works.
 PROBE_PROMPT = "a grey square"
 
 Item = TypeVar("Item")
@@ -19,21 +19,21 @@ def isolate_failures(
     fatal: tuple[type[Exception], ...] = (),
 ) -> tuple[list[tuple[Item, Result]], list[tuple[Item, str]]]:
     """
-    The results of a function of a batch. Where the batch raises an exception, its halves are tried, and so on down to
-    single items. An item is to blame only if the function still works without it: a lost device or a broken model
-    would fail every further item in the same way.
+    Apply a function to a batch. If it raises an exception, both halves are tried, and so on down to single items.
+    Failures are attributed to items only if `probe` still works, because with a lost device or a broken model every
+    item would fail.
 
     Args:
-        function: one result for each item of a batch.
+        function: maps a batch to one result per item.
         items: the batch.
-        probe: runs the function on an input that it is known to handle; called once if an item failed.
-        fatal: exceptions that no item is to blame for. They are raised at once.
+        probe: applies the function to an input that is known to work; called once if an item failed.
+        fatal: exceptions that no item causes; they are raised at once.
 
     Returns:
-        (item, result) of the items that have one, and (item, error) of the others, each in the order of `items`.
+        (item, result) of the items that succeeded, and (item, error) of the others, each in the order of `items`.
 
     Raises:
-        ValueError: `probe` failed as well.
+        ValueError: `probe` failed too.
     """
     results, failures = _split_failures(function, items, fatal)
     if failures:
@@ -41,7 +41,7 @@ def isolate_failures(
             probe()
         except Exception as error:
             raise ValueError(
-                f"model: expected results for a plain grey picture at least, got {error_text(error)}; "
+                f"model: expected a score for a plain grey image, got {error_text(error)}; "
                 f"before that: {failures[0][1]}"
             ) from error
     return results, failures
@@ -55,17 +55,17 @@ def _split_failures(function, items, fatal):
     except Exception as error:
         if len(items) == 1:
             return [], [(items[0], error_text(error))]
-    # Here the exception is gone, and with it the tensors that its traceback keeps in memory.
+    # Outside the except clause, the exception no longer keeps the tensors of its traceback in memory.
     half = len(items) // 2
     parts = [_split_failures(function, part, fatal) for part in (items[:half], items[half:])]
     return [each for part in parts for each in part[0]], [each for part in parts for each in part[1]]
 
 
 def probe_image() -> Image.Image:
-    """A small grey picture."""
+    """A small grey image."""
     return Image.new("RGB", (64, 64), (128, 128, 128))
 
 
 def error_text(error: Exception) -> str:
-    """What an exception says, or the name of its class where it says nothing."""
+    """The message of an exception, or the name of its class if the message is empty."""
     return str(error) or type(error).__name__

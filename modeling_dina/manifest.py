@@ -1,6 +1,6 @@
-"""Scores the rows of a manifest into a table, and goes on where an interrupted run stopped.
+"""Scores the rows of a manifest and writes a table. An interrupted run resumes where it stopped.
 
-While a run goes on, its results are in a journal beside the table; the table appears, whole, when all rows have one.
+During a run, results are in a journal beside the table. The table is written atomically at the end.
 """
 
 import csv
@@ -22,7 +22,7 @@ TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
 
 
 class Row(NamedTuple):
-    """A row of a manifest: `prompt` and `image` as they came, or the `error` that kept it from being read."""
+    """A row of a manifest: its `prompt` and `image`, or the `error` with which reading it failed."""
 
     prompt: Any = None
     image: Any = None
@@ -31,18 +31,17 @@ class Row(NamedTuple):
 
 def read_manifest(path: Path) -> list[Row]:
     """
-    The rows of a CSV, JSON-lines or Parquet file with the columns "prompt" and "image".
+    Read the rows of a CSV, JSON-lines or Parquet file with the columns "prompt" and "image".
 
     Raises:
-        ValueError: the file is missing, unreadable or empty, or lacks a column. A bad row is no such error.
+        ValueError: the file is missing, unreadable or empty, or lacks a column. A bad row does not raise.
     """
     suffix = path.suffix.lower()
     if suffix not in TABLE_SUFFIXES:
         raise ValueError(f"manifest: expected a file ending in {', '.join(TABLE_SUFFIXES)}, got {path}")
     if not path.is_file():
-        raise ValueError(
-            f"manifest: expected a file, got {path}, which {'is none' if path.exists() else 'is missing'}"
-        )
+        problem = "is not a file" if path.exists() else "does not exist"
+        raise ValueError(f"manifest: expected a file, got {path}, which {problem}")
     try:
         records = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[suffix](path)
     except (csv.Error, ValueError, OSError) as error:
@@ -61,7 +60,7 @@ def read_manifest(path: Path) -> list[Row]:
 def _read_csv(path: Path) -> list[dict | str]:
     limit = csv.field_size_limit()
     try:
-        # A field is no longer than its file. The limit is one of the whole process, so it is put back afterwards.
+        # A field is no longer than its file. The limit is global to the process, so it is restored afterwards.
         csv.field_size_limit(max(limit, min(path.stat().st_size, 2**31 - 1)))
         with path.open(newline="", encoding="utf-8-sig") as file:
             return list(csv.DictReader(file))
@@ -98,20 +97,20 @@ def rank_manifest(
     **ensemble,
 ) -> pd.DataFrame:
     """
-    Scores every row of a manifest and writes the table `out`: row, prompt, image, score, spread, rank (1 is the best
-    image of its prompt) and error. A row without a score has an error.
+    Score every row of a manifest and write the table `out` with the columns row, prompt, image, score, spread, rank (1
+    is the best image of its prompt) and error. A row without a score has an error.
 
     Args:
-        scorer: its model was loaded from a folder or from the Hub.
-        manifest: see `read_manifest`; image paths are relative to its folder.
-        out: a new file; its ending chooses the format.
+        scorer: a scorer whose model was loaded from a folder or from the Hub.
+        manifest: as in `read_manifest`; image paths are relative to its folder.
+        out: a new file, whose suffix selects the format.
         progress: called with the number of finished rows and of all rows.
-        seed: of the noise.
+        seed: seed of the noise.
         ensemble: `sigmas`, `num_draws` and `mode` of `DinaScorer.score`.
 
     Raises:
-        ValueError: the manifest is unreadable, an earlier run with another manifest, model or other settings left a
-            journal, or the model cannot score anything any more; the journal then keeps what was scored.
+        ValueError: the manifest is unreadable, there is a journal of a run with another manifest, model or settings,
+            or the model fails on every image. In the last case the journal still has all earlier results.
     """
     rows = read_manifest(manifest)
     settings = {
@@ -138,7 +137,7 @@ def rank_manifest(
 
 
 def _score_rows(scorer: DinaScorer, rows: dict[int, Row], folder: Path, options: dict) -> dict[int, dict]:
-    """For each row, its score and spread, or its error."""
+    """Score some rows: score and spread, or the error, of each."""
     results: dict[int, dict] = {}
     images = {}
     for index, row in rows.items():
@@ -185,7 +184,7 @@ def _table(rows: list[Row], results: dict[int, dict]) -> pd.DataFrame:
 
 
 def _writable(value: Any) -> str | None:
-    # Half of a surrogate pair, which JSON can spell, has no bytes in UTF-8.
+    # JSON can contain half of a surrogate pair, which cannot be encoded in UTF-8.
     return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else None
 
 

@@ -1,5 +1,5 @@
-"""Noise paths: how a clean latent becomes a noisy one, which timestep the backbone is told, and where the noise comes
-from. `sigma` is always a noise level in [0, 1]: 0 is the clean latent, 1 pure noise."""
+"""Noise paths: how noise is added to clean latents, which timestep the backbone receives, and how noise is drawn.
+`sigma` is always a noise level in [0, 1]: 0 is the clean latent, 1 is pure noise."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 
 class NoisePath(ABC):
-    """A path from data to noise with the discrete levels its scheduler knows.
+    """A path from data to noise, with the discrete noise levels of its scheduler.
 
     Attributes:
-        sigmas: float32 CPU tensor [T], the levels, rising with the timestep.
+        sigmas: noise levels, a float32 CPU tensor [T] in the ascending order of timesteps.
     """
 
     sigmas: torch.Tensor
@@ -25,16 +25,16 @@ class NoisePath(ABC):
 
     @abstractmethod
     def timestep(self, sigma: torch.Tensor) -> torch.Tensor:
-        """What the backbone is told for the level `sigma` (any shape): the model's timestep, in [0, 1000]."""
+        """The backbone's timestep, in [0, 1000], at noise level `sigma` of any shape."""
 
     def snap(self, sigma: torch.Tensor) -> torch.Tensor:
-        """The scheduler's level nearest to each of `sigma` [K], float32 on the CPU.
+        """Round each of `sigma` [K] to the scheduler's nearest noise level; float32 on the CPU.
 
-        A backbone has been trained on its scheduler's levels only; asking for 0.2 under a shifted schedule means the
-        nearest level that exists (0.1998, say), and the likelihood's variance is taken there too.
+        A backbone was trained only on its scheduler's levels. Under a shifted schedule, 0.2 becomes the nearest
+        existing level (such as 0.1998), at which the variance of the likelihood is computed too.
         """
-        asked = sigma.detach().to("cpu", torch.float32)
-        return self.sigmas[(self.sigmas - asked.unsqueeze(-1)).abs().argmin(dim=-1)]
+        requested = sigma.detach().to("cpu", torch.float32)
+        return self.sigmas[(self.sigmas - requested.unsqueeze(-1)).abs().argmin(dim=-1)]
 
 
 def rectified_flow_state(latents: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
@@ -70,20 +70,20 @@ class VariancePreserving(NoisePath):
         return (1 - sigma.square()).sqrt() * latents + sigma * noise
 
     def timestep(self, sigma):
-        """The step whose level is nearest to `sigma`; the levels are discrete here."""
+        """The discrete step whose noise level is nearest to `sigma`."""
         levels = self.sigmas.to(sigma.device)
         return (levels - sigma.unsqueeze(-1)).abs().argmin(dim=-1)
 
 
 def path_from_scheduler(scheduler_config: dict) -> NoisePath:
-    """The path of a diffusers scheduler configuration: rectified flow for the flow-matching schedulers, variance
-    preserving for those with a beta schedule.
+    """Create the noise path of a diffusers scheduler configuration: rectified flow for flow-matching schedulers,
+    variance preserving for schedulers with a beta schedule.
 
     Raises:
-        ValueError: if the configuration is of neither kind.
+        ValueError: the configuration is of neither kind.
     """
     name = scheduler_config.get("_class_name", "")
-    # The tables are data, needed with their values even while a model is being laid out on the meta device.
+    # The tables of levels need real values even when the model is built on the meta device.
     with torch.device("cpu"):
         if name.startswith("FlowMatch"):
             return RectifiedFlow(scheduler_config)
@@ -95,19 +95,19 @@ def path_from_scheduler(scheduler_config: dict) -> NoisePath:
 
 
 def shared_noise(shape: Sequence[int], num_draws: int, seed: int | Sequence[int] = 0) -> torch.Tensor:
-    """Standard normal noise that depends on nothing but its shape, the seed and the number of the draw.
+    """Standard normal noise that depends only on its shape, the seed and the index of the draw.
 
-    It comes from a CPU generator seeded by (seed, draw): the same on every device, for every batch size and order, and
-    draw n is the same whether 1 or 100 draws are asked for.
+    It comes from a CPU generator seeded by (seed, draw). It is therefore the same on every device, for every batch
+    size and order, and for every number of draws.
 
     Args:
         shape: shape of one latent, (C, H, W).
-        num_draws: N.
-        seed: one whole number of at least 0, shared by every sample of a batch, or one for each sample: a list, array
-            or tensor of B.
+        num_draws: number N of draws.
+        seed: a non-negative integer that all samples of the batch share, or one per sample: a list, array or tensor of
+            length B.
 
     Returns:
-        float32 CPU tensor [N, 1, C, H, W], or [N, B, C, H, W] with a seed a sample.
+        float32 CPU tensor [N, 1, C, H, W], or [N, B, C, H, W] with one seed per sample.
     """
     seeds = check_seeds(seed)
     draws = [torch.stack([_draw(tuple(shape), each, draw) for each in seeds]) for draw in range(num_draws)]
@@ -116,21 +116,21 @@ def shared_noise(shape: Sequence[int], num_draws: int, seed: int | Sequence[int]
 
 def check_seeds(seed, batch: int | None = None) -> list[int]:
     """
-    Seeds as a list of Python integers.
+    Convert seeds to a list of Python integers.
 
     Args:
-        seed: a whole number of at least 0, or a list, array or tensor of them.
-        batch: B, how many samples there are; None accepts any number of seeds.
+        seed: a non-negative integer, or a list, array or tensor of them.
+        batch: number B of samples; None accepts any number of seeds.
 
     Returns:
         One seed, or B of them.
 
     Raises:
-        ValueError: naming the argument `seed`, what was expected and what came.
+        ValueError: `seed` has a wrong type, value or length.
     """
     values = np.asarray(seed.cpu() if isinstance(seed, torch.Tensor) else seed)
     expected = "a whole number of at least 0" + (f", or {batch} of them" if batch is not None else "")
-    # Python integers beyond 64 bits, which NumPy's SeedSequence takes, arrive as objects.
+    # Python integers beyond 64 bits, which NumPy's SeedSequence accepts, have dtype object.
     is_whole = values.dtype.kind in "iu" or (
         values.dtype == object and all(isinstance(each, int) for each in values.flat)
     )
@@ -141,9 +141,9 @@ def check_seeds(seed, batch: int | None = None) -> list[int]:
 
 
 def seeded_generator(*key: int) -> torch.Generator:
-    """A CPU generator that depends on all the numbers of `key`, each at least 0, and on their order.
+    """Create a CPU generator seeded by all numbers of `key`, each at least 0, in their order.
 
-    NumPy's SeedSequence mixes them into one seed, so that (seed 0, draw 1) is not (seed 1, draw 0).
+    NumPy's SeedSequence mixes them into one seed, so that (seed 0, draw 1) differs from (seed 1, draw 0).
     """
     mixed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
     return torch.Generator("cpu").manual_seed(mixed)
@@ -151,8 +151,8 @@ def seeded_generator(*key: int) -> torch.Generator:
 
 @lru_cache(maxsize=32)
 def _draw(shape: tuple[int, ...], seed: int, draw: int) -> torch.Tensor:
-    # Cached: one seed serves batch after batch. Callers stack draws, so nobody writes into a cached one. Type and
-    # device are explicit, because those of torch's defaults may differ from call to call.
+    # Cached, because successive batches share a seed. Callers stack draws, so no cached tensor is modified. Dtype and
+    # device are explicit, because torch's defaults may change between calls.
     return torch.randn(shape, generator=seeded_generator(seed, draw), dtype=torch.float32, device="cpu")
 
 

@@ -1,5 +1,5 @@
-"""What every command and entry point shares: the options that load a model and define its noise, the checks of paths,
-and how a program ends on bad input."""
+"""Shared parts of all commands: options for the model and the noise ensemble, checks of paths, and the handling of bad
+input."""
 
 import inspect
 import os
@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-# Whatever needs torch is imported inside the function that needs it, so that `dina --help` answers at once.
+# torch is imported only inside the functions that need it, so that `dina --help` starts fast.
 
 EMBEDDED_MODEL = str(Path(__file__).parent / "tiny")
-EMBEDDED_NOTE = "The embedded model judges 64 x 64 scenes of coloured shapes and nothing else; --model names another."
+EMBEDDED_NOTE = "The embedded model scores only 64 x 64 scenes of coloured shapes; use --model to choose another."
 
 console = Console()
 error_console = Console(stderr=True)
@@ -31,10 +31,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 @contextmanager
 def exit_on_bad_input() -> Iterator[None]:
     """
-    Ends the program on bad input, with one line on stderr and exit code 2.
+    Exit on bad input, with one line on stderr and exit code 2.
 
-    Every entry point of the project puts it around what reads and checks its input. What trains for hours stays
-    outside: a fault there is no bad input, and keeps its traceback.
+    Every entry point uses it around the code that reads and checks its input. Training itself stays outside, because
+    an error there is not bad input and should show its traceback.
     """
     try:
         yield
@@ -45,14 +45,14 @@ def exit_on_bad_input() -> Iterator[None]:
 
 
 def fail(message: str, cause: Exception) -> NoReturn:
-    """Print an error as one line on stderr and end the program with exit code 2."""
+    """Print an error as one line on stderr and exit with code 2."""
     message = " ".join(message.split())
     error_console.print(f"[bold red]Error:[/] {escape(message)}", soft_wrap=True, highlight=False)
     raise SystemExit(2) from cause
 
 
 class Mode(str, Enum):
-    """How noise levels are combined, as the model's config names it."""
+    """How noise levels are combined, as in `DinaConfig.ensemble_mode`."""
 
     features = "features"
     mean = "mean"
@@ -79,20 +79,20 @@ def _noise_levels(text: str) -> list[float]:
 
 @dataclass
 class HubOptions:
-    """How a command reaches the Hub."""
+    """Options for downloads from the Hub."""
 
     cache_dir: Annotated[
-        Path | None, typer.Option(help="Folder of downloads from the Hub. Default: the Hub's own.")
+        Path | None, typer.Option(help="Folder for downloads from the Hub. Default: the Hub's cache.")
     ] = None
     token: Annotated[
-        str | None, typer.Option(help="Access token of the Hub. Default: HF_TOKEN, or that of `hf auth login`.")
+        str | None, typer.Option(help="Access token for the Hub. Default: HF_TOKEN, or the login of `hf auth login`.")
     ] = None
     local_files_only: Annotated[
-        bool, typer.Option("--local-files-only", help="Read what has been downloaded already, without a network.")
+        bool, typer.Option("--local-files-only", help="Use only files that are already downloaded.")
     ] = False
 
     def hub_arguments(self) -> dict[str, Any]:
-        """Those that are given, as keyword arguments of the loaders of transformers and diffusers."""
+        """The options that are set, as keyword arguments of the loaders of transformers and diffusers."""
         given = {
             "cache_dir": None if self.cache_dir is None else str(self.cache_dir),
             "token": self.token,
@@ -103,15 +103,18 @@ class HubOptions:
 
 @dataclass
 class SourceOptions(HubOptions):
-    """Which reward model a command reads."""
+    """Options that select the reward model."""
 
     model: Annotated[
-        str, typer.Option(help="A folder or a Hub id. Default: the small model in the package.", show_default=False)
+        str,
+        typer.Option(
+            help="Reward model: a folder or a Hub id. Default: the small model in the package.", show_default=False
+        ),
     ] = EMBEDDED_MODEL
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")] = None
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model on the Hub.")] = None
 
     def check(self) -> None:
-        """Refuse a path that leads nowhere, which would be taken for a Hub id; point out the embedded model."""
+        """Check the path of the model, and print a note if it is the embedded one."""
         check_model(self.model)
         if self.model == EMBEDDED_MODEL:
             error_console.print(EMBEDDED_NOTE, style="dim", highlight=False)
@@ -119,15 +122,15 @@ class SourceOptions(HubOptions):
 
 @dataclass
 class ModelOptions(SourceOptions):
-    """Which reward model a command computes with, where, and in which precision."""
+    """Options that select the reward model, its device and its precision."""
 
     device: Annotated[
-        str | None, typer.Option(help="Device: cpu, cuda, cuda:1 and so on. Default: cuda if there is one.")
+        str | None, typer.Option(help="Device: cpu, cuda, cuda:1 and so on. Default: cuda if available.")
     ] = None
-    dtype: Annotated[Dtype | None, typer.Option(help="Floating-point type. Default: that of the weights.")] = None
+    dtype: Annotated[Dtype | None, typer.Option(help="Floating-point type of the weights. Default: as stored.")] = None
 
     def open_scorer(self, **options):
-        """The `DinaScorer` that the options describe; ValueError that names the option at fault."""
+        """Load the `DinaScorer` for these options; raises a ValueError that names the invalid option."""
         import torch
 
         quieten_libraries()
@@ -144,24 +147,30 @@ class ModelOptions(SourceOptions):
 
 @dataclass
 class EnsembleOptions:
-    """The options of a command that scores images: the noise of the ensemble."""
+    """Options of the noise ensemble, for commands that score images."""
 
     sigmas: Annotated[
         Any,
-        typer.Option(parser=_noise_levels, metavar="0.2,0.5,…", help="Noise levels in [0, 1]. Default: the model's."),
+        typer.Option(
+            parser=_noise_levels,
+            metavar="0.2,0.5,…",
+            help="Noise levels in [0, 1] of the ensemble. Default: the model's.",
+        ),
     ] = None
-    draws: Annotated[int | None, typer.Option(min=1, help="Noise draws at each level. Default: the model's.")] = None
-    mode: Annotated[Mode | None, typer.Option(help="How levels are combined. Default: the model's.")] = None
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0
+    draws: Annotated[
+        int | None, typer.Option(min=1, help="Number of noise draws at each level. Default: the model's.")
+    ] = None
+    mode: Annotated[Mode | None, typer.Option(help="How noise levels are combined. Default: the model's mode.")] = None
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the ensemble's noise.")] = 0
 
     def arguments(self) -> dict[str, Any]:
-        """As keyword arguments of `DinaScorer.score`."""
+        """The options as keyword arguments of `DinaScorer.score`."""
         mode = None if self.mode is None else self.mode.value
         return {"sigmas": self.sigmas, "num_draws": self.draws, "mode": mode, "seed": self.seed}
 
 
 def with_option_groups(command: Callable) -> Callable:
-    """Let a command take dataclasses such as `ModelOptions`: each of their fields becomes an option of its own."""
+    """Allow parameters of a command that are dataclasses such as `ModelOptions`: each field becomes an option."""
     signature, hints = inspect.signature(command), get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
     parameters = []
@@ -187,7 +196,7 @@ def with_option_groups(command: Callable) -> Callable:
 
 
 def quieten_libraries() -> None:
-    """Bars of a second's loading and notes on absent extras would push the result off the screen."""
+    """Switch off progress bars and notes of libraries, which would hide the result."""
     import diffusers
     import transformers
 
@@ -197,7 +206,7 @@ def quieten_libraries() -> None:
 
 
 def usable_device(device: str | None) -> str:
-    """The device asked for, or the best there is; ValueError for one that torch cannot use here."""
+    """The given device, or cuda if available, else cpu; raises a ValueError if torch cannot use it here."""
     import torch
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -209,15 +218,15 @@ def usable_device(device: str | None) -> str:
 
 
 def check_model(model: str, name: str = "model") -> None:
-    """A path that leads nowhere would be taken for a Hub id, and refused as a malformed one."""
+    """Raise a ValueError for a path that does not exist, which would be taken for a malformed Hub id."""
     if not os.path.isdir(model) and (os.path.exists(model) or model.startswith(("/", ".", "~"))):
         raise ValueError(f"{name}: expected a folder or a Hub id, got {model}")
 
 
 @contextmanager
 def loading(name: str, source: Any) -> Iterator[None]:
-    """Names what was being read in the error. A stranger's folder fails in whatever way it likes: any exception is
-    its fault."""
+    """Convert any exception during loading to a ValueError that names the argument and the source. Invalid folders can
+    raise exceptions of any type."""
     try:
         yield
     except Exception as error:
@@ -226,7 +235,7 @@ def loading(name: str, source: Any) -> Iterator[None]:
 
 
 def check_output(name: str, path: Path, suffixes: tuple[str, ...]) -> None:
-    """Told before the work rather than after it."""
+    """Raise a ValueError unless a file with one of `suffixes` can be written, before the work begins."""
     if path.suffix.lower() not in suffixes:
         raise ValueError(f"{name}: expected a file ending in {', '.join(suffixes)}, got {path}")
     try:
@@ -238,15 +247,17 @@ def check_output(name: str, path: Path, suffixes: tuple[str, ...]) -> None:
 
 
 def check_folder(name: str, path: Path) -> None:
-    """ValueError where a file is in the way of a folder."""
+    """Raise a ValueError if a file has the path of the folder or of one of its parents."""
     for place in (path, *path.parents):
         if place.exists() and not place.is_dir():
-            raise ValueError(f"{name}: expected a folder, there or to be made, got {path}, where {place} is a file")
+            raise ValueError(
+                f"{name}: expected a folder that exists or can be created, got {path}, where {place} is a file"
+            )
 
 
 @contextmanager
 def scoring_progress() -> Iterator[Any]:
-    """A progress bar, as a callable on the numbers of finished and of all images."""
+    """A progress bar, as a function of the numbers of finished and of all images."""
     columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=error_console) as bar:
         task = bar.add_task("", total=None)

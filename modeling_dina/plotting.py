@@ -1,4 +1,4 @@
-"""The figure of a comparison: two images beside their rewards at every noise level."""
+"""Figure of a comparison: two images and their rewards at every noise level."""
 
 import textwrap
 from collections.abc import Sequence
@@ -13,20 +13,21 @@ from PIL import Image
 from .files import atomic_path
 from .scoring_dina import Comparison
 
-# Blue and vermilion of Okabe and Ito: told apart with any colour vision, and in grey.
+# Blue and vermilion of Okabe and Ito, distinguishable with any colour vision and in grey.
 COLORS = ("#0072B2", "#D55E00")
 INK, FAINT = "#222222", "#d9d9d9"
 
 
 def plot_comparison(path: Path, prompt: str, images: Sequence[Image.Image], comparison: Comparison) -> None:
     """
-    Draws two images beside their rewards against the noise level, each point a mean over draws with its standard
-    deviation, and writes the figure whole or not at all.
+    Plot two images and their rewards against the noise level, as mean and standard deviation over draws, and write
+    the figure atomically.
 
     Args:
-        path: its ending chooses the format: PNG, PDF, SVG, JPEG or WebP.
-        images: the two images, RGB.
-        comparison: of the two images, made with `with_levels=True`.
+        path: output file; its suffix selects the format PNG, PDF, SVG, JPEG or WebP.
+        prompt: title of the figure.
+        images: the two RGB images.
+        comparison: comparison of the two images, computed with `with_levels=True`.
     """
     figure = Figure(figsize=(11, 4.3), dpi=200, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))
     grid = figure.add_gridspec(1, 3, width_ratios=(1, 1, 1.75))
@@ -43,7 +44,7 @@ def plot_comparison(path: Path, prompt: str, images: Sequence[Image.Image], comp
 
 
 def _draw_image(axes, image: Image.Image, color: str) -> None:
-    # Small pictures are shown pixel by pixel: smoothing would flatter them.
+    # Small images are drawn without interpolation, which would hide their defects.
     axes.imshow(image, interpolation="nearest" if max(image.size) <= 128 else "antialiased")
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
@@ -58,13 +59,13 @@ def _caption(comparison: Comparison, column: int) -> str:
 
 
 def draw_rewards(axes, comparison: Comparison) -> None:
-    """Draws both images' rewards at each noise level on matplotlib axes; `comparison` as in `plot_comparison`."""
+    """Plot both images' rewards at each noise level on matplotlib axes; `comparison` is as in `plot_comparison`."""
     if comparison.level_samples is None:
-        raise ValueError("comparison: expected one made with with_levels=True, got none of its level_samples")
+        raise ValueError("comparison: expected level_samples, computed with with_levels=True, got None")
     num_draws = comparison.level_samples.shape[1]
     means = comparison.level_samples.mean(dim=1)
     spreads = comparison.level_samples.std(dim=1) if num_draws > 1 else torch.zeros_like(means)
-    # A little apart, so that neither error bar hides the other.
+    # Shifted slightly, so that neither error bar hides the other.
     for column, (name, color, marker, shift) in enumerate(zip("AB", COLORS, "os", (-0.006, 0.006), strict=True)):
         axes.errorbar(
             comparison.sigmas + shift,
@@ -79,7 +80,7 @@ def draw_rewards(axes, comparison: Comparison) -> None:
             label=name,
         )
     axes.set_xlim(0, min(1, 1.15 * comparison.sigmas.max().item()))
-    axes.set_xlabel(r"noise level $\sigma$ (0: clean, 1: noise alone)", fontsize=11, color=INK)
+    axes.set_xlabel(r"noise level $\sigma$ (0: clean, 1: pure noise)", fontsize=11, color=INK)
     axes.set_ylabel("reward", fontsize=11, color=INK)
     title = f"mean ± standard deviation of {num_draws} noise draws" if num_draws > 1 else "one noise draw"
     axes.set_title(title, fontsize=10, color=INK)

@@ -1,7 +1,7 @@
-"""The files that travel with a model's weights, so that transformers loads them where this package is not installed.
+"""The code files in a model's folder, with which transformers can load the model without this package.
 
-`python -m modeling_dina.remote_code FOLDER` brings the copies in a model's folder up to date. `save_pretrained` does
-so by itself: transformers copies the same files.
+`python -m modeling_dina.remote_code FOLDER` updates the copies in a model's folder. `save_pretrained` does this
+automatically, because transformers copies the same files.
 """
 
 import shutil
@@ -10,15 +10,15 @@ from pathlib import Path
 
 
 def remote_code_files() -> list[Path]:
-    """The package's files `*_dina.py`, which import no other file of the project."""
+    """The package's files `*_dina.py`, which import only one another."""
     return sorted(Path(__file__).parent.glob("*_dina.py"))
 
 
 def copy_remote_code(folder: Path) -> None:
-    """Replace the Python files of a model's folder by copies of `remote_code_files()`.
+    """Replace the Python files in a model's folder by copies of `remote_code_files()`.
 
     Raises:
-        ValueError: `folder` is not a model's folder.
+        ValueError: `folder` has no config.json.
     """
     if not (folder / "config.json").is_file():
         raise ValueError(f"folder: expected a model's folder, with config.json, got {folder}")

@@ -1,5 +1,5 @@
-"""The reward head: timestep-conditioned adapters over the tapped tokens, and learnt queries that attend to them and
-are read out as one reward (arXiv 2602.11146)."""
+"""The reward head (arXiv 2602.11146): timestep-conditioned adapters on the tokens of selected layers, and learnt
+queries that attend to these tokens and are projected to one reward."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from transformers.utils.generic import maybe_autocast
 
 
 class FilmAdapter(nn.Module):
-    """One tapped layer's tokens, modulated by the time-text embedding and reduced to a quarter of the width."""
+    """Modulates the tokens of one layer by the time-text embedding and projects them to a quarter of the width."""
 
     def __init__(self, token_width: int, conditioning_width: int, width: int, project_in: bool):
         super().__init__()
@@ -16,7 +16,7 @@ class FilmAdapter(nn.Module):
         self.proj_in = nn.Linear(token_width, width) if needs_projection else nn.Identity()
         self.layer_embed = nn.Parameter(torch.zeros(1, 1, width))
         modulation = nn.Linear(2 * width, 2 * width)
-        # A fresh adapter lets its tokens through unchanged.
+        # Initially the modulation is the identity.
         nn.init.zeros_(modulation.weight)
         nn.init.zeros_(modulation.bias)
         self.cond_mlp = nn.Sequential(nn.Linear(conditioning_width, 2 * width), nn.SiLU(), modulation)
@@ -29,8 +29,9 @@ class FilmAdapter(nn.Module):
 
 
 class QueryAttention(nn.Module):
-    """Queries attend to visual tokens, and `with_text` also to text tokens through keys and values of their own: then
-    every value is scaled by a token-wise gate and the two results are added. Pre-norm, residual."""
+    """Cross-attention from queries to visual tokens, with pre-norm and a residual connection. With `with_text`, they
+    also attend to text tokens through separate keys and values; every value is then scaled by a token-wise gate, and
+    the two results are added."""
 
     def __init__(self, width: int, num_heads: int, dropout: float, with_text: bool):
         super().__init__()
@@ -67,7 +68,7 @@ class QueryAttention(nn.Module):
 
 
 class RewardHead(nn.Module):
-    """From tapped features to one reward. Module names are those of the published weights."""
+    """Maps the features of selected layers to one reward. Module names are those of the published weights."""
 
     def __init__(self, config, token_width: int):
         super().__init__()
@@ -90,10 +91,10 @@ class RewardHead(nn.Module):
         self.logistic = config.logistic
 
     def forward(self, levels: list) -> torch.Tensor:
-        """One reward a sample, [B], from the backbone's features at one noise level or at several.
+        """Compute one reward per sample, [B], from the backbone's features at one or several noise levels.
 
-        The tokens of several levels, each conditioned on its own timestep, are read side by side in one pass. A reward
-        is always computed in the head's own precision, whatever autocast the backbone runs under.
+        The tokens of several levels, each conditioned on its own timestep, are concatenated and processed in one pass.
+        The reward is always computed in the head's own precision, also under autocast.
         """
         # The weights of an offloaded head are on the meta device until its layers run.
         with maybe_autocast(device_type=levels[0].conditioning.device.type, enabled=False):
@@ -102,20 +103,20 @@ class RewardHead(nn.Module):
         return rewards.sigmoid() if self.logistic else rewards
 
     def _tokens(self, features) -> tuple[torch.Tensor, torch.Tensor]:
-        """Backbone features of one noise level to visual tokens [B, V, width] and text tokens [B, T, width]."""
-        dtype = self.query_tokens.dtype  # no quantisation or casting of layers reaches it
+        """Map backbone features of one noise level to visual tokens [B, V, width] and text tokens [B, T, width]."""
+        dtype = self.query_tokens.dtype  # this parameter is not affected by quantising or casting layers
         conditioning = features.conditioning.to(dtype)
 
         def adapt(adapters, layers):
-            tapped = zip(adapters, layers, strict=True)
-            return torch.cat([adapter(tokens.to(dtype), conditioning) for adapter, tokens in tapped], dim=-1)
+            pairs = zip(adapters, layers, strict=True)
+            return torch.cat([adapter(tokens.to(dtype), conditioning) for adapter, tokens in pairs], dim=-1)
 
         visual = self.agg_visual(adapt(self.layer_adapters_visual, features.visual))
         text = self.agg_text(adapt(self.layer_adapters_text, features.text))
         return visual, text
 
     def _read(self, visual: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """Tokens [B, V, width] and [B, T, width] to rewards [B]."""
+        """Map visual tokens [B, V, width] and text tokens [B, T, width] to rewards [B]."""
         queries = self.query_tokens.expand(visual.shape[0], -1, -1)
         queries = self.attn1(queries, visual, text)
         queries = self.attn2(queries, visual)

@@ -1,5 +1,5 @@
-"""A reward model at sampling time, beside a stock `StableDiffusion3Pipeline`: the best of several candidates, fewer
-candidates from step to step, or steps that follow the reward's gradient. Nothing is decoded to be judged.
+"""Reward models at sampling time, with a stock `StableDiffusion3Pipeline`: best-of-N sampling, pruning of candidates
+during sampling, and guidance by the reward's gradient. Latents are scored without decoding them.
 
 ```python
 >>> best_of_n(pipe, model, "two purple stars", 16, height=64, width=64).images[0]
@@ -7,8 +7,8 @@ candidates from step to step, or steps that follow the reward's gradient. Nothin
 >>> pipe("two purple stars", num_images_per_prompt=16, callback_on_step_end=prune, max_sequence_length=14).images
 ```
 
-The callbacks read the embeddings that the pipeline works with: its `max_sequence_length` should be the reward model's.
-Several of them are joined by diffusers' `MultiPipelineCallbacks`.
+The callbacks use the pipeline's embeddings, so its `max_sequence_length` should be that of the reward model. Combine
+several callbacks with diffusers' `MultiPipelineCallbacks`.
 """
 
 from collections.abc import Mapping
@@ -25,9 +25,9 @@ from .latents_dina import decode_latents
 from .modeling_dina import DinaRewardModel
 from .scoring_dina import DinaScorer
 
-# Arguments of the pipeline with an entry for each image.
+# Arguments of the pipeline that may have one entry per image.
 PER_CANDIDATE = ("generator", "latents", "negative_prompt_embeds", "negative_pooled_prompt_embeds")
-# Arguments of the pipeline that follow from those of `best_of_n`.
+# Arguments of the pipeline that `best_of_n` sets itself.
 OWN_ARGUMENTS = ("num_images_per_prompt", "output_type", "return_dict", "prompt_embeds", "pooled_prompt_embeds")
 
 
@@ -37,9 +37,9 @@ class BestOfN:
     The best of N candidates, best first.
 
     Attributes:
-        images: those kept, decoded.
-        latents: of those kept, [keep, C, H, W].
-        scores: of all candidates, [N], in falling order.
+        images: decoded images of the best candidates.
+        latents: their latents [keep, C, H, W].
+        scores: scores [N] of all candidates, in descending order.
     """
 
     images: list[Image.Image]
@@ -59,21 +59,21 @@ def best_of_n(
     **call: Any,
 ) -> BestOfN:
     """
-    Sample candidates, judge their latents, and decode the best.
+    Sample candidates, score their latents, and decode the best.
 
     Args:
-        pipeline: the generator, a `StableDiffusion3Pipeline` with the reward model's latent space and text encoders.
-        model: the reward model, in evaluation mode.
-        prompt: of all candidates.
-        num_candidates: N.
-        keep: how many of them are decoded.
-        batch_size: candidates sampled at a time.
+        pipeline: generator: a `StableDiffusion3Pipeline` with the reward model's latent space and text encoders.
+        model: reward model in evaluation mode.
+        prompt: prompt of all candidates.
+        num_candidates: number N of candidates.
+        keep: number of best candidates to decode.
+        batch_size: number of candidates sampled at a time.
         call: further arguments of the pipeline, such as `guidance_scale`. Those of `PER_CANDIDATE` may be a list or a
-            tensor with one entry for each candidate; then no candidate depends on `batch_size`. A single `generator`
-            goes on from one batch to the next.
+            tensor with one entry per candidate; then candidates do not depend on `batch_size`. A single `generator` is
+            used for one batch after the other.
 
     Raises:
-        ValueError: naming an argument of a wrong value.
+        ValueError: an argument has a wrong value; the message names it.
     """
     if not 1 <= keep <= num_candidates:
         raise ValueError(f"keep: expected 1 to num_candidates={num_candidates}, got {keep}")
@@ -88,18 +88,19 @@ def best_of_n(
     latents = torch.cat(parts)
     scorer = DinaScorer.from_pipeline(model, pipeline, batch_size=batch_size)
     scores, order = scorer.score(prompts=[prompt] * num_candidates, latents=latents).scores.sort(descending=True)
-    kept = latents[order[:keep].to(latents.device)]
-    pixels = decode_latents(pipeline.vae, kept)
-    return BestOfN(images=pipeline.image_processor.postprocess(pixels), latents=kept, scores=scores)
+    best = latents[order[:keep].to(latents.device)]
+    pixels = decode_latents(pipeline.vae, best)
+    return BestOfN(images=pipeline.image_processor.postprocess(pixels), latents=best, scores=scores)
 
 
 def _check_call(call: dict[str, Any], num_candidates: int) -> None:
-    """Raises a ValueError for an argument that `best_of_n` gives itself, or that does not fit the candidates."""
+    """Raise a ValueError for an argument that `best_of_n` sets itself, or whose length is not the number of
+    candidates."""
     for name in set(OWN_ARGUMENTS) & set(call):
-        raise ValueError(f"{name}: expected it to be left to best_of_n, got {type(call[name]).__name__}")
+        raise ValueError(f"{name}: expected no value, because best_of_n sets it, got {type(call[name]).__name__}")
     for name, value in call.items():
         if _is_per_candidate(name, value) and len(value) != num_candidates:
-            raise ValueError(f"{name}: expected one for each of {num_candidates} candidates, got {len(value)}")
+            raise ValueError(f"{name}: expected {num_candidates} entries, one per candidate, got {len(value)}")
 
 
 def _is_per_candidate(name: str, value: Any) -> bool:
@@ -107,7 +108,7 @@ def _is_per_candidate(name: str, value: Any) -> bool:
 
 
 def _sample(pipeline, prompt: str, candidates: range, call: dict[str, Any]) -> torch.Tensor:
-    """Latents [B, C, H, W] of some of the candidates."""
+    """Sample the latents [B, C, H, W] of some of the candidates."""
     part = slice(candidates.start, candidates.stop)
     call = {name: value[part] if _is_per_candidate(name, value) else value for name, value in call.items()}
     latents = pipeline(prompt, num_images_per_prompt=len(candidates), output_type="latent", **call).images
@@ -120,10 +121,10 @@ def _sample(pipeline, prompt: str, candidates: range, call: dict[str, Any]) -> t
 
 
 class _RewardCallback(PipelineCallback):
-    """What the callbacks share: the state that a step led to, its noise level and its prompts.
+    """Base class of the callbacks: scores the state after a step, at its noise level and with its prompts.
 
     Args:
-        model: the reward model, in evaluation mode.
+        model: reward model in evaluation mode.
     """
 
     def __init__(self, model: DinaRewardModel) -> None:
@@ -137,28 +138,28 @@ class _RewardCallback(PipelineCallback):
         return ["latents", "prompt_embeds", "pooled_prompt_embeds"]
 
     def scores(self, latents: torch.Tensor, sigma: float, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Rewards [B] of latents [B, C, H, W] at a noise level; of clean ones by the noise ensemble."""
-        # Under guidance the embeddings are those of the negative prompts, then those of the prompts.
+        """Score latents [B, C, H, W] at a noise level, [B]; clean latents are scored by the noise ensemble."""
+        # With guidance, the embeddings of the negative prompts come before those of the prompts.
         embeds, pooled = (tensors[name][-len(latents) :] for name in ("prompt_embeds", "pooled_prompt_embeds"))
-        judged = (
+        output = (
             self.model.reward(latents, embeds, pooled) if sigma == 0 else self.model(latents, sigma, embeds, pooled)
         )
-        return judged["scores"]
+        return output["scores"]
 
 
 class PruneCandidates(_RewardCallback):
     """
-    Goes on with the best candidates of each prompt alone, judged on their noisy states. (Not together with the
-    pipeline's `skip_guidance_layers`, for which it keeps embeddings that a callback cannot reach.)
+    Continues with only the best candidates of each prompt, scored on their noisy states. It does not work with the
+    pipeline's `skip_guidance_layers`, for which the pipeline stores embeddings that a callback cannot change.
 
-    A list of generators, or latents, with an entry for each candidate is used up before the first step, so that what
-    is pruned later does not shift them. The scheduler must carry no state from step to step, which would still be that
-    of all candidates: a `FlowMatchEulerDiscreteScheduler`.
+    Generators and latents with one entry per candidate are consumed before the first step, so pruning does not affect
+    their assignment. The scheduler must not store states of the candidates between steps, which would include pruned
+    ones. Therefore it must be a `FlowMatchEulerDiscreteScheduler`.
 
     Args:
-        model: the reward model, in evaluation mode.
-        keep: candidates of a prompt to go on with, after each of some steps; steps count from 0.
-        num_prompts: prompts in the batch; each has as many candidates, in succession.
+        model: reward model in evaluation mode.
+        keep: number of candidates per prompt to keep after a step, by step counted from 0.
+        num_prompts: number of prompts in the batch; the candidates of a prompt are consecutive, and equal in number.
     """
 
     def __init__(self, model: DinaRewardModel, keep: Mapping[int, int], num_prompts: int = 1) -> None:
@@ -192,7 +193,7 @@ class PruneCandidates(_RewardCallback):
 def _check_scheduler(scheduler) -> None:
     if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         raise ValueError(
-            f"scheduler: expected a FlowMatchEulerDiscreteScheduler, got {type(scheduler).__name__}, which may keep "
+            f"scheduler: expected a FlowMatchEulerDiscreteScheduler, got {type(scheduler).__name__}, which may store "
             f"the states of pruned candidates"
         )
 
@@ -201,14 +202,14 @@ class GuideByReward(_RewardCallback):
     """
     Samples from the generator's distribution tilted towards the reward, p(x) exp(scale r(x)).
 
-    To the score of the noisy distribution this adds scale times the reward's gradient, and to the velocity of the
-    rectified flow -s / (1 - s) times that, as its score is -(x + (1 - s) v) / s. The correction of a step from s to s'
-    is taken at the state that it leads to: x' + (s - s') s' / (1 - s') scale grad r(x', s').
+    This adds scale times the reward's gradient to the score of the noisy distribution. As the score of a rectified
+    flow is -(x + (1 - s) v) / s, it adds -s / (1 - s) times that to the velocity. The correction of a step from s to
+    s' is computed at the state after the step: x' + (s - s') s' / (1 - s') scale grad r(x', s').
 
     Args:
-        model: the reward model, in evaluation mode.
+        model: reward model in evaluation mode.
         scale: inverse temperature, in units of 1 / reward.
-        start, stop: highest and lowest noise level at which steps are guided.
+        start, stop: highest and lowest noise level at which to guide.
     """
 
     def __init__(self, model: DinaRewardModel, scale: float, start: float = 1.0, stop: float = 0.0) -> None:

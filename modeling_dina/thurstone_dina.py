@@ -1,8 +1,8 @@
-"""The Thurstone likelihood of preferences: an image's utility is normal around its reward with a variance that grows
-with the noise level, so that a win is a normal probability. Pure functions on tensors; arXiv 2602.11146.
+"""The Thurstone likelihood of preferences (arXiv 2602.11146), as pure functions on tensors. The utility of an image is
+normally distributed around its reward, with a variance that grows with the noise level.
 
-Every loss is returned a pair (no reduction). Tails are computed in logarithms (`log_ndtr`), so losses and gradients
-stay finite and exact where a probability would round to 0 or 1.
+Every loss is returned per pair, without reduction. Tails are computed in logarithms (`log_ndtr`), so that losses and
+gradients stay finite and exact where a probability would round to 0 or 1.
 """
 
 from typing import NamedTuple
@@ -18,10 +18,10 @@ def noise_variance(sigma: torch.Tensor, slope: float = 2.0, floor: float = 0.05)
 
 
 def standardized_difference(scores_a, scores_b, variance_a, variance_b) -> torch.Tensor:
-    """(r_a - r_b) / sqrt(v_a + v_b). A constant variance c an image is `variance_a = variance_b = tensor(c)`.
+    """(r_a - r_b) / sqrt(v_a + v_b). For a constant variance c per image, `variance_a = variance_b = tensor(c)`.
 
     Args:
-        scores_a, scores_b: rewards, any shapes that broadcast.
+        scores_a, scores_b: rewards, of shapes that broadcast together.
         variance_a, variance_b: variance of each reward, tensors that broadcast with them.
     """
     return (scores_a - scores_b) / (variance_a + variance_b).sqrt()
@@ -37,7 +37,7 @@ def fidelity_loss(scores_chosen, scores_rejected, variance_chosen, variance_reje
     """Fidelity between the predicted and the observed preference: 1 - sqrt(P q) - sqrt((1 - P)(1 - q)).
 
     Args:
-        target: q, the observed probability in [0, 1] that `chosen` wins; None is 1, for which the loss is 1 - sqrt(P).
+        target: q, the observed probability in [0, 1] that `chosen` wins; None means 1, where the loss is 1 - sqrt(P).
     """
     z = standardized_difference(scores_chosen, scores_rejected, variance_chosen, variance_rejected)
     if target is None:
@@ -54,7 +54,7 @@ def likelihood_loss(scores_chosen, scores_rejected, variance_chosen, variance_re
 
 
 def bradley_terry_loss(scores_chosen, scores_rejected, margin: float = 0.0) -> torch.Tensor:
-    """-log sigmoid(r_chosen - r_rejected - margin), the logistic model of a comparison."""
+    """-log sigmoid(r_chosen - r_rejected - margin), the logistic (Bradley-Terry) model of a comparison."""
     return F.softplus(scores_rejected - scores_chosen + margin)
 
 
@@ -69,14 +69,14 @@ def binary_entropy(probability: torch.Tensor) -> torch.Tensor:
 
 
 class PairStatistics(NamedTuple):
-    """What an ensemble of samples says about a pair (shapes of the samples without [K, N]).
+    """Win probability and uncertainty of a pair from an ensemble; each has the shape of the samples without [K, N].
 
     Attributes:
-        win_probability: P, mean of the samples' probabilities that a beats b.
-        entropy: H(P), the predictive entropy, in nats; the sum of the next two.
-        disagreement: H(P) - mean H(P_s), what the samples disagree about.
-        likelihood_entropy: mean H(P_s), what every sample holds undecided.
-        difference_error: standard error over the draws of the mean difference r_a - r_b; NaN for a single draw.
+        win_probability: P, the mean over samples of the probability that a beats b.
+        entropy: H(P), the predictive entropy in nats; the sum of the next two values.
+        disagreement: H(P) - mean H(P_s), the entropy in nats that comes from differences between samples.
+        likelihood_entropy: mean H(P_s), the mean entropy of a single sample in nats.
+        difference_error: standard error over draws of the mean difference r_a - r_b; NaN for a single draw.
     """
 
     win_probability: torch.Tensor
@@ -87,12 +87,12 @@ class PairStatistics(NamedTuple):
 
 
 def pair_statistics(samples_a, samples_b, variance, weights=None) -> PairStatistics:
-    """Win probability and uncertainty of pairs from ensembles that share their levels and their noise.
+    """Compute win probability and uncertainty of pairs from ensembles with the same noise levels and the same noise.
 
     Args:
-        samples_a, samples_b: rewards [K, N, ...] at K levels with N draws each.
-        variance: [K], the variance of one reward at each level (that of a pair is twice this).
-        weights: [K], the levels' weights, summing to one; None weighs them equally.
+        samples_a, samples_b: rewards [K, N, ...] at K noise levels with N draws each.
+        variance: [K], variance of one reward at each level; the variance of a difference is twice this.
+        weights: [K], weights of the levels, which sum to one; None weights them equally.
     """
     levels, _draws = samples_a.shape[:2]
     per_level = (levels, *[1] * (samples_a.ndim - 1))
@@ -125,9 +125,9 @@ def log_probabilities(samples_a, samples_b, variance, weights) -> tuple[torch.Te
 
 
 def spread_over_draws(samples: torch.Tensor) -> torch.Tensor:
-    """Standard deviation of a score over the draws, root mean square over levels: [K, N, ...] to [...].
+    """Standard deviation of a score over draws, as root mean square over levels: [K, N, ...] to [...].
 
-    NaN for a single draw: one number has no spread, and 0 would claim certainty.
+    It is NaN for a single draw, because 0 would claim certainty.
     """
     return _deviation(samples, dim=1).square().mean(dim=0).sqrt()
 

@@ -104,6 +104,6 @@ def connected_hub(loopback_hub, tmp_path, monkeypatch):
     for client in (huggingface_hub.hf_api.api, transformers.utils.hub.hf_api()):
         monkeypatch.setattr(client, "endpoint", loopback_hub.url)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(push, "WAITS", (0.01, 0.02, 0.04))
+    monkeypatch.setattr(push, "RETRY_DELAYS", (0.01, 0.02, 0.04))
     yield loopback_hub
     huggingface_hub.close_session()

@@ -41,7 +41,7 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load_config(path: Path, *dataclass_types: type, **overrides: Any) -> tuple:
+def load_config(path: Path, *dataclass_types: Any, **overrides: Any) -> tuple:
     """
     One instance of each of `dataclass_types`.
 
@@ -55,7 +55,7 @@ def load_config(path: Path, *dataclass_types: type, **overrides: Any) -> tuple:
     return _instances(_Parser(dataclass_types, allow_abbrev=False), _as_flags({**read_config(path), **overrides}))
 
 
-def parse(*dataclass_types: type, argv: Sequence[str] | None = None) -> tuple:
+def parse(*dataclass_types: Any, argv: Sequence[str] | None = None) -> tuple:
     """
     `load_config` from the command line.
 
@@ -125,14 +125,15 @@ def _config_parser() -> argparse.ArgumentParser:
 
 
 def _instances(parser: _Parser, flags: list[str]) -> tuple:
+    dataclass_types: list[Any] = list(parser.dataclass_types)
     *instances, unknown = parser.parse_args_into_dataclasses(
         flags, look_for_args_file=False, return_remaining_strings=True
     )
     if unknown:
         names = [flag[2:].partition("=")[0] for flag in unknown if flag.startswith("--")] or unknown
-        types = ", ".join(each.__name__ for each in parser.dataclass_types)
+        types = ", ".join(each.__name__ for each in dataclass_types)
         raise ValueError(f"{', '.join(names)}: expected a field of {types}, got an unknown name")
-    return tuple(instances[: len(parser.dataclass_types)])
+    return tuple(instances[: len(dataclass_types)])
 
 
 def _as_flags(values: Mapping[str, Any]) -> list[str]:

@@ -1,41 +1,49 @@
 """What networks cost, counted on the meta device without computing and without weights: FLOPs, the bytes kept for a
 gradient, and the tables of a dry run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from torch.autograd.graph import saved_tensors_hooks
-from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 # The one Hub id whose transformer is known by heart: it is the default of `DinaConfig`.
 KNOWN_BASE = "stabilityai/stable-diffusion-3.5-medium"
 ADAM_BYTES = 8  # two moments in float32
 CLIP_TOKENS = 77
-ATTENTION_DEFAULTS = {"dropout_p": 0.0, "is_causal": False, "scale": None}
 
 
-class FusedAttention(TorchFunctionMode):
+@contextmanager
+def fused_attention() -> Iterator[None]:
     """
-    Attention on the meta device as the fused kernels of CUDA do it: the probabilities are not kept for the backward
-    pass but computed again there. Unfused, they would outweigh everything else that is kept.
+    Within, attention on the meta device is counted as the fused kernels of CUDA compute it: the probabilities are not
+    kept for the backward pass but computed again there. Unfused, they would outweigh everything else that is kept.
     """
+    original = F.scaled_dot_product_attention
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        options = kwargs or {}
-        if func is not F.scaled_dot_product_attention or not args[0].is_meta or options.get("attn_mask") is not None:
-            return func(*args, **options)
+    def fused(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+        if not query.is_meta or attn_mask is not None:
+            return original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
         # Keys and values of fewer heads than the queries need no copies here.
-        dropout, causal, scale = (options.get(name, default) for name, default in ATTENTION_DEFAULTS.items())
-        return torch.ops.aten._scaled_dot_product_flash_attention(*args, dropout, causal, scale=scale)[0]
+        return torch.ops.aten._scaled_dot_product_flash_attention(
+            query, key, value, dropout_p, is_causal, scale=scale
+        )[0]
+
+    # Not a TorchFunctionMode, which does not reach what gradient checkpointing computes again in the backward pass.
+    F.scaled_dot_product_attention = fused
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = original
 
 
 def count_flops(case: Callable[[], object]) -> int:
     """Floating-point operations of one call, by torch's counter; a multiplication and an addition are two."""
-    with FusedAttention(), FlopCounterMode(display=False) as counter:
+    with fused_attention(), FlopCounterMode(display=False) as counter:
         case()
     return counter.get_total_flops()
 
@@ -51,7 +59,7 @@ def kept_bytes(module: torch.nn.Module, run: Callable[[], object]) -> int:
             kept[storage._cdata] = storage
         return tensor
 
-    with torch.enable_grad(), FusedAttention(), saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.enable_grad(), fused_attention(), saved_tensors_hooks(pack, lambda tensor: tensor):
         result = run()
     del result
     return sum(storage.nbytes() for storage in kept.values())

@@ -1,7 +1,7 @@
 """Encode preference pairs to cached latents: `python -m training.encode_latents SOURCE --out DIR --model MODEL`.
 
-Under `accelerate launch` or `torchrun` several processes share the work. An interrupted run goes on where it stopped,
-shard by shard. DIR is a Hub data set: shards in DIR/data, what could not be encoded, and why, in DIR/errors.
+Under `accelerate launch` or `torchrun` several processes share the work. An interrupted run resumes at the first
+missing shard. DIR is a Hub data set: DIR/data has the shards, DIR/errors the pairs that could not be encoded.
 """
 
 import json
@@ -39,35 +39,41 @@ from training.preference_data.sources import Format, load_pairs
 
 @with_option_groups
 def main(
-    source: Annotated[str, typer.Argument(help="Annotations, a folder, or a data set on the Hub.")],
-    out: Annotated[Path, typer.Option(help="Folder of the latents; an interrupted run goes on.")],
+    source: Annotated[str, typer.Argument(help="Preference pairs: annotations, a folder, or a data set on the Hub.")],
+    out: Annotated[Path, typer.Option(help="Folder for the latents; an interrupted run resumes.")],
     model: Annotated[
-        str | None, typer.Option(help="Diffusers pipeline, local or on the Hub, whose VAE encodes images.")
+        str | None, typer.Option(help="Diffusers pipeline, a folder or a Hub id, whose VAE encodes the images.")
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the Hub.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model on the Hub.")] = None,
     source_format: Annotated[
-        Format, typer.Option("--format", help="A public data set, or the package's own schema (pairs).")
+        Format,
+        typer.Option("--format", help="Format of the source: a public data set, or the package's own schema (pairs)."),
     ] = Format.pairs,
     image_root: Annotated[
-        Path | None, typer.Option(help="Where the paths in annotations start; by default beside them.")
+        Path | None,
+        typer.Option(
+            help="Folder that image paths in annotations are relative to. Default: the folder of the annotations."
+        ),
     ] = None,
     max_pixels: Annotated[
-        int | None, typer.Option(help="Largest area of an encoded image; by default the model's own.", min=1)
+        int | None,
+        typer.Option(
+            help="Largest area of an encoded image in pixels. Default: the model's training resolution.", min=1
+        ),
     ] = None,
-    shard_size: Annotated[int, typer.Option(help="Pairs in a shard.", min=1)] = 512,
-    batch_size: Annotated[int, typer.Option(help="Pairs encoded at a time.", min=1)] = 2,
-    num_workers: Annotated[int, typer.Option(help="Processes that decode images.", min=0)] = 4,
+    shard_size: Annotated[int, typer.Option(help="Number of pairs per shard.", min=1)] = 512,
+    batch_size: Annotated[int, typer.Option(help="Number of pairs encoded at a time.", min=1)] = 2,
+    num_workers: Annotated[int, typer.Option(help="Number of processes that decode images.", min=0)] = 4,
     *,
     hub: HubOptions,
 ) -> None:
     """Encode the images of preference pairs to float16 latents, in shards. A pair that cannot be encoded is reported
-    and left out; the exit code is 1 if no pair could be encoded."""
+    and skipped; the exit code is 1 if no pair could be encoded."""
     with exit_on_bad_input():
         if (model is None) != (source_format is Format.reference_cache):
             raise ValueError(f"model: expected for images, and not for a cache of latents, got {model}")
         check_folder("out", out)
-        # One process converts and fills the caches, the others find them filled. That may take hours: they are to
-        # wait.
+        # The main process converts the data and fills the caches while the others wait, which may take hours.
         patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
         accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
         with accelerator.main_process_first(), loading("source", source):
@@ -105,10 +111,14 @@ def open_items(
     pairs: Dataset, model: str | None, max_pixels: int | None, accelerator: Accelerator, where: dict[str, Any]
 ) -> tuple[TorchDataset, Callable[[torch.Tensor], torch.Tensor], dict[str, Any]]:
     """
-    `items` and `encode` of `encode_shards`, and what the latents depend on beside the images.
+    Open the arguments `items` and `encode` of `encode_shards`, and the settings that determine the latents of an
+    image.
 
     Args:
+        pairs: preference pairs in the package's schema.
         model: diffusers pipeline whose VAE encodes images; None for a cache of latents.
+        max_pixels: largest area of an encoded image in pixels; None uses the transformer's training resolution.
+        accelerator: device and precision of the VAE.
         where: `revision` and further options of the loaders.
     """
     if model is None:
@@ -136,16 +146,16 @@ def open_items(
 
 class ImagePairs(TorchDataset):
     """
-    Pixels of image pairs by row: float32 [2, 3, H, W] in [-1, 1], or a text that says why there are none.
+    Pixels of image pairs by row: float32 [2, 3, H, W] in [-1, 1], or an error message.
 
     Args:
         pairs: rows of `schema.PAIR_FEATURES`.
-        transformer: configuration of the transformer that will read the latents.
-        vae: of the same pipeline.
-        max_pixels: largest area; None takes the one that the transformer was trained at.
+        transformer: configuration of the transformer that will process the latents.
+        vae: VAE of the same pipeline.
+        max_pixels: largest area in pixels; None uses the transformer's training resolution.
 
     Attributes:
-        limits: what the size of an encoded image depends on, as `bucket_size` takes it.
+        limits: arguments of `bucket_size`, which determine the size of an encoded image.
     """
 
     def __init__(
@@ -173,7 +183,7 @@ class ImagePairs(TorchDataset):
 
 
 class CachedPairs(TorchDataset):
-    """Latents of the reference's cache by row: [2, C, h, w], or a text that says why there are none."""
+    """Latents of the reference implementation's cache by row: [2, C, h, w], or an error message."""
 
     def __init__(self, pairs: Dataset) -> None:
         self._pairs = pairs
@@ -192,10 +202,10 @@ class CachedPairs(TorchDataset):
 
 def check_settings(out: Path, settings: dict[str, Any]) -> None:
     """
-    Remember what a folder is made from, so that no later run mixes other latents into it.
+    Record the settings of a folder, so that no later run adds latents with other settings.
 
     Raises:
-        ValueError: the folder was begun with other settings.
+        ValueError: the folder has other settings.
     """
     begun = load_or_compute(out / "encoding.json", lambda: settings)
     for name, value in settings.items():
@@ -215,20 +225,21 @@ def encode_shards(
     num_workers: int,
 ) -> None:
     """
-    Write the shards that do not exist yet, each process its share of them.
+    Write the missing shards, which are divided between the processes.
 
     Args:
-        items: by row, what `encode` reads of a pair [2, …], or a text that says why there is none.
+        items: by row, the input [2, …] of `encode` for a pair, or an error message.
         labels: prompt, target, weight and source of every row.
-        encode: [B, …] to float16 latents [B, C, h, w].
-        out: shards go to `out`/data, reports of rows without latents to `out`/errors.
-        shard_size: rows in a shard.
-        batch_size: pairs of one shape that are encoded together, at most.
-        num_workers: processes that read `items`.
+        encode: maps [B, …] to float16 latents [B, C, h, w].
+        out: folder for shards, in `out`/data, and for errors of rows without latents, in `out`/errors.
+        accelerator: divides the shards between the processes.
+        shard_size: number of rows in a shard.
+        batch_size: maximum number of pairs of one shape that are encoded together.
+        num_workers: number of processes that load `items`.
     """
     count = -(-len(labels) // shard_size)
     paths = [out / "data" / f"train-{shard:05d}-of-{count:05d}.parquet" for shard in range(count)]
-    # All look before one begins to write, so that all see the same.
+    # All processes list the missing shards before one begins to write, so that the lists agree.
     accelerator.wait_for_everyone()
     missing = [shard for shard in range(count) if not paths[shard].exists()]
     accelerator.wait_for_everyone()
@@ -236,7 +247,7 @@ def encode_shards(
     with accelerator.split_between_processes(missing) as shards:
         ranges = [range(shard * shard_size, min(len(labels), (shard + 1) * shard_size)) for shard in shards]
         rows = [row for shard_rows in ranges for row in shard_rows]
-        # Without automatic batching: pairs come one by one, in order, while the workers read ahead.
+        # Without automatic batching, the loader returns pairs one by one, in order, while the workers prefetch.
         loader = iter(DataLoader(items, batch_size=None, sampler=rows, num_workers=num_workers))
         with tqdm(total=len(rows), unit="pair", disable=not accelerator.is_main_process) as progress:
             for shard, shard_rows in zip(shards, ranges, strict=True):
@@ -246,8 +257,8 @@ def encode_shards(
                     lines = [json.dumps({"index": row, "error": errors[row]}) + "\n" for row in sorted(errors)]
                     write_text(error_file, "".join(lines))
                 else:
-                    error_file.unlink(missing_ok=True)  # of an interrupted run, after which the images were mended
-                # Last: a shard that exists is complete, and so is its report.
+                    error_file.unlink(missing_ok=True)  # from an interrupted run before the images were repaired
+                # The shard is written last, so that an existing shard and its errors are complete.
                 write_shard(paths[shard], latents, labels)
 
 
@@ -258,16 +269,16 @@ def _encode_rows(
     batch_size: int,
     progress: tqdm,
 ) -> tuple[dict[int, torch.Tensor], dict[int, str]]:
-    """Latents [2, C, h, w], or what is wrong, of the next rows of the loader."""
+    """Encode the next rows of the loader to latents [2, C, h, w]; returns latents and error messages by row."""
     latents: dict[int, torch.Tensor] = {}
     errors: dict[int, str] = {}
     waiting: dict[torch.Size, list[tuple[int, torch.Tensor]]] = defaultdict(list)
 
-    def encode_pairs(group: Sequence[tuple[int, torch.Tensor]]) -> torch.Tensor:
+    def encode_pairs(group: Sequence[tuple[int, torch.Tensor]]) -> list[torch.Tensor]:
         encoded = encode(torch.cat([item for _, item in group]))
         if not encoded.isfinite().all():
             raise ValueError("latents: expected finite numbers, got NaN or infinity in float16")
-        return encoded.unflatten(0, (-1, 2))
+        return list(encoded.unflatten(0, (-1, 2)))
 
     def flush(group: list[tuple[int, torch.Tensor]]) -> None:
         small_grey_pair = torch.zeros_like(group[0][1][..., :64, :64])
@@ -295,26 +306,26 @@ def _encode_rows(
 
 def report(out: Path, count: int) -> None:
     """
-    Print how many of `count` pairs a finished folder has latents of.
+    Print how many of `count` pairs have latents in a finished folder.
 
     Raises:
-        typer.Exit: with code 1 if it has none.
+        typer.Exit: with code 1 if there are none.
     """
     encoded = sum(pq.read_metadata(path).num_rows for path in (out / "data").glob("train-*.parquet"))
     typer.echo(f"{count} pairs, {count - encoded} of them without latents", err=True)
     if encoded < count:
-        typer.echo(f"what is wrong with them is in {out / 'errors'}", err=True)
+        typer.echo(f"their errors are in {out / 'errors'}", err=True)
     if not encoded:
         raise typer.Exit(1)
 
 
 def write_shard(path: Path, latents: dict[int, torch.Tensor], labels: Dataset) -> None:
     """
-    A Parquet file of `schema.LATENT_FEATURES`.
+    Write a Parquet file with the columns of `schema.LATENT_FEATURES`.
 
     Args:
-        path: of the file.
-        latents: float16 [2, C, h, w] by row of `labels`.
+        path: file to write.
+        latents: float16 latents [2, C, h, w] by row of `labels`.
         labels: prompt, target, weight and source of every row.
     """
     rows = sorted(latents)
@@ -337,5 +348,5 @@ app = typer.Typer(pretty_exceptions_enable=False)
 app.command()(main)
 
 if __name__ == "__main__":
-    disable_progress_bars()  # those of `datasets`, one a shard
+    disable_progress_bars()  # those of `datasets`, which prints one per shard
     app()

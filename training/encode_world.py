@@ -25,6 +25,7 @@ def write_pairs(groups: Groups, out: Path) -> None:
         groups: with latents; their utilities only cast the votes.
         out: folder, as `python -m training.encode_latents --out` has it.
     """
+    assert groups.latents is not None
     votes = cast_votes(groups.utilities)
     count = -(-len(groups) // SHARD_SIZE)
     for shard in tqdm(range(count), desc=out.name, unit="shard"):

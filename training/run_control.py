@@ -86,9 +86,10 @@ def checkpoint_to_resume(output_dir: Path, wanted: str | bool | None, state: str
                 "--resume_from_checkpoint last, or name another folder"
             )
         return None
-    if not (Path(wanted) / state).is_file():
+    named = Path(str(wanted))
+    if not (named / state).is_file():
         raise ValueError(f"resume_from_checkpoint: expected 'last' or a checkpoint of a run, got {wanted}")
-    return Path(wanted)
+    return named
 
 
 @contextmanager

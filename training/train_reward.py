@@ -1,7 +1,7 @@
 """Train a reward model on preference pairs: `accelerate launch -m training.train_reward --config FILE`.
 
-The file gives defaults, flags have the last word: fields of `ModelArguments`, `DataArguments` and
-`RewardTrainingArguments`. An interrupted run goes on with `--resume_from_checkpoint last`.
+The file contains defaults, which flags override. Its keys are the fields of `ModelArguments`, `DataArguments` and
+`RewardTrainingArguments`. An interrupted run resumes with `--resume_from_checkpoint last`.
 """
 
 import sys
@@ -40,24 +40,62 @@ LAST_SECONDS = 20.0  # a scheduler that ends a job by SIGTERM gives it about 30
 
 @dataclass
 class ModelArguments:
-    """What is trained, and how it learns from a pair."""
+    """The reward model to train, its loss and its noise levels."""
 
     base_model: str = field(
-        metadata={"help": "Diffusers pipeline, a folder or a Hub id, whose first blocks are read."}
+        metadata={"help": "Diffusers pipeline, a folder or a Hub id, whose first blocks become the backbone."}
     )
-    base_revision: str | None = field(default=None, metadata={"help": "Of a Hub id."})
-    reward_config: str = field(default="{}", metadata={"help": "Fields of DinaConfig, as JSON or YAML mapping."})
-    backbone: str = field(default="lora", metadata={"help": "What of it is trained.", "choices": BACKBONE_TRAINING})
+    base_revision: str | None = field(
+        default=None, metadata={"help": "Git revision of base_model on the Hub; the main branch if unset."}
+    )
+    reward_config: str = field(
+        default="{}",
+        metadata={"help": "Fields of DinaConfig that differ from its defaults, as a JSON or YAML mapping."},
+    )
+    backbone: str = field(
+        default="lora",
+        metadata={
+            "help": "Backbone weights to train beside the head: LoRA adapters, none (frozen) or all (full).",
+            "choices": BACKBONE_TRAINING,
+        },
+    )
     backbone_dtype: str = field(
-        default="bfloat16", metadata={"help": "Of its frozen weights.", "choices": ("float32", "bfloat16")}
+        default="bfloat16",
+        metadata={
+            "help": "Floating-point type of the frozen weights; trained weights are float32.",
+            "choices": ("float32", "bfloat16"),
+        },
     )
-    lora_rank: int = 64
-    lora_alpha: float = 128.0
-    loss: str = field(default="fidelity", metadata={"help": "Of a pair.", "choices": LOSSES})
-    margin: float = field(default=0.0, metadata={"help": "Of the loss bradley_terry."})
-    learn_variance: bool = field(default=False, metadata={"help": "Fit the slope and floor of the likelihood too."})
-    sigma_density: str = field(default="uniform", metadata={"help": "Of noise levels.", "choices": tuple(DENSITIES)})
-    sigma_parameters: list[float] = field(default_factory=list, metadata={"help": "See training.reward.noise_levels."})
+    lora_rank: int = field(default=64, metadata={"help": "Rank of the LoRA matrices; used with backbone lora."})
+    lora_alpha: float = field(
+        default=128.0, metadata={"help": "LoRA scale: the low-rank update is multiplied by lora_alpha / lora_rank."}
+    )
+    loss: str = field(
+        default="fidelity",
+        metadata={
+            "help": "Loss per preference pair: Thurstone (fidelity, log_likelihood) or bradley_terry.",
+            "choices": LOSSES,
+        },
+    )
+    margin: float = field(
+        default=0.0,
+        metadata={"help": "Reward margin that bradley_terry requires between the two images; 0 for the other losses."},
+    )
+    learn_variance: bool = field(
+        default=False,
+        metadata={"help": "Learn the slope and floor of the Thurstone variance together with the weights."},
+    )
+    sigma_density: str = field(
+        default="uniform",
+        metadata={"help": "Density from which training noise levels are drawn.", "choices": tuple(DENSITIES)},
+    )
+    sigma_parameters: list[float] = field(
+        default_factory=list,
+        metadata={
+            "help": "Parameters of sigma_density, in the order of DENSITIES in training.reward.noise_levels; missing "
+            "ones take the values given there."
+        },
+    )
 
     def __post_init__(self):
         self.reward_fields = read_mapping("reward_config", self.reward_config, repr(self.reward_config))
@@ -72,11 +110,11 @@ class ModelArguments:
 
     @property
     def frozen_dtype(self) -> torch.dtype:
-        """Precision of weights that are not trained."""
+        """Dtype of the frozen weights."""
         return getattr(torch, self.backbone_dtype)
 
     def config_fields(self) -> dict[str, Any]:
-        """Fields of the `DinaConfig` to train."""
+        """Fields of the `DinaConfig` of the model to train."""
         fields: dict[str, Any] = dict(self.reward_fields)
         if self.backbone == "lora":
             fields["lora"] = {"rank": self.lora_rank, "alpha": self.lora_alpha, "targets": LORA_TARGETS}
@@ -85,17 +123,26 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """Where pairs come from."""
+    """The preference pairs to train and to evaluate on."""
 
     train_data: list[str] = field(
-        metadata={"help": "Folders of training.encode_latents, or world:GROUPS:SEED, rendered on first use."}
+        metadata={
+            "help": "Training pairs: folders written by training.encode_latents, or world:GROUPS:SEED for pairs of "
+            "the small world, which are rendered on first use."
+        }
     )
-    validation_data: list[str] = field(default_factory=list, metadata={"help": "The same; measured every eval_steps."})
+    validation_data: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Validation pairs, in the same form as train_data, evaluated every eval_steps updates; none if "
+            "unset."
+        },
+    )
 
 
 @contextmanager
 def names_reward_config() -> Iterator[None]:
-    """Names `reward_config` in what `DinaConfig` finds wrong with a field."""
+    """Add the argument `reward_config` to the validation errors of `DinaConfig`."""
     try:
         yield
     except StrictDataclassError as error:
@@ -104,10 +151,10 @@ def names_reward_config() -> Iterator[None]:
 
 def build_objective(arguments: ModelArguments) -> PreferenceObjective:
     """
-    The pretrained backbone with a fresh head, in the precision it is trained in.
+    Build the objective from the pretrained backbone and a randomly initialised head, in the dtypes for training.
 
     Raises:
-        ValueError: `base_model` or `reward_config` do not make a reward model.
+        ValueError: `base_model` or `reward_config` is invalid.
     """
     check_model(arguments.base_model, "base_model")
     try:
@@ -121,7 +168,8 @@ def build_objective(arguments: ModelArguments) -> PreferenceObjective:
 
 
 def make_trainable(model: DinaRewardModel, arguments: ModelArguments) -> PreferenceObjective:
-    """Freeze what is not to be trained, and keep in float32 what is: updates are smaller than bfloat16 resolves."""
+    """Freeze weights that are not trained, and convert the others to float32, because updates are too small for
+    bfloat16."""
     if arguments.backbone == "frozen":
         model.backbone.requires_grad_(False)
     for parameter in model.parameters():
@@ -130,8 +178,8 @@ def make_trainable(model: DinaRewardModel, arguments: ModelArguments) -> Prefere
 
 
 def load_data(name: str, sources: Sequence[str], base_model: str, args: RewardTrainingArguments) -> Dataset:
-    """The pairs of the argument `name`; those of the small world are drawn into the output folder. ValueError if there
-    are none."""
+    """Load the pairs of the argument `name`. Those of the small world are rendered into the output folder. Raises a
+    ValueError if there are no pairs."""
     folders = []
     for source in sources:
         kind, *numbers = source.split(":")
@@ -150,7 +198,7 @@ def load_data(name: str, sources: Sequence[str], base_model: str, args: RewardTr
 def train(
     model_arguments: ModelArguments, data_arguments: DataArguments, args: RewardTrainingArguments
 ) -> Path | None:
-    """`complete` what `prepare` makes of the arguments."""
+    """Run `prepare` and `complete`."""
     return complete(prepare(model_arguments, data_arguments, args))
 
 
@@ -158,10 +206,10 @@ def prepare(
     model_arguments: ModelArguments, data_arguments: DataArguments, args: RewardTrainingArguments
 ) -> RewardTrainer:
     """
-    A trainer with its weights and pairs, as its last checkpoint has it if the run goes on.
+    Create a trainer with weights and pairs, and load its last checkpoint if the run is resumed.
 
     Raises:
-        ValueError: naming the argument that is at fault.
+        ValueError: an argument is invalid; the message names it.
     """
     checkpoint = checkpoint_to_resume(Path(args.output_dir), args.resume_from_checkpoint, "trainer_state.json")
     set_seed(args.seed)  # of the fresh head, in every process
@@ -196,25 +244,25 @@ def prepare(
         trainer.resume(checkpoint)
     if pushes:
         trainer.pusher = CheckpointPusher(
-            args.hub_model_id, args.output_dir, private=args.hub_private_repo is not False
+            str(args.hub_model_id), trainer.output_dir, private=args.hub_private_repo is not False
         )
     return trainer
 
 
 def complete(trainer: RewardTrainer) -> Path | None:
     """
-    Train to the end, or to a SIGTERM. A run that ends early waits for what goes to the Hub only as long as a scheduler
-    gives it to end.
+    Train until the end or a SIGTERM. After an early end, wait for pushes to the Hub only for as long as schedulers
+    allow.
 
     Returns:
-        The folder of the finished model; None after a SIGTERM.
+        The folder of the finished model, or None after a SIGTERM.
     """
     pusher = trainer.pusher
     try:
         trainer.train()
         if trainer.was_terminated:
             return None
-        folder = Path(trainer.args.output_dir) / "model"
+        folder = trainer.output_dir / "model"
         trainer.finish(folder)
         if pusher is not None:
             print(pusher.finish(trainer.args.hub_tag), file=sys.stderr)
@@ -227,7 +275,7 @@ def complete(trainer: RewardTrainer) -> Path | None:
 def card_settings(
     model_arguments: ModelArguments, data_arguments: DataArguments, args: RewardTrainingArguments
 ) -> dict[str, Any]:
-    """How the model was trained, for its card."""
+    """The training settings to list in the model card."""
     return {
         "pairs": ", ".join(Path(source).name for source in data_arguments.train_data),
         "trained weights": {
@@ -246,7 +294,7 @@ def card_settings(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse the arguments of one run and make it, or tell what it would cost."""
+    """Parse the arguments of a run and start it, or print its cost with `--dry_run`."""
     with exit_on_bad_input():
         arguments = parse(ModelArguments, DataArguments, RewardTrainingArguments, argv=argv)
         if arguments[-1].dry_run:
@@ -258,7 +306,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def tell_cost(model_arguments: ModelArguments, data_arguments: DataArguments, args: RewardTrainingArguments) -> None:
-    """Print what a run would cost, without weights or network."""
+    """Print the cost of a run, without weights or network."""
     with names_reward_config():
         config = offline_config(model_arguments.base_model, model_arguments.config_fields())
     print_dry_run(

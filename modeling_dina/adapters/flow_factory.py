@@ -54,20 +54,22 @@ class DinaReward(PointwiseRewardModel):
         Raises:
             ValueError: a field is missing, or the clean latents were not kept.
         """
-        fields = {
+        given = {
             "all_latents": all_latents,
             "latent_index_map": latent_index_map,
             "prompt_embeds": prompt_embeds,
             "pooled_prompt_embeds": pooled_prompt_embeds,
         }
-        for name, values in fields.items():
+        fields: dict[str, list[torch.Tensor]] = {}
+        for name, values in given.items():
             if values is None or len(values) != len(prompt):
                 got = None if values is None else len(values)
                 raise ValueError(f"{name}: expected one for each of {len(prompt)} prompts, got {got}")
-        last = [int(index_map[-1]) for index_map in latent_index_map]
+            fields[name] = list(values)
+        last = [int(index_map[-1]) for index_map in fields["latent_index_map"]]
         if min(last) < 0:
             raise ValueError("latent_index_map: expected the clean latents among those kept, got a trajectory without")
-        latents = torch.stack([states[index] for states, index in zip(all_latents, last, strict=True)])
-        embeds, pooled = torch.stack(list(prompt_embeds)), torch.stack(list(pooled_prompt_embeds))
+        latents = torch.stack([states[index] for states, index in zip(fields["all_latents"], last, strict=True)])
+        embeds, pooled = (torch.stack(fields[name]) for name in ("prompt_embeds", "pooled_prompt_embeds"))
         inputs = (values.to(self.model.execution_device) for values in (latents, embeds, pooled))
         return RewardModelOutput(rewards=self.model.reward(*inputs, **self.ensemble).scores)

@@ -1,4 +1,4 @@
-"""`dina`: the reward model on the command line. Each command parses its options, makes one call, and prints."""
+"""The command `dina`. Each subcommand parses its options, makes one call and prints the result."""
 
 import json
 import os
@@ -30,17 +30,16 @@ from modeling_dina.options import (
     with_option_groups,
 )
 
-# The extra that brings what a command imports.
+# The extra of the package that a command needs.
 EXTRAS = {"serve": "serving", "evaluate": "evaluation", "calibrate": "evaluation"}
 PLOT_SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
 
 ImagesArgument = Annotated[list[Path], typer.Argument(help="Image files.", metavar="IMAGE")]
-PromptOption = Annotated[str, typer.Option(help="The prompt that all images are scored for.")]
+PromptOption = Annotated[str, typer.Option(help="Prompt for which all images are scored.")]
 
 
 class _Commands(TyperGroup):
-    """Bad input ends in one line on stderr and exit code 2, whichever command it was given to; so does a command whose
-    extra is not installed."""
+    """Every command ends with one line on stderr and exit code 2 on bad input, or if its extra is not installed."""
 
     def invoke(self, ctx):
         try:
@@ -65,13 +64,15 @@ app = typer.Typer(
 @with_option_groups
 def score(
     images: ImagesArgument,
-    prompt: Annotated[list[str], typer.Option(help="One for all images, or one for each, in their order.")],
+    prompt: Annotated[
+        list[str], typer.Option(help="Prompt: one for all images, or one per image, in the same order.")
+    ],
     *,
     model: ModelOptions,
     ensemble: EnsembleOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Score images, each for its prompt. Scores of different prompts do not compare."""
+    """Score images for their prompts. Scores of different prompts are not comparable."""
     prompts = prompt * len(images) if len(prompt) == 1 else prompt
     result = model.open_scorer().score(prompts=prompts, images=images, **ensemble.arguments())
     if as_json:
@@ -85,8 +86,8 @@ def score(
 @app.command()
 @with_option_groups
 def compare(
-    image_a: Annotated[Path, typer.Argument(help="The first image.")],
-    image_b: Annotated[Path, typer.Argument(help="The second image.")],
+    image_a: Annotated[Path, typer.Argument(help="File of the first image.")],
+    image_b: Annotated[Path, typer.Argument(help="File of the second image.")],
     prompt: PromptOption,
     *,
     model: ModelOptions,
@@ -94,10 +95,10 @@ def compare(
     as_json: JsonOption = False,
     plot: Annotated[
         Path | None,
-        typer.Option(help="Write a figure: both images, and their rewards at each noise level of the ensemble."),
+        typer.Option(help="Write a figure of both images and their rewards at each noise level."),
     ] = None,
 ) -> None:
-    """Say which of two images is preferred, how probably, and how sure that is."""
+    """Compare two images: the probability that the first is preferred, and its uncertainty."""
     from modeling_dina.images_dina import load_image
 
     if plot is not None:
@@ -120,23 +121,24 @@ def compare(
 @app.command()
 @with_option_groups
 def rank(
-    images: Annotated[list[Path] | None, typer.Argument(help="Image files of one prompt.", metavar="IMAGE")] = None,
-    prompt: Annotated[str | None, typer.Option(help="What the images are judged by.")] = None,
+    images: Annotated[list[Path] | None, typer.Argument(help="Image files for one prompt.", metavar="IMAGE")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Prompt for which the images are ranked.")] = None,
     manifest: Annotated[
-        Path | None, typer.Option(help="A .csv, .jsonl or .parquet file with the columns prompt and image.")
+        Path | None,
+        typer.Option(help="Table of images, as .csv, .jsonl or .parquet, with the columns prompt and image."),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Table to write for a manifest: .csv, .jsonl or .parquet. An interrupted run goes on."),
+        typer.Option(help="Table to write for a manifest, as .csv, .jsonl or .parquet. An interrupted run resumes."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in memory at a time.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Number of images scored at a time.")] = 8,
     *,
     model: ModelOptions,
     ensemble: EnsembleOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Rank images of one prompt, or all rows of a manifest within their prompts. A row that cannot be scored has an
-    error in the table; the exit code is 1 if no row could be scored."""
+    """Rank images for one prompt, or all rows of a manifest within their prompts. The table records an error for each
+    row that cannot be scored; the exit code is 1 if no row could be scored."""
     options = ensemble.arguments()
     if manifest is None and out is None and prompt is not None and images:
         result = model.open_scorer(batch_size=batch_size).rank(prompt=prompt, images=images, **options)
@@ -150,7 +152,7 @@ def rank(
     check_output("out", out, TABLE_SUFFIXES)
     if out.exists():
         raise ValueError(f"out: expected a new file, got {out}, which exists")
-    read_manifest(manifest)  # a bad one is told of before a large model is loaded
+    read_manifest(manifest)  # reports a bad manifest before a large model is loaded
     scorer = model.open_scorer(batch_size=batch_size)
     with scoring_progress() as advance:
         table = rank_manifest(scorer, manifest, out, progress=advance, **options)
@@ -169,27 +171,29 @@ def rank(
 @app.command()
 @with_option_groups
 def convert(
-    official_dir: Annotated[Path, typer.Argument(help="A folder of the published layout.")],
-    out_dir: Annotated[Path, typer.Argument(help="A new folder.")],
+    official_dir: Annotated[Path, typer.Argument(help="Folder of a checkpoint in the published layout.")],
+    out_dir: Annotated[Path, typer.Argument(help="New folder for the converted model.")],
     backbone: Annotated[
         str | None,
-        typer.Option(help="The diffusion model it was trained on: a diffusers folder or a Hub id. Default: as named."),
+        typer.Option(
+            help="Diffusion model of the checkpoint: a diffusers folder or a Hub id. Default: as in its config."
+        ),
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a backbone on the Hub.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the backbone on the Hub.")] = None,
     *,
     hub: HubOptions,
     keep_adapter: Annotated[
-        bool, typer.Option("--keep-adapter", help="Write LoRA and head alone, to be read on top of the backbone.")
+        bool, typer.Option("--keep-adapter", help="Write only LoRA and head, which are loaded on top of the backbone.")
     ] = False,
 ) -> None:
-    """Convert a published checkpoint to a folder that AutoModel loads."""
+    """Convert a published checkpoint to a folder that AutoModel can load."""
     quieten_libraries()
     from modeling_dina.modeling_dina import DinaRewardModel
 
     out_dir = out_dir.absolute()
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise ValueError(f"OUT_DIR: expected a new or an empty folder, got {out_dir}")
-    # What is written names its backbone; a path relative to this shell would be lost.
+    # The converted model refers to its backbone, so a relative path must become absolute.
     source = os.path.abspath(backbone) if backbone and os.path.isdir(backbone) else backbone
     with loading("OFFICIAL_DIR, backbone", f"{official_dir} on {backbone or 'the backbone it names'}"):
         model = DinaRewardModel.from_official(
@@ -202,16 +206,19 @@ def convert(
 
 @app.command()
 def push(
-    folder: Annotated[Path, typer.Argument(help="A model: config.json, weights, and what else is to be published.")],
+    folder: Annotated[Path, typer.Argument(help="Model folder with config.json, weights and other files to publish.")],
     repo_id: Annotated[
-        str, typer.Argument(metavar="OWNER/NAME", help="A model repository; created if there is none.")
+        str, typer.Argument(metavar="OWNER/NAME", help="Model repository on the Hub; created if it does not exist.")
     ],
     public: Annotated[
-        bool, typer.Option("--public", help="Create it public, not private. One that exists stays as it is.")
+        bool,
+        typer.Option(
+            "--public", help="Create a public repository, not a private one. An existing one keeps its visibility."
+        ),
     ] = False,
-    tag: Annotated[str | None, typer.Option(help="A new tag for the commit, such as v1.0.")] = None,
+    tag: Annotated[str | None, typer.Option(help="New Git tag for the commit, such as v1.0.")] = None,
 ) -> None:
-    """Push a model to the Hub, in one commit, as the owner of HF_TOKEN or of `hf auth login`."""
+    """Push a model to the Hub in one commit. The token comes from HF_TOKEN or `hf auth login`."""
     from modeling_dina.hub.push import check_model_folder, push_folder
 
     check_model_folder(folder)
@@ -222,7 +229,7 @@ def push(
 @app.command()
 @with_option_groups
 def info(model: SourceOptions, as_json: JsonOption = False) -> None:
-    """Show what a model is: its configuration, its size, and where its text encoders and VAE come from."""
+    """Show a model's configuration, its size, and where its text encoders and VAE come from."""
     quieten_libraries()
     from modeling_dina.modeling_dina import DinaRewardModel
 
@@ -260,14 +267,14 @@ def _print_comparison(prompt: str, images: list[Path], result) -> None:
         table.add_row(name, escape(str(image)), f"{value:+.4f}", _number(spread), f"{probability:.3f}")
     console.print(table)
     console.print(
-        f"uncertainty of the preference: {result.entropy:.4f} nats, {result.disagreement:.4f} of it disagreement "
-        f"between noise levels and draws; standard error of the score difference: {_number(result.difference_error)}",
+        f"uncertainty: {result.entropy:.2f} nats ({result.disagreement:.3f} from noise levels and draws); "
+        f"standard error of the score difference: {_number(result.difference_error)}",
         highlight=False,
     )
 
 
 def _print_ranking(prompt: str, images: list[Path], result) -> None:
-    table = Table("rank", "image", "score", "beats the next with probability", title=escape(prompt))
+    table = Table("rank", "image", "score", "probability of beating the next", title=escape(prompt))
     probabilities = [f"{each:.3f}" for each in result.probability(result.order[:-1], result.order[1:])]
     for place, (index, beats) in enumerate(zip(result.order, [*probabilities, ""], strict=True), start=1):
         table.add_row(str(place), escape(str(images[index])), f"{result.scores[index]:+.4f}", beats)
@@ -289,7 +296,7 @@ def _print_info(facts: dict[str, Any]) -> None:
 
 
 def _number(value) -> str:
-    # A NaN is a spread over a single draw.
+    # The spread of a single draw is NaN.
     return f"{value:.4f}" if value == value else "unknown (one draw)"
 
 

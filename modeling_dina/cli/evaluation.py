@@ -1,4 +1,4 @@
-"""The commands of `dina` that measure a reward against preferences. What they need is imported when they run."""
+"""The commands of `dina` that evaluate a reward on preferences. They import their extra only when they run."""
 
 import json
 from pathlib import Path
@@ -26,35 +26,41 @@ from modeling_dina.options import (
 BenchmarkOption = Annotated[
     str,
     typer.Option(
-        help="imagereward, hpdv2, hpdv3, pickapic, genai-bench, mj-bench or mmrb2, or module:attribute of a Benchmark."
+        help="imagereward, hpdv2, hpdv3, pickapic, genai-bench, mj-bench, mmrb2, or module:attribute of a Benchmark."
     ),
 ]
 DataOption = Annotated[
-    str | None, typer.Option(help="A folder laid out as the benchmark's public repository, or its Hub id.")
+    str | None, typer.Option(help="Data: a folder with the layout of the benchmark's public repository, or a Hub id.")
 ]
 
 
 @with_option_groups
 def evaluate(
     benchmark: BenchmarkOption,
-    out: Annotated[Path, typer.Option(help="File for the results, as JSON. An interrupted run goes on.")],
+    out: Annotated[Path, typer.Option(help="JSON file for the results. An interrupted run resumes.")],
     model: ModelOptions,
     ensemble: EnsembleOptions,
     scorer: Annotated[
         str | None,
-        typer.Option(help="Instead of a model, module:function: (prompts, images) to one number each."),
+        typer.Option(
+            help="Scorer in place of a model: module:function that maps (prompts, images) to one number per image."
+        ),
     ] = None,
     data: DataOption = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images scored at a time.")] = 16,
-    limit: Annotated[int | None, typer.Option(min=1, help="Read only so many rows or prompts of each split.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Refuse data of another than the published size.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Number of images scored at a time.")] = 16,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Read only this many rows or prompts of each split.")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail if the size of the data differs from the published one.")
+    ] = False,
 ) -> None:
     """Measure how often a reward agrees with people on a preference benchmark."""
     from modeling_dina.evaluation.benchmarks import find_benchmark, find_data
     from modeling_dina.evaluation.evaluate import evaluate as measure
     from modeling_dina.evaluation.rewards import shown
 
-    # All of it: whatever its scorer or its data makes impossible is found while images are scored.
+    # This includes scoring, which is where errors in the scorer or the data appear.
     with exit_on_bad_input():
         check_output("out", out, (".json",))
         found = find_benchmark(benchmark)
@@ -112,13 +118,13 @@ def open_reader(scorer: str | None, model: ModelOptions, ensemble: EnsembleOptio
         if model.model != EMBEDDED_MODEL:
             given["model"] = model.model
         if given:
-            raise ValueError(f"scorer: expected no model and no noise levels beside a callable, got {given}")
+            raise ValueError(f"scorer: expected no model and no noise levels with a callable, got {given}")
         return CallableReader(scorer)
     return DinaReader(model.open_scorer(batch_size=batch_size), model.model, **ensemble.arguments())
 
 
 def print_results(results: dict[str, Any]) -> None:
-    """The numbers as a table."""
+    """Print the results as a table."""
     table = Table("", "accuracy", "± standard error", "log-likelihood", "Brier", "calibration error")
 
     def add(label: str, measured: dict[str, Any]) -> None:
@@ -145,32 +151,31 @@ def print_results(results: dict[str, Any]) -> None:
 
 @with_option_groups
 def calibrate(
-    model: Annotated[Path, typer.Option(help="A model folder.")],
+    model: Annotated[Path, typer.Option(help="Folder of the model to calibrate.")],
     benchmark: BenchmarkOption,
     hub: HubOptions,
     out: Annotated[
-        Path | None, typer.Option(help="A new folder for a calibrated copy. Default: the model's own config changes.")
+        Path | None, typer.Option(help="New folder for a calibrated copy. Default: change the model's own config.")
     ] = None,
     data: DataOption = None,
-    limit: Annotated[int | None, typer.Option(min=2, help="Read only so many rows or prompts.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images scored at a time.")] = 16,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise and of the split.")] = 0,
-    device: Annotated[str | None, typer.Option(help="Device. Default: cuda if there is one.")] = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="Floating-point type. Default: that of the weights.")] = None,
+    limit: Annotated[int | None, typer.Option(min=2, help="Read only this many rows or prompts.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Number of images scored at a time.")] = 16,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the noise and of the split into fitted and held-out prompts.")
+    ] = 0,
+    device: Annotated[
+        str | None, typer.Option(help="Device: cpu, cuda, cuda:1 and so on. Default: cuda if available.")
+    ] = None,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Floating-point type of the weights. Default: as stored.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fit temperature, mean and spread of a model's scores to preferences, and report on prompts not fitted to."""
-    from modeling_dina.evaluation.benchmarks import Ties, find_benchmark, find_data
-    from modeling_dina.evaluation.calibration import (
-        Calibration,
-        fit_calibration,
-        recalibrated,
-        split_by_cluster,
-        write_calibration,
-    )
-    from modeling_dina.evaluation.evaluate import content_of, likelihood, run_settings, score_items, scored
+    """Fit temperature, mean and standard deviation of a model's scores to preferences, and report on held-out
+    prompts."""
+    from modeling_dina.evaluation.benchmarks import find_benchmark, find_data
+    from modeling_dina.evaluation.calibration import calibrate as fit
     from modeling_dina.evaluation.rewards import DinaReader
-    from modeling_dina.files import Journal
 
     if not (model / "config.json").is_file():
         raise ValueError(f"model: expected a model folder, got {model}")
@@ -185,50 +190,28 @@ def calibrate(
     folder, _ = find_data(source, data)
     with error_console.status("reading the benchmark"):
         preferences = source.read(folder, limit)
-    split = "validation" if source.ties is Ties.predicted else "test"
-    pairs = preferences.pairs(split).shuffled_sides(seed)
-    if source.ties is Ties.dropped:
-        pairs = pairs[pairs.label != 0.5]
     options = ModelOptions(**vars(hub), model=str(model), device=device, dtype=dtype)
     reader = DinaReader(options.open_scorer(batch_size=batch_size), str(model), seed=seed)
-    config = reader.scorer.model.config
-    current = Calibration(*(float(getattr(config, name)) for name in ("temperature", "score_mean", "score_std")))
-
-    place = (out or model).absolute()
-    journal = Journal(
-        place.with_name(f"{place.name}.calibration.partial"),
-        content_of(benchmark, preferences, folder) | run_settings(reader, seed),
-    )
     with scoring_progress() as advance:
-        samples, failures = score_items(preferences.items, reader, journal, batch_size, advance)
-    rewards = reader.ensemble(samples)
-    fitted, held = split_by_cluster(pairs[scored(rewards, pairs)], seed)
-    if not len(fitted) or not len(held):
-        raise ValueError(f"data: expected preferences for two prompts or more, got {len(fitted) + len(held)} pairs")
-    found = fit_calibration(rewards, fitted, current)
-    reports = {
-        name: likelihood(*used.log_probabilities(held), held.target)
-        for name, used in {"before": rewards, "after": recalibrated(rewards, current, found)}.items()
-    }
-    write_calibration(model, found, out)
-    journal.remove()
-
-    result = {
-        **vars(found),
-        "benchmark": benchmark,
-        "pairs_fitted": len(fitted),
-        "pairs_held_out": len(held),
-        "failures": len(failures) + len(preferences.failures),
-        **reports,
-    }
+        result = fit(
+            benchmark,
+            preferences,
+            reader,
+            model,
+            out,
+            batch_size=batch_size,
+            data_folder=folder,
+            seed=seed,
+            progress=advance,
+        )
     if as_json:
         return print(json.dumps(result, allow_nan=False))
     console.print(
-        f"temperature {found.temperature:.4f}, score mean {found.score_mean:.4f}, score std {found.score_std:.4f}, "
-        f"fitted to {len(fitted)} pairs",
+        f"temperature {result['temperature']:.4f}, score mean {result['score_mean']:.4f}, "
+        f"score std {result['score_std']:.4f}, fitted to {result['pairs_fitted']} pairs",
         highlight=False,
     )
-    for name, report in reports.items():
-        numbers = ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in report.items())
-        console.print(f"{name}, on {len(held)} held-out pairs: {numbers}", highlight=False)
+    for name in ("before", "after"):
+        numbers = ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in result[name].items())
+        console.print(f"{name}, on {result['pairs_held_out']} held-out pairs: {numbers}", highlight=False)
     console.print(f"wrote {out or model}", highlight=False)

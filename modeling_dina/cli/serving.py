@@ -1,4 +1,4 @@
-"""Commands that this package adds to `dina`. Each imports what its extra brings only when it runs."""
+"""The command `dina serve`. It imports its extra only when it runs."""
 
 import os
 from typing import Annotated
@@ -23,26 +23,42 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 def serve(
     *,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="TCP port to listen on; 0 takes any free port.")] = 8000,
     model: SourceOptions,
     device: Annotated[
         list[str] | None,
         typer.Option(
-            help="One worker for each; repeat it for several. Default: cuda where there is one.", show_default=False
+            help="Device of a worker; repeat it for several workers. Default: cuda if available.", show_default=False
         ),
     ] = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="Floating-point type. Default: that of the weights.")] = None,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Floating-point type of the weights. Default: as stored.")
+    ] = None,
     latents_only: Annotated[
-        bool, typer.Option("--latents-only", help="No /v1/compare, and no VAE and text encoders in memory.")
+        bool, typer.Option("--latents-only", help="Do not load VAE and text encoders, and do not serve /v1/compare.")
     ] = False,
-    max_batch_size: Annotated[int, typer.Option(min=1, help="Samples scored at a time. 1: no batching.")] = 32,
-    max_wait_ms: Annotated[float, typer.Option(min=0, help="How long a sample may wait for others.")] = 5,
-    max_queue: Annotated[int, typer.Option(min=1, help="Samples waiting; more are refused with 429.")] = 1024,
+    max_batch_size: Annotated[
+        int, typer.Option(min=1, help="Largest number of samples scored at a time; 1 switches batching off.")
+    ] = 32,
+    max_wait_ms: Annotated[
+        float, typer.Option(min=0, help="Milliseconds that a sample may wait for others to fill a batch.")
+    ] = 5,
+    max_queue: Annotated[
+        int, typer.Option(min=1, help="Largest number of waiting samples; more are refused with status 429.")
+    ] = 1024,
     max_body_mb: Annotated[
-        int, typer.Option(min=1, help="MiB of one request; larger ones are refused with 413.")
+        int, typer.Option(min=1, help="Largest request in MiB; larger ones are refused with status 413.")
     ] = 64,
-    max_total_mb: Annotated[int, typer.Option(min=1, help="MiB of all requests waiting; then 429.")] = 1024,
-    body_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for a request to arrive; then 408.")] = 30,
+    max_total_mb: Annotated[
+        int,
+        typer.Option(min=1, help="Largest total of all waiting requests in MiB; more are refused with status 429."),
+    ] = 1024,
+    body_timeout: Annotated[
+        float,
+        typer.Option(
+            min=0.1, help="Seconds within which a request must arrive; slower ones are refused with status 408."
+        ),
+    ] = 30,
 ) -> None:
     """Serve rewards over HTTP: POST /v1/score (latents), POST /v1/compare (images). If DINA_SERVER_TOKEN is set,
     clients must send it as a bearer token."""
@@ -53,10 +69,13 @@ def serve(
     from modeling_dina.serving.engine import RewardEngine
     from modeling_dina.serving.server import serve_engines
 
-    devices = [usable_device(each) for each in device or [None]]
+    chosen: list[str | None] = [*device] if device else [None]
+    devices = [usable_device(each) for each in chosen]
     token = os.environ.get(TOKEN_VARIABLE) or None
     if token is None and host not in LOOPBACK:
-        error_console.print(f"Anyone who reaches {host} may ask: {TOKEN_VARIABLE} is not set.", style="yellow")
+        error_console.print(
+            f"Anyone who reaches {host} can send requests: {TOKEN_VARIABLE} is not set.", style="yellow"
+        )
     model.check()
     with loading("model", model.model):
         engines = [

@@ -1,7 +1,8 @@
 """Public preference data sets, as they are published: one reader for each, for training and for evaluation.
 
-A reader takes the rows of the published files, the split that they are read as, and what is put around each row:
-`tables.naming_row` stops at a row that cannot be used, `PreferenceSet.row` records it and goes on.
+A reader takes the rows of the published files, the split to read them as, and a context manager that handles the
+errors of the row that it is given the name of: `tables.naming_row` raises them, `PreferenceSet.row` records them and
+goes on with the next row.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,9 +21,9 @@ GENAI_VOTES = {"leftvote": 1.0, "rightvote": 0.0, "tievote": 0.5, "bothbad_vote"
 
 
 @dataclass(frozen=True)
-class Judged:
+class Annotation:
     """
-    Images of one prompt, and which of every two people prefer.
+    Images of one prompt, and which of every two annotators prefer.
 
     Attributes:
         prompt: of the images.
@@ -30,8 +31,8 @@ class Judged:
         labels: what counts for accuracy: 1 if the first of two images is preferred, 0 if the second is, 0.5 for a tie;
             of every two images in the order of `itertools.combinations`.
         targets: for the same pairs, the share of votes for the first where votes are known, else the label.
-        category: what the annotations file the row under, "" if nothing.
-        cluster: name of what pairs that are uncertain together have in common; the prompt if "".
+        category: that the data set gives the row, "" if none.
+        cluster: a name that pairs share whose outcomes depend on one another; "" stands for the prompt.
 
     Raises:
         ValueError: an image is neither a path nor a cell.
@@ -55,25 +56,25 @@ class Judged:
 
 
 Guard = Callable[[str], AbstractContextManager[None]]
-Reader = Callable[[Iterable[Row], str, Guard], Iterator[Judged]]
+Reader = Callable[[Iterable[Row], str, Guard], Iterator[Annotation]]
 
 
-def _row_by_row(parse: Callable[[Row, str], Judged | None]) -> Reader:
-    """The reader of a data set each of whose rows is read alone. Rows of which `parse` returns None are left out."""
+def _row_by_row(parse: Callable[[Row, str], Annotation | None]) -> Reader:
+    """A reader from a function of one row and the split, which returns None for a row that the split leaves out."""
 
     @wraps(parse)
-    def read(rows: Iterable[Row], split: str, guard: Guard) -> Iterator[Judged]:
+    def read(rows: Iterable[Row], split: str, guard: Guard) -> Iterator[Annotation]:
         for row in rows:
             with guard(row.name):
-                judged = parse(row, split)
-                if judged is not None:
-                    yield judged
+                annotation = parse(row, split)
+                if annotation is not None:
+                    yield annotation
 
     return read
 
 
 @_row_by_row
-def hpdv3(row: Row, split: str) -> Judged | None:
+def hpdv3(row: Row, split: str) -> Annotation | None:
     """
     HPDv3 (MizzenAI/HPDv3): `{prompt, choice_dist, confidence, path1, path2, model1, model2}`, `path1` preferred.
 
@@ -83,17 +84,17 @@ def hpdv3(row: Row, split: str) -> Judged | None:
     """
     prompt, images = row.read("prompt", str), [row.read("path1", str), row.read("path2", str)]
     if split == "test":
-        return Judged(prompt, images, [1.0], [1.0])
+        return Annotation(prompt, images, [1.0], [1.0])
     confidence, votes = row.get("confidence"), row.get("choice_dist")
     if confidence is not None and confidence < MIN_CONFIDENCE:
         return None
     if votes is not None and (len(votes) != 2 or min(votes) < 0 or sum(votes) == 0):
         raise ValueError(f"choice_dist: expected the votes for two images, got {votes}")
-    return Judged(prompt, images, [1.0], [1.0 if votes is None else max(votes) / sum(votes)])
+    return Annotation(prompt, images, [1.0], [1.0 if votes is None else max(votes) / sum(votes)])
 
 
 @_row_by_row
-def hpdv2(row: Row, split: str) -> Judged:
+def hpdv2(row: Row, split: str) -> Annotation:
     """
     HPDv2 (ymhao/HPDv2, zhwang/HPDv2).
 
@@ -114,7 +115,7 @@ def hpdv2(row: Row, split: str) -> Judged:
     return _ranked(row.name, row.read("prompt", str), paths, rankings, votes)
 
 
-def image_reward(rows: Iterable[Row], split: str, guard: Guard) -> Iterator[Judged]:
+def image_reward(rows: Iterable[Row], split: str, guard: Guard) -> Iterator[Annotation]:
     """
     ImageRewardDB (THUDM/ImageRewardDB).
 
@@ -139,7 +140,7 @@ def image_reward(rows: Iterable[Row], split: str, guard: Guard) -> Iterator[Judg
 
 
 @_row_by_row
-def pick_a_pic(row: Row, split: str) -> Judged | None:
+def pick_a_pic(row: Row, split: str) -> Annotation | None:
     """
     Pick-a-Pic v1 or v2 (yuvalkirstain/pickapic_v2): `{caption, jpg_0, jpg_1 (bytes), label_0 in {0, 0.5, 1},
     has_label, are_different, …}`. Rows without a label are left out, and from the split "train" equal images too.
@@ -149,11 +150,11 @@ def pick_a_pic(row: Row, split: str) -> Judged | None:
     label = row["label_0"]
     if label not in (0, 0.5, 1):
         raise ValueError(f"label_0: expected 0, 0.5 or 1, got {label}")
-    return Judged(row.read("caption", str), [row.image("jpg_0"), row.image("jpg_1")], [label], [label])
+    return Annotation(row.read("caption", str), [row.image("jpg_0"), row.image("jpg_1")], [label], [label])
 
 
 @_row_by_row
-def genai_bench(row: Row, split: str) -> Judged:
+def genai_bench(row: Row, split: str) -> Annotation:
     """
     The image generation part of GenAI-Bench: `{prompt, left_image, right_image, vote_type}`. Ties and pairs of which
     both are bad have the label 0.5; the vote is their category.
@@ -162,20 +163,20 @@ def genai_bench(row: Row, split: str) -> Judged:
     if vote not in GENAI_VOTES:
         raise ValueError(f"vote_type: expected one of {', '.join(GENAI_VOTES)}, got {vote}")
     label, images = [GENAI_VOTES[vote]], [row.image("left_image"), row.image("right_image")]
-    return Judged(row.read("prompt", str), images, label, label, category=vote)
+    return Annotation(row.read("prompt", str), images, label, label, category=vote)
 
 
 @_row_by_row
-def mj_bench(row: Row, split: str) -> Judged:
+def mj_bench(row: Row, split: str) -> Annotation:
     """MJ-Bench: `{caption, image0, image1, label, category}`; label 0 prefers `image0`."""
     if row["label"] not in (0, 1):
         raise ValueError(f"label: expected 0 or 1, got {row['label']}")
     label, images = [1.0 - row["label"]], [row.image("image0"), row.image("image1")]
-    return Judged(row.read("caption", str), images, label, label, category=row.get("category") or "")
+    return Annotation(row.read("caption", str), images, label, label, category=row.get("category") or "")
 
 
 @_row_by_row
-def mmrb2(row: Row, split: str) -> Judged:
+def mmrb2(row: Row, split: str) -> Annotation:
     """
     The text-to-image part of Multimodal RewardBench 2: `{prompt_text, response_a_images, response_b_images, chosen}`
     ("A" or "B"), one image a response.
@@ -183,12 +184,12 @@ def mmrb2(row: Row, split: str) -> Judged:
     if row["chosen"] not in ("A", "B"):
         raise ValueError(f"chosen: expected 'A' or 'B', got {row['chosen']!r}")
     label, images = [float(row["chosen"] == "A")], [row.image("response_a_images"), row.image("response_b_images")]
-    return Judged(row.read("prompt_text", str), images, label, label)
+    return Annotation(row.read("prompt_text", str), images, label, label)
 
 
 def _ranked(
     name: str, prompt: str, paths: list[str], rankings: list[list[float]], votes: Sequence[list[float]] = ()
-) -> Judged:
+) -> Annotation:
     """
     Ranked images of a prompt; in every ranking a lower number is better and equal ones are a tie.
 
@@ -199,7 +200,7 @@ def _ranked(
         votes: those of single annotators, which give the targets; without any, `rankings` do.
     """
     labels = _shares(rankings, len(paths))
-    return Judged(prompt, paths, labels, _shares(votes, len(paths)) if votes else labels, cluster=name)
+    return Annotation(prompt, paths, labels, _shares(votes, len(paths)) if votes else labels, cluster=name)
 
 
 def _shares(rankings: Sequence[list[float]], count: int) -> list[float]:

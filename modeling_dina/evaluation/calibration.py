@@ -7,16 +7,20 @@ deviations, which changes probabilities and nothing else (`DinaRewardModel.varia
 import json
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 
-from modeling_dina.evaluation.benchmarks.preference_set import Pairs
-from modeling_dina.evaluation.rewards import Rewards
+from modeling_dina.evaluation.benchmarks import Ties, find_benchmark
+from modeling_dina.evaluation.benchmarks.preference_set import Pairs, PreferenceSet
+from modeling_dina.evaluation.evaluate import content_of, likelihood, run_settings, score_items, scored
+from modeling_dina.evaluation.rewards import DinaReader, Rewards
 from modeling_dina.evaluation.statistics import negative_log_likelihood
-from modeling_dina.files import atomic_path, write_text
+from modeling_dina.files import Journal, atomic_path, write_text
 
 # Natural logarithm of the smallest and of the largest factor on the temperature that is looked at.
 LARGEST_LOG_FACTOR = math.log(1000)
@@ -29,6 +33,75 @@ class Calibration:
     temperature: float
     score_mean: float
     score_std: float
+
+
+def calibrate(
+    name: str,
+    preferences: PreferenceSet,
+    reader: DinaReader,
+    model: Path,
+    out: Path | None,
+    *,
+    batch_size: int,
+    data_folder: Path | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """
+    Fits a model's calibration to one half of a benchmark's prompts, measures it on the other, and writes it.
+
+    The pairs are those of the test split, or of the validation split where the benchmark has one.
+
+    Args:
+        name: of the benchmark.
+        preferences: what its `read` returned.
+        reader: of the model.
+        model: the model's folder.
+        out: a new folder for a calibrated copy; None changes the model's own config.
+        batch_size: images at a time; it changes no result.
+        data_folder: that the benchmark was read from.
+        seed: of the split and of the shuffled sides.
+        progress: called with the number of finished images and of all.
+
+    Returns:
+        The fields of `Calibration`, "benchmark", the numbers "pairs_fitted", "pairs_held_out" and "failures", and what
+        `likelihood` returns of the held-out pairs "before" and "after".
+
+    Raises:
+        ValueError: fewer than two prompts could be scored, no calibration fits, or an interrupted run had other
+            settings.
+    """
+    benchmark = find_benchmark(name)
+    pairs = preferences.pairs("validation" if benchmark.ties is Ties.predicted else "test").shuffled_sides(seed)
+    if benchmark.ties is Ties.dropped:
+        pairs = pairs[pairs.label != 0.5]
+    place = (out or model).absolute()
+    journal = Journal(
+        place.with_name(f"{place.name}.calibration.partial"),
+        content_of(name, preferences, data_folder) | run_settings(reader, seed),
+    )
+    samples, failures = score_items(preferences.items, reader, journal, batch_size, progress)
+    rewards = reader.ensemble(samples)
+    fitted, held = split_by_cluster(pairs[scored(rewards, pairs)], seed)
+    if not len(fitted) or not len(held):
+        raise ValueError(f"data: expected preferences for two prompts or more, got {len(fitted) + len(held)} pairs")
+    config = reader.scorer.model.config
+    current = Calibration(config.temperature, config.score_mean, config.score_std)
+    found = fit_calibration(rewards, fitted, current)
+    reports = {
+        when: likelihood(*used.log_probabilities(held), held.target)
+        for when, used in {"before": rewards, "after": recalibrated(rewards, current, found)}.items()
+    }
+    write_calibration(model, found, out)
+    journal.remove()
+    return {
+        **vars(found),
+        "benchmark": name,
+        "pairs_fitted": len(fitted),
+        "pairs_held_out": len(held),
+        "failures": len(failures) + len(preferences.failures),
+        **reports,
+    }
 
 
 def fit_calibration(rewards: Rewards, pairs: Pairs, current: Calibration) -> Calibration:
@@ -50,8 +123,10 @@ def fit_calibration(rewards: Rewards, pairs: Pairs, current: Calibration) -> Cal
     if not len(scores) or not scores.std() > 0:
         raise ValueError(f"data: expected images of different scores, got {len(scores)} images of one score")
 
+    variance = _known_variance(rewards)
+
     def loss(log_factor: float) -> float:
-        scaled = Rewards(rewards.samples, rewards.weights, rewards.variance * math.exp(2 * log_factor))
+        scaled = Rewards(rewards.samples, rewards.weights, variance * math.exp(2 * log_factor))
         return negative_log_likelihood(*scaled.log_probabilities(pairs), pairs.target)
 
     found = minimize_scalar(
@@ -71,7 +146,13 @@ def recalibrated(rewards: Rewards, old: Calibration, new: Calibration) -> Reward
     """Rewards under another calibration."""
     raw = rewards.samples * old.score_std + old.score_mean
     factor = (new.temperature / new.score_std) / (old.temperature / old.score_std)
-    return Rewards((raw - new.score_mean) / new.score_std, rewards.weights, rewards.variance * factor**2)
+    return Rewards((raw - new.score_mean) / new.score_std, rewards.weights, _known_variance(rewards) * factor**2)
+
+
+def _known_variance(rewards: Rewards) -> np.ndarray:
+    if rewards.variance is None:
+        raise TypeError("rewards: expected those of a likelihood with a variance, got some without")
+    return rewards.variance
 
 
 def split_by_cluster(pairs: Pairs, seed: int) -> tuple[Pairs, Pairs]:

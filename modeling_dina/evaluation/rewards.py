@@ -101,15 +101,15 @@ class DinaReader:
         self.variance = model.variance(levels).double().numpy()
         self.scorer = scorer
 
-    def read(self, prompts, images):
+    def read(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> np.ndarray:
         # Modes that average levels need no more than the levels' samples.
         mode = "features" if self.mode == "features" else "mean"
         options = {"sigmas": self.sigmas, "num_draws": self.num_draws, "mode": mode, "seed": self.seed}
         scores = self.scorer.score(prompts=prompts, images=images, with_levels=True, **options)
-        joint = [scores.samples] if mode == "features" else []
-        return torch.cat([scores.level_samples, *joint]).double().numpy()
+        parts = scores.level_samples, scores.samples if mode == "features" else None
+        return torch.cat([part for part in parts if part is not None]).double().numpy()
 
-    def ensemble(self, samples):
+    def ensemble(self, samples: np.ndarray) -> Rewards:
         if self.mode == "features":
             return Rewards(samples[-1:], np.ones(1), self.variance.mean(keepdims=True))
         weights = np.full(len(self.sigmas), 1 / len(self.sigmas))
@@ -117,7 +117,7 @@ class DinaReader:
             weights = precision_weights(torch.from_numpy(self.variance)).numpy()
         return Rewards(samples, weights, self.variance)
 
-    def levels(self, samples):
+    def levels(self, samples: np.ndarray) -> dict[float, Rewards]:
         return {
             sigma: Rewards(samples[[level]], np.ones(1), self.variance[[level]])
             for level, sigma in enumerate(self.sigmas)
@@ -149,7 +149,7 @@ class CallableReader:
         unknown = ("revision", "conditioning", "sigmas", "draws", "mode", "text_length")
         self.settings = {"model": source, **dict.fromkeys(unknown)}
 
-    def read(self, prompts, images):
+    def read(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> np.ndarray:
         values = [float(value) for value in self.function(list(prompts), list(images))]
         if len(values) != len(images):
             raise WrongCountError(f"scorer: expected {len(images)} numbers for as many images, got {len(values)}")
@@ -157,10 +157,10 @@ class CallableReader:
             raise ValueError(f"scorer: expected finite numbers, got {values}")
         return np.array(values)[None, None]
 
-    def ensemble(self, samples):
+    def ensemble(self, samples: np.ndarray) -> Rewards:
         return Rewards(samples, np.ones(1), None)
 
-    def levels(self, samples):
+    def levels(self, samples: np.ndarray) -> dict[float, Rewards]:
         return {}
 
 

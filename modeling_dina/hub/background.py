@@ -1,5 +1,5 @@
-"""Pushes checkpoints to the Hub while training goes on: snapshots by hard link, uploaded one after another by a thread
-that no fault of the network lets reach the training."""
+"""Pushes checkpoints to the Hub in the background. Snapshots are hard links, which a thread uploads one after another;
+errors of the network do not reach the training."""
 
 import logging
 import os
@@ -13,23 +13,23 @@ from threading import Condition, Thread
 
 from huggingface_hub.utils import disable_progress_bars
 
-from modeling_dina.hub.push import LITTER, PushError, check_repo_id, published_files, push_folder, tag_commit
+from modeling_dina.hub.push import IGNORED_FILES, PushError, check_repo_id, published_files, push_folder, tag_commit
 
 logger = logging.getLogger(__name__)
 
-FINISH_TIMEOUT = 1800.0  # seconds: a large checkpoint over a slow line
+FINISH_TIMEOUT = 1800.0  # seconds, enough for a large checkpoint over a slow connection
 
 
 @dataclass
 class PushReport:
-    """What became of the checkpoints that were to be pushed to `repo_id`.
+    """The results of all pushes to `repo_id`.
 
     Args:
-        pushed: commit of each step, in the order they were made.
-        superseded: steps whose turn had not come when a newer one took their place.
-        failed: why a step was not pushed.
-        tag: the one made on the last commit of `pushed`, or None.
-        tag_fault: why one that was asked for was not made.
+        pushed: commit of each step, in the order of the pushes.
+        superseded: steps that were replaced by a newer one before their upload began.
+        failed: the reason for each step that was not pushed.
+        tag: tag of the last commit of `pushed`, or None.
+        tag_fault: the reason why the requested tag was not created, or None.
     """
 
     repo_id: str
@@ -44,7 +44,7 @@ class PushReport:
         if self.pushed:
             lines[0] += f", last commit {list(self.pushed.values())[-1]}" + (f", tag {self.tag}" if self.tag else "")
         if self.superseded:
-            lines.append(f"not pushed, for a newer one was there: {_steps(self.superseded)}")
+            lines.append(f"skipped because a newer checkpoint was ready: {_steps(self.superseded)}")
         lines += [f"not pushed: step {step}: {reason}" for step, reason in self.failed.items()]
         if self.tag_fault:
             lines.append(f"not tagged: {self.tag_fault}")
@@ -70,7 +70,7 @@ class _Snapshot:
 
 
 class CheckpointPusher:
-    """Pushes checkpoints in the background; for one process of a training only.
+    """Pushes checkpoints in the background. Only one process of a training may use it.
 
     ```python
     >>> pusher = CheckpointPusher("owner/name", output_dir)
@@ -78,14 +78,14 @@ class CheckpointPusher:
     >>> print(pusher.finish(tag="v1"))
     ```
 
-    While one checkpoint is uploaded, the newest of those that came meanwhile waits; the others are superseded. After
-    the construction nothing raises: what was not pushed, and why, is logged and stands in the report.
+    During an upload, only the newest of the further checkpoints waits; the others are superseded. Only the constructor
+    raises exceptions. Later errors are logged and listed in the report.
 
     Args:
         repo_id: "owner/name" of a model repository.
-        output_dir: the training's own folder, on the file system of the checkpoints. Snapshots are kept in its
-            subfolder `.pushing`, which is emptied of what a killed run has left, and removed at the end.
-        private: how to create the repository. One that exists keeps its visibility.
+        output_dir: output folder of the training, on the file system of the checkpoints. Snapshots are in its
+            subfolder `.pushing`, which is emptied at the start and removed at the end.
+        private: whether to create a private repository. An existing one keeps its visibility.
 
     Raises:
         ValueError: `repo_id` is malformed.
@@ -96,8 +96,8 @@ class CheckpointPusher:
         self._private = private
         self._snapshots = Path(output_dir, ".pushing")
         shutil.rmtree(self._snapshots, ignore_errors=True)
-        disable_progress_bars()  # of huggingface_hub, which would be drawn over the training's own
-        self._changed = Condition()  # guards what follows
+        disable_progress_bars()  # those of huggingface_hub would overwrite the training's progress bar
+        self._changed = Condition()  # guards the attributes below
         self._report = PushReport(repo_id)
         self._uploading: _Snapshot | None = None
         self._waiting: _Snapshot | None = None
@@ -112,22 +112,21 @@ class CheckpointPusher:
         return self._closed
 
     def push(self, folder: str | Path, step: int, training_state: str | Path | None = None) -> None:
-        """Take a snapshot of `folder` to be pushed, and return. The folder may then be renamed or deleted, and its
-        files be replaced, but not written into.
+        """Take a snapshot of `folder`, and return while it is pushed. Afterwards the folder may be renamed or deleted,
+        and its files may be replaced, but they must not be modified in place.
 
         Args:
-            folder: a model. Of its files, `published_files` are pushed.
-            step: that it was saved at.
-            training_state: a folder with what a resumed training needs; it becomes `last-checkpoint/` in the
-                repository, in place of what was there.
+            folder: model folder, of which `published_files` are pushed.
+            step: training step of the checkpoint.
+            training_state: folder with the training state, which replaces `last-checkpoint/` in the repository.
         """
         if self._closed:
-            self._fail(step, "it came after the end of training")
+            self._fail(step, "push was called after finish")
             return
         try:
             snapshot = self._take_snapshot(Path(folder), step, training_state)
         except Exception as error:
-            self._fail(step, f"no snapshot could be taken: {error}")
+            self._fail(step, f"cannot take a snapshot: {error}")
             return
         with self._changed:
             superseded, self._waiting = self._waiting, snapshot
@@ -138,12 +137,12 @@ class CheckpointPusher:
             shutil.rmtree(superseded.folder, ignore_errors=True)
 
     def finish(self, tag: str | None = None, timeout: float = FINISH_TIMEOUT) -> PushReport:
-        """Wait for what is still to be pushed, and tag the last commit. Nothing can be pushed afterwards.
+        """Wait for the remaining pushes, and tag the last commit. Nothing can be pushed afterwards.
 
         Args:
-            tag: a new tag.
-            timeout: seconds to wait at most. What is not done by then is reported so, and left: it ends with the
-                process, or, where huggingface_hub sends several files in threads of its own, when these time out.
+            tag: new tag, or None.
+            timeout: maximum number of seconds to wait. Later pushes are reported as failed. They end with the process
+                or, if huggingface_hub uploads several files in its own threads, when these time out.
         """
         with self._changed:
             self._tag = tag
@@ -151,10 +150,10 @@ class CheckpointPusher:
             self._changed.notify()
         self._thread.join(timeout)
         with self._changed:
-            report = deepcopy(self._report)  # the thread may live on
+            report = deepcopy(self._report)  # because the thread may still run
             unfinished = [snapshot.step for snapshot in (self._uploading, self._waiting) if snapshot is not None]
             self._waiting = self._tag = None
-        too_late = f"not done {timeout:g} s after the end of training"
+        too_late = f"not finished {timeout:g} s after the end of training"
         report.failed |= dict.fromkeys(unfinished, too_late)
         if tag is not None and report.tag is None and report.tag_fault is None:
             report.tag_fault = too_late
@@ -168,7 +167,9 @@ class CheckpointPusher:
             snapshot = _Snapshot(step, place)
             _link(folder, published_files(folder), snapshot.model)
             if training_state is not None:
-                _link(Path(training_state), published_files(training_state, but=LITTER), snapshot.training_state)
+                _link(
+                    Path(training_state), published_files(training_state, but=IGNORED_FILES), snapshot.training_state
+                )
             return snapshot
         except BaseException:
             shutil.rmtree(place, ignore_errors=True)
@@ -182,7 +183,7 @@ class CheckpointPusher:
             self._make_tag(self._tag)
 
     def _next(self) -> _Snapshot | None:
-        """The snapshot to upload now, or None when there will be no more."""
+        """Wait for the next snapshot to upload; None after the last one."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting is not None or self._closed)
             self._uploading, self._waiting = self._waiting, None
@@ -206,7 +207,7 @@ class CheckpointPusher:
                 self._uploading = None
                 self._report.pushed[snapshot.step] = commit.oid
                 self._report.failed.pop(snapshot.step, None)
-            logger.info("step %d is pushed: %s", snapshot.step, commit.commit_url)
+            logger.info("pushed step %d: %s", snapshot.step, commit.commit_url)
 
     def _make_tag(self, tag: str) -> None:
         commits = list(self._report.pushed.values())
@@ -219,13 +220,14 @@ class CheckpointPusher:
             self._report.tag_fault = str(error)
 
     def _fail(self, step: int, reason: str) -> None:
-        logger.warning("step %d is not pushed: %s", step, reason)
+        logger.warning("step %d was not pushed: %s", step, reason)
         with self._changed:
             self._report.failed[step] = reason
 
 
 def _link(folder: Path, paths: list[str], target: Path) -> None:
-    """Hard links to the files `paths` of `folder` under `target`; copies where the file system has no links."""
+    """Create hard links in `target` to the files `paths` of `folder`, or copies if the file system has no hard
+    links."""
     for path in paths:
         source, link = (folder / path).resolve(), target / path
         link.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The reward server: its protocol, its batching, its HTTP application, and the same on a Ray cluster."""
+"""The reward server: protocol, batching, HTTP application, and deployment on a Ray cluster."""
 
-# The environment variable whose value clients must send as a bearer token.
+# Environment variable with the bearer token that clients must send.
 TOKEN_VARIABLE = "DINA_SERVER_TOKEN"

@@ -1,5 +1,5 @@
-"""The HTTP application: who may ask, what a request must hold, and how every outcome is said. What answers stands
-behind a queue: a `Batcher` of this process, or a replica of Ray Serve."""
+"""The HTTP application: authentication, parsing of requests, and responses for all outcomes. Requests are passed to a
+queue, which is a `Batcher` in this process or a replica of Ray Serve."""
 
 import asyncio
 import hmac
@@ -26,13 +26,13 @@ from .metrics import Metrics
 from .protocol import VERSION, VERSION_HEADER, ScoreRequest, parse_score_request, score_answer
 
 RETRY = {"retry-after": "1"}
-CLIENT_CLOSED = 499  # nobody reads it; it is counted
-MAX_REASON = 1000  # characters: a reason may quote what came
+CLIENT_CLOSED = 499  # never received by the client, but counted in the metrics
+MAX_REASON = 1000  # characters, because a reason may quote the request
 logger = logging.getLogger(__name__)
 
 
 class Queue(Protocol):
-    """What stands between the application and its engines; see `Batcher`."""
+    """The interface between the application and its engines; see `Batcher`."""
 
     def check_open(self) -> None: ...
 
@@ -52,10 +52,12 @@ def build_application(
     The application with /v1/score, /v1/compare, /healthz, /readyz and /metrics.
 
     Args:
-        engine: any of those behind the queue; it says what the model can take before a request is queued.
-        limits: of bodies.
-        token: bearer token that /v1 asks for; None asks for none.
-        lifespan: what must run while the application does.
+        engine: any of the engines, which checks requests before they are queued.
+        queue: queue to which requests are passed.
+        metrics: metrics to update.
+        limits: limits of request bodies.
+        token: bearer token that clients of /v1 must send; None requires none.
+        lifespan: context that is open while the application runs.
     """
     endpoints = _Endpoints(engine, queue, metrics, BodyReader(limits), token)
     return Starlette(
@@ -66,7 +68,7 @@ def build_application(
             Route("/readyz", endpoints.readyz),
             Route("/metrics", endpoints.metrics),
         ],
-        exception_handlers={HTTPException: _say_http_error},  # of paths and methods that do not exist
+        exception_handlers={HTTPException: _http_error_response},  # for unknown paths and methods
         lifespan=lifespan,
     )
 
@@ -78,11 +80,11 @@ class _Endpoints:
         self._metrics = metrics
         self._bodies = bodies
         self._token = token
-        # A large body takes milliseconds to read and check: not on the event loop, and one at a time.
+        # Parsing a large body takes milliseconds, so it runs outside the event loop, one body at a time.
         self._parser = ThreadPoolExecutor(max_workers=1, thread_name_prefix="parse")
 
     def answered(self, name: str, endpoint: Callable[[Request], Awaitable[dict]]):
-        """An endpoint that answers every outcome, and is counted."""
+        """Wrap an endpoint so that it responds to every outcome and updates the metrics."""
 
         async def handle(request: Request) -> Response:
             start = time.perf_counter()
@@ -97,21 +99,25 @@ class _Endpoints:
         version = request.headers.get(VERSION_HEADER)
         if version != VERSION:
             raise HTTPException(400, f"{VERSION_HEADER}: expected {VERSION}, got {version}")
-        return score_answer(await self._ask(request, self._parse_score))
+        scores = await self._process(request, self._parse_score)
+        assert isinstance(scores, list)
+        return score_answer(scores)
 
     async def compare(self, request: Request) -> dict:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         parsers = {"application/json": self._parse_json, "multipart/form-data": _parse_form}
         if kind not in parsers:
             raise HTTPException(415, f"content-type: expected {' or '.join(parsers)}, got {kind or 'none'}")
-        return await self._ask(request, parsers[kind])
+        ranking = await self._process(request, parsers[kind])
+        assert isinstance(ranking, dict)
+        return ranking
 
     async def healthz(self, request: Request) -> Response:
-        """Whether the process lives."""
+        """Report that the process is alive."""
         return JSONResponse({"status": "ok"})
 
     async def readyz(self, request: Request) -> Response:
-        """Whether a request sent now would be accepted."""
+        """Report whether a request would be accepted now."""
         try:
             self._queue.check_open()
         except (QueueClosedError, QueueFullError) as error:
@@ -123,12 +129,12 @@ class _Endpoints:
 
     async def _respond(self, request: Request, endpoint: Callable[[Request], Awaitable[dict]]) -> Response:
         try:
-            if self._token is not None and not _carries(request, self._token):
+            if self._token is not None and not _has_token(request, self._token):
                 raise HTTPException(401, "expected a bearer token", {"www-authenticate": "Bearer"})
-            self._queue.check_open()  # before a body is read that would be refused whatever it holds
+            self._queue.check_open()  # before reading a body that would be refused in any case
             return JSONResponse(await endpoint(request))
         except HTTPException as error:
-            return await _say_http_error(request, error)
+            return await _http_error_response(request, error)
         except ValueError as error:
             return _problem(422, str(error))
         except QueueFullError as error:
@@ -141,15 +147,15 @@ class _Endpoints:
         except ClientDisconnect:
             return Response(status_code=CLIENT_CLOSED)
         except Exception:
-            logger.exception("a request ended in an error that is a bug")
+            logger.exception("internal error while processing a request")
             return _problem(500, "internal error")
 
-    async def _ask(self, request: Request, parse: Callable[[Request, bytes], Awaitable[Job]]) -> Answer:
+    async def _process(self, request: Request, parse: Callable[[Request, bytes], Awaitable[Job]]) -> Answer:
         body = await self._bodies.read(request)
         size = len(body)
         try:
             job = await parse(request, body)
-            del body  # the job holds its own copy
+            del body  # the job has its own copy
             self._engine.check(job)
             with self._metrics.in_queue(job.size):
                 return await self._queue.submit(job)
@@ -168,18 +174,20 @@ async def _parse_form(request: Request, body: bytes) -> CompareRequest:
         return {"type": "http.request", "body": body, "more_body": False}
 
     async with Request(request.scope, replay).form(max_files=MAX_IMAGES, max_fields=1) as form:
-        images = form.getlist("images")
-        if form.keys() != {"prompt", "images"} or not all(isinstance(image, UploadFile) for image in images):
+        files = form.getlist("images")
+        images = [file for file in files if isinstance(file, UploadFile)]
+        if form.keys() != {"prompt", "images"} or len(images) != len(files):
             raise ValueError(f"body: expected a field prompt and files images, got {sorted(form.keys())}")
         return build_comparison(form["prompt"], [await image.read() for image in images])
 
 
-def _carries(request: Request, token: str) -> bool:
+def _has_token(request: Request, token: str) -> bool:
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode())
 
 
-async def _say_http_error(request: Request, error: HTTPException) -> Response:
+async def _http_error_response(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
     headers = {**(error.headers or {}), **(RETRY if error.status_code == 429 else {})}
     return _problem(error.status_code, error.detail, headers)
 

@@ -1,5 +1,5 @@
-"""A queue that gathers requests into batches of one shape for as long as a latency budget allows, before any number of
-engines with a thread each."""
+"""A queue that collects requests of one shape into batches within a latency budget, for one or more engines with a
+thread each."""
 
 import asyncio
 from collections import deque
@@ -13,11 +13,11 @@ from .metrics import Metrics
 
 
 class QueueFullError(Exception):
-    """The queue holds as many samples as it may: come again later."""
+    """The queue is full; the client should retry later."""
 
 
 class QueueClosedError(Exception):
-    """The server finishes what it has and takes nothing new."""
+    """The server is shutting down and accepts no new requests."""
 
 
 @dataclass
@@ -29,15 +29,16 @@ class _Waiting:
 
 class Batcher:
     """
-    Requests wait until there are `max_batch_size` samples of their shape, or the first of them has waited for
-    `max_wait`, or longer while every engine is at work. The oldest due batch goes first. An accepted request is always
-    answered, with an error if need be.
+    A batch is due when there are `max_batch_size` samples of one shape, or when the first of them has waited for
+    `max_wait`. It waits longer while all engines are busy. The oldest due batch is processed first. Every accepted
+    request gets a response, which may be an error.
 
     Args:
-        engines: one for each device.
-        max_batch_size: samples in a batch; a request of more makes a batch of its own. 1 turns batching off.
-        max_wait: seconds.
-        max_queue: samples that may be waiting or at work.
+        engines: one engine per device.
+        max_batch_size: maximum number of samples in a batch; a larger request forms its own batch. 1 switches batching
+            off.
+        max_wait: maximum waiting time in seconds.
+        max_queue: maximum number of samples that wait or are being processed.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Batcher:
         self.max_batch_size = max_batch_size
         self.max_wait = max_wait
         self.max_queue = max_queue
-        self.samples = 0  # accepted and not answered yet
+        self.samples = 0  # accepted and not yet answered
         self._engines = engines
         self._metrics = metrics
         self._groups: dict[Hashable, deque[_Waiting]] = {}
@@ -61,7 +62,7 @@ class Batcher:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """The engines answer for as long as this context lasts."""
+        """Context in which the engines process requests."""
         workers = [asyncio.create_task(self._work(engine)) for engine in self._engines]
         try:
             yield
@@ -71,11 +72,11 @@ class Batcher:
             await asyncio.gather(*workers, return_exceptions=True)
 
     def close(self) -> None:
-        """Take nothing new; what was accepted is still answered."""
+        """Refuse new requests; accepted ones are still processed."""
         self._closed = True
 
     def check_open(self, size: int = 1) -> None:
-        """Raises a `QueueClosedError` or a `QueueFullError` unless that many samples would be accepted now."""
+        """Raise a `QueueClosedError` or a `QueueFullError` unless `size` samples would be accepted now."""
         if self._closed:
             raise QueueClosedError("the server is shutting down")
         if self.samples + size > self.max_queue:
@@ -83,12 +84,12 @@ class Batcher:
 
     async def submit(self, job: Job) -> Answer:
         """
-        The answer to a job that `RewardEngine.check` has passed.
+        Wait for the answer to a job that `RewardEngine.check` has accepted.
 
         Raises:
-            QueueClosedError, QueueFullError: it was not accepted.
-            ValueError: it is larger than the queue, or its images cannot be used.
-            ModelFaultError: the model failed on it.
+            QueueClosedError, QueueFullError: the job was not accepted.
+            ValueError: the job is larger than the queue, or its images are invalid.
+            ModelFaultError: the model failed on the job.
         """
         if job.size > self.max_queue:
             raise ValueError(f"body: expected at most {self.max_queue} samples, got {job.size}")

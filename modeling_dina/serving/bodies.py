@@ -1,4 +1,4 @@
-"""Reading request bodies in bounded memory and bounded time."""
+"""Reading request bodies with limits on memory and time."""
 
 import asyncio
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from starlette.requests import Request
 class BodyLimits:
     """
     Attributes:
-        body_bytes: of one body.
-        total_bytes: of all bodies that are being read or wait for an answer.
-        seconds: for a body to arrive.
+        body_bytes: maximum size of one body.
+        total_bytes: maximum total size of all bodies that are being read or processed.
+        seconds: maximum time in which a body must arrive.
     """
 
     body_bytes: int = 64 * 2**20
@@ -22,22 +22,23 @@ class BodyLimits:
 
 
 class BodyReader:
-    """Counts what really arrives, so that a client that claims much and sends little holds little."""
+    """Reads bodies within limits. It counts received bytes, not announced ones, so that a client cannot block others
+    by announcing large bodies."""
 
     def __init__(self, limits: BodyLimits):
         self.limits = limits
-        self._held = 0
+        self._total_bytes = 0
 
     async def read(self, request: Request) -> bytes:
         """
-        The body, whose length counts as held until `release` is told of it.
+        Read the body, whose length counts towards the total until `release` is called.
 
         Raises:
-            HTTPException: 413 for a body that is too large, 408 for one that is too slow, 429 if too much is held.
+            HTTPException: status 413 if the body is too large, 408 if it is too slow, 429 if the total is too large.
         """
-        claimed = request.headers.get("content-length", "")
-        if claimed.isdecimal() and int(claimed) > self.limits.body_bytes:
-            raise HTTPException(413, f"body: expected at most {self.limits.body_bytes} bytes, got {claimed}")
+        announced = request.headers.get("content-length", "")
+        if announced.isdecimal() and int(announced) > self.limits.body_bytes:
+            raise HTTPException(413, f"body: expected at most {self.limits.body_bytes} bytes, got {announced}")
         chunks: list[bytes] = []
         try:
             await asyncio.wait_for(self._collect(request, chunks), self.limits.seconds)
@@ -49,16 +50,16 @@ class BodyReader:
         return b"".join(chunks)
 
     def release(self, size: int) -> None:
-        """That many bytes are no longer held."""
-        self._held -= size
+        """Subtract a processed body from the total."""
+        self._total_bytes -= size
 
     async def _collect(self, request: Request, chunks: list[bytes]) -> None:
         size = 0
         async for chunk in request.stream():
             chunks.append(chunk)
             size += len(chunk)
-            self._held += len(chunk)
+            self._total_bytes += len(chunk)
             if size > self.limits.body_bytes:
                 raise HTTPException(413, f"body: expected at most {self.limits.body_bytes} bytes, got more")
-            if self._held > self.limits.total_bytes:
-                raise HTTPException(429, "the server holds as many bytes of requests as it may")
+            if self._total_bytes > self.limits.total_bytes:
+                raise HTTPException(429, "the server's limit on the total size of requests is reached")

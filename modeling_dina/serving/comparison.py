@@ -1,17 +1,18 @@
-"""`POST /v1/compare`, for people without latents: a prompt and images, as JSON with base64 or as a form with files."""
+"""Requests of `POST /v1/compare`: a prompt and image files, as JSON with base64 or as a multipart form."""
 
 import base64
 import binascii
 import json
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from modeling_dina.scoring_dina import check_prompt
 
 MAX_IMAGES = 16
 MAX_PROMPT_CHARACTERS = 10_000
-# Python spends up to sixty bytes on one of JSON. A body that says what it should has few brackets and commas: there
-# are none in base64.
+# Python needs up to sixty bytes of memory per byte of nested JSON. A valid body has few brackets and commas, because
+# base64 contains none.
 MAX_JSON_MARKS = 2 * MAX_PROMPT_CHARACTERS
 
 
@@ -21,7 +22,8 @@ class CompareRequest:
     Images to rank for a prompt.
 
     Attributes:
-        images: 2 to `MAX_IMAGES` image files, still encoded: they are decoded one request at a time.
+        prompt: prompt of all images.
+        images: 2 to `MAX_IMAGES` encoded image files, which are decoded one request at a time.
     """
 
     prompt: str
@@ -29,28 +31,28 @@ class CompareRequest:
 
     @property
     def size(self) -> int:
-        """How many samples of a queue it counts for."""
+        """Number of samples that count towards the queue's limit."""
         return len(self.images)
 
     @property
     def batch_key(self) -> Hashable:
-        """None other's: images may be bad in ways that only decoding shows."""
+        """Unique per request, so that comparisons are never batched: only decoding shows whether images are valid."""
         return id(self)
 
 
 def parse_json_comparison(body: bytes) -> CompareRequest:
     """
-    Reads {"prompt": text, "images": [base64, …]}.
+    Parse {"prompt": text, "images": [base64, …]}.
 
     Raises:
-        ValueError: naming what of the body came and what was expected.
+        ValueError: the body is invalid; the message names the field.
     """
     if sum(body.count(mark) for mark in (b"[", b"{", b",")) > MAX_JSON_MARKS:
         raise ValueError(f"body: expected at most {MAX_JSON_MARKS} brackets and commas, got more")
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"body: expected JSON, got what cannot be read: {error}") from error
+        raise ValueError(f"body: expected JSON, got unreadable data: {error}") from error
     if not isinstance(fields, dict) or fields.keys() != {"prompt", "images"}:
         got = sorted(fields) if isinstance(fields, dict) else type(fields).__name__
         raise ValueError(f"body: expected an object of prompt and images, got {got}")
@@ -60,10 +62,10 @@ def parse_json_comparison(body: bytes) -> CompareRequest:
     return build_comparison(fields["prompt"], [_from_base64(image, f"images[{i}]") for i, image in enumerate(images)])
 
 
-def build_comparison(prompt: str, images: Sequence[bytes]) -> CompareRequest:
+def build_comparison(prompt: Any, images: Sequence[bytes]) -> CompareRequest:
     """
     Raises:
-        ValueError: the prompt says nothing or too much, or there are too few or too many images.
+        ValueError: the prompt is blank or too long, or there are too few or too many images.
     """
     if isinstance(prompt, str) and len(prompt) > MAX_PROMPT_CHARACTERS:
         raise ValueError(f"prompt: expected at most {MAX_PROMPT_CHARACTERS} characters, got {len(prompt)}")
@@ -80,4 +82,4 @@ def _from_base64(text: str, name: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ValueError(f"{name}: expected base64, got what cannot be read: {error}") from error
+        raise ValueError(f"{name}: expected base64, got unreadable data: {error}") from error

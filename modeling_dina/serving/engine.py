@@ -1,4 +1,4 @@
-"""One reward model on one device, and how it answers a batch of requests. It knows of no network and no queue."""
+"""One reward model on one device, which processes batches of requests, independent of network and queue."""
 
 import logging
 from collections.abc import Sequence
@@ -17,16 +17,16 @@ logger = logging.getLogger(__name__)
 
 
 class ModelFaultError(RuntimeError):
-    """A good request that the model did not answer with finite scores."""
+    """The model did not compute finite scores for a valid request."""
 
 
 class RewardEngine:
     """
     Args:
-        model: in evaluation mode.
-        scorer: a `DinaScorer` of the model; None answers latents only.
-        max_batch_size: samples that the model is given at a time. It bounds memory and changes no score beyond
-            rounding.
+        model: reward model in evaluation mode.
+        scorer: a `DinaScorer` of the model; None supports latents only.
+        max_batch_size: number of samples that the model processes at a time. It limits memory, and affects scores
+            only by rounding.
     """
 
     def __init__(self, model: DinaRewardModel, scorer=None, *, max_batch_size: int):
@@ -48,31 +48,34 @@ class RewardEngine:
         """
         Args:
             source: folder or Hub id of a reward model.
-            dtype: None keeps that of the weights.
-            latents_only: spare the memory of the VAE and the text encoders.
+            device: device of the model.
+            dtype: dtype of the model; None uses that of the weights.
+            latents_only: do not load the VAE and the text encoders.
             options: further arguments of `DinaRewardModel.from_pretrained`, such as `revision` or `cache_dir`.
 
         Raises:
-            ValueError, OSError: what was found is no reward model, lacks weights, or cannot be reached.
+            ValueError, OSError: there is no reward model, its weights are incomplete, or it cannot be downloaded.
         """
         model = DinaRewardModel.from_pretrained(source, dtype=dtype or "auto", **options).to(device)
         return cls(model, None if latents_only else model.scorer(), max_batch_size=max_batch_size)
 
     def check(self, job: Job) -> None:
-        """Raises a ValueError that names the argument unless the model can take the job. One that passes is
-        fit for a batch with others."""
+        """Raise a ValueError that names the argument unless the model supports the job. Accepted jobs can share a
+        batch."""
         if isinstance(job, ScoreRequest):
             self.model.backbone.check_inputs("latents", job.latents, job.prompt_embeds, job.pooled_prompt_embeds)
         elif self.scorer is None:
-            raise ValueError("images: expected latents for /v1/score, as this server was started with latents only")
+            raise ValueError(
+                "images: expected latents for /v1/score, because this server was started with latents only"
+            )
 
     def answer(self, jobs: Sequence[Job]) -> list[Answer | Exception]:
         """
-        What each job gets, in their order: the scores of its samples or the ranking of its images, a
-        `ModelFaultError`, or a ValueError for images that cannot be used. One that fails takes no other with it.
+        Process jobs. The answer to each, in their order, is the scores of its samples, the ranking of its images, a
+        `ModelFaultError`, or a ValueError for invalid images. A failing job does not affect the others.
 
         Args:
-            jobs: of one `batch_key`.
+            jobs: jobs with equal `batch_key`.
         """
         try:
             return self._try(jobs)
@@ -80,21 +83,23 @@ class RewardEngine:
             if len(jobs) == 1:
                 logger.exception("the model failed on a request")
                 return [ModelFaultError(f"{type(error).__name__} in the model")]
-            # A batch fails for what one of them is, or for being too large for the device.
+            # One of the jobs made the batch fail, or the batch is too large for the device.
             return [answer for job in jobs for answer in self.answer([job])]
 
     @torch.no_grad()
     def _try(self, jobs: Sequence[Job]) -> list[Answer | Exception]:
-        if isinstance(jobs[0], CompareRequest):
-            return [self._compare(job) for job in jobs]
+        comparisons = [job for job in jobs if isinstance(job, CompareRequest)]
+        if comparisons:  # and nothing else, in a batch of one key
+            return [self._compare(job) for job in comparisons]
+        requests = [job for job in jobs if isinstance(job, ScoreRequest)]
         answers: list[Answer | Exception] = []
-        for scores in self._score(jobs).split([job.size for job in jobs]):
+        for scores in self._score(requests).split([request.size for request in requests]):
             finite = bool(scores.isfinite().all())
-            answers.append(scores.tolist() if finite else ModelFaultError("a score that is not finite"))
+            answers.append(scores.tolist() if finite else ModelFaultError("the score is not finite"))
         return answers
 
     def _score(self, requests: Sequence[ScoreRequest]) -> torch.Tensor:
-        """Scores of all samples, float32 on the CPU: each is what `DinaRewardModel.reward` makes of it alone with its
+        """Scores of all samples, float32 on the CPU. Each equals `DinaRewardModel.reward` of this sample alone, with
         one level, one draw and its seed."""
         latents, embeds, pooled, sigma = (
             torch.cat([getattr(request, name) for request in requests])
@@ -104,9 +109,9 @@ class RewardEngine:
         device, scores = self.model.execution_device, []
         for start in range(0, len(latents), self.max_batch_size):
             part = slice(start, start + self.max_batch_size)
-            inputs = (values[part].to(device) for values in (latents, embeds, pooled))
-            options = {"sigmas": sigma[None, part], "num_draws": 1, "seed": seeds[part], "mode": "mean"}
-            scores.append(self.model.reward(*inputs, **options).scores.cpu())
+            inputs = [values[part].to(device) for values in (latents, embeds, pooled)]
+            rewards = self.model.reward(*inputs, sigmas=sigma[None, part], num_draws=1, seed=seeds[part], mode="mean")
+            scores.append(rewards.scores.cpu())
         return torch.cat(scores)
 
     def _compare(self, request: CompareRequest) -> Answer | Exception:
@@ -119,5 +124,5 @@ class RewardEngine:
             return error
         ranking = self.scorer.rank(prompt=request.prompt, images=images)
         if not ranking.scores.isfinite().all():
-            return ModelFaultError("a score that is not finite")
+            return ModelFaultError("the score is not finite")
         return ranking.to_dict()

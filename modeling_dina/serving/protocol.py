@@ -1,4 +1,4 @@
-"""The published latent-reward protocol, version 1: what a body of `POST /v1/score` must hold, and what answers it."""
+"""The published latent-reward protocol, version 1: request and response of `POST /v1/score`."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ from safetensors.torch import load
 VERSION = "1"
 VERSION_HEADER = "x-drm-protocol-version"
 
-# A safetensors header may claim a hundred megabytes; five tensors need half a kilobyte.
+# The safetensors format allows headers of a hundred megabytes, but five tensors need half a kilobyte.
 MAX_HEADER_BYTES = 16 * 1024
 # Stable Diffusion 3 gives at most 77 + 512 tokens; attention's cost grows with their square.
 MAX_TOKENS = 1024
-# The largest number of half precision, in which generators work. What is beyond it makes a model overflow.
+# The largest number in half precision, in which generators compute. Larger numbers make a model overflow.
 MAX_MAGNITUDE = torch.finfo(torch.float16).max
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-# Dimensions and dtypes of each tensor; `u` is what the protocol calls sigma.
+# Dimensions and dtypes of each tensor; the protocol's name for sigma is `u`.
 _TENSORS = {
     "latents": ("BCHW", _FLOATS),
     "prompt_embeds": ("BLD", _FLOATS),
@@ -31,14 +31,14 @@ _OPTIONAL = {"seeds"}
 @dataclass(frozen=True, eq=False)
 class ScoreRequest:
     """
-    Samples to score: clean latents, to which the server adds the noise of each sample's own seed at its own level.
+    Samples to score: clean latents, to which the server adds noise with the seed and at the level of each sample.
 
     Attributes:
         latents: [B, C, H, W], clean, in model space.
         prompt_embeds: [B, L, D].
         pooled_prompt_embeds: [B, P].
         sigma: float32 [B], noise levels in [0, 1].
-        seeds: B seeds of at least 0; all 0 where a client gives none.
+        seeds: B non-negative seeds; all 0 if the client sends none.
     """
 
     latents: torch.Tensor
@@ -49,22 +49,22 @@ class ScoreRequest:
 
     @property
     def size(self) -> int:
-        """B."""
+        """Number B of samples."""
         return len(self.latents)
 
     @property
     def batch_key(self) -> Hashable:
-        """Requests of one key fit into one batch."""
+        """Requests with equal keys can share a batch."""
         return self.latents.shape[1:], self.prompt_embeds.shape[1:]
 
 
 def parse_score_request(body: bytes) -> ScoreRequest:
     """
-    Reads and checks all that can be checked without a model. Nothing is unpickled, and memory stays within a small
-    multiple of the body.
+    Parse a request and check it as far as possible without a model. Nothing is unpickled, and memory is limited to a
+    small multiple of the body's size.
 
     Raises:
-        ValueError: naming what of the body came and what was expected.
+        ValueError: the body is invalid; the message names the tensor.
     """
     header_bytes = int.from_bytes(body[:8], "little")
     if header_bytes > MAX_HEADER_BYTES:
@@ -73,10 +73,10 @@ def parse_score_request(body: bytes) -> ScoreRequest:
         )
     try:
         tensors = load(body)
-    # Dtypes that torch lacks and sizes beyond 64 bits end in whatever went wrong on the way.
+    # Dtypes that torch lacks and sizes beyond 64 bits raise many types of exceptions.
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"body: expected safetensors, got what cannot be read: {reason}") from error
+        raise ValueError(f"body: expected safetensors, got unreadable data: {reason}") from error
 
     missing = _TENSORS.keys() - _OPTIONAL - tensors.keys()
     if missing or tensors.keys() - _TENSORS.keys():
@@ -103,7 +103,7 @@ def parse_score_request(body: bytes) -> ScoreRequest:
 
 
 def score_answer(scores: Sequence[float]) -> dict:
-    """The JSON that answers a request: the model's rewards, before any affine map of the client's."""
+    """The JSON response: the model's rewards, before any affine map of the client."""
     return {"protocol_version": VERSION, "raw_scores": list(scores)}
 
 

@@ -1,10 +1,9 @@
-"""The same application on Ray Serve, where one machine is not enough: replicas, each with a model and batches of its
-own.
+"""The reward server on a Ray cluster: replicas, each with its own model and batches.
 
     serve run modeling_dina.serving.ray_app:build model=FOLDER_OR_HUB_ID replicas=4 gpus=1
 
-Ray spreads requests over the replicas and keeps the queue, and says 503 where `dina serve` says 429. /metrics is that
-of the replica which happens to answer: Ray's own metrics are those of the whole.
+Ray distributes requests to the replicas and has the queue. If it is full, Ray returns status 503, not 429 like `dina
+serve`. /metrics reports only the replica that answers; Ray's own metrics cover all replicas.
 """
 
 import asyncio
@@ -12,6 +11,7 @@ import os
 from collections import defaultdict
 from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from PIL import Image
 from pydantic import BaseModel, Field
@@ -32,16 +32,16 @@ class Settings(BaseModel, extra="forbid"):
     """
     Attributes:
         model: folder or Hub id, the same on every node of the cluster.
-        revision: branch, tag or commit of a Hub id.
-        cache_dir: folder of downloads from the Hub; None is the Hub's own.
-        local_files_only: read what has been downloaded already, without a network.
-        replicas: how many models there are.
-        gpus: of each replica; 0 scores on the CPU.
-        latents_only: no /v1/compare, and no VAE and text encoders in memory.
-        max_batch_size: requests in a batch, and samples scored at a time.
-        max_wait_ms: how long a request may wait for others.
-        max_ongoing_requests: that a replica holds at a time; more wait in Ray's queue.
-        max_queued_requests: that wait there at each proxy; Ray refuses more with 503.
+        revision: branch, tag or commit of the model on the Hub.
+        cache_dir: folder for downloads from the Hub; None uses the Hub's cache.
+        local_files_only: use only files that are already downloaded.
+        replicas: number of replicas.
+        gpus: number of GPUs per replica; 0 uses the CPU.
+        latents_only: do not load VAE and text encoders, and do not serve /v1/compare.
+        max_batch_size: maximum number of requests in a batch, and of samples scored at a time.
+        max_wait_ms: milliseconds that a request may wait for others to fill a batch.
+        max_ongoing_requests: maximum number of requests in a replica; more wait in Ray's queue.
+        max_queued_requests: maximum number of requests waiting at each proxy; Ray refuses more with status 503.
     """
 
     model: str = EMBEDDED_MODEL
@@ -58,20 +58,20 @@ class Settings(BaseModel, extra="forbid"):
 
 
 def build(settings: Settings) -> serve.Application:
-    """The application for `serve run` and `serve.run`. A token in DINA_SERVER_TOKEN is asked of every client."""
-    deployment = Replica.options(
+    """Build the application for `serve run` and `serve.run`. If DINA_SERVER_TOKEN is set, clients must send it as
+    bearer token."""
+    deployment = serve.deployment(
         num_replicas=settings.replicas,
         ray_actor_options={"num_gpus": settings.gpus},
         max_ongoing_requests=settings.max_ongoing_requests,
         max_queued_requests=settings.max_queued_requests,
     )
-    return deployment.bind(settings, os.environ.get(TOKEN_VARIABLE) or None)
+    return deployment(Replica).bind(settings, os.environ.get(TOKEN_VARIABLE) or None)
 
 
-@serve.deployment
 @serve.ingress()
 class Replica:
-    """One engine with Ray's batching before it: the `Queue` of an application of its own."""
+    """One engine with Ray's batching, which acts as the `Queue` of its own application."""
 
     def __init__(self, settings: Settings, token: str | None):
         quieten_libraries()
@@ -88,14 +88,15 @@ class Replica:
         self._token = token
         self._metrics = Metrics()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reward")
-        self._answer_batch.set_max_batch_size(settings.max_batch_size)
-        self._answer_batch.set_batch_wait_timeout_s(settings.max_wait_ms / 1000)
+        batching: Any = self._answer_batch  # `serve.batch` adds these methods
+        batching.set_max_batch_size(settings.max_batch_size)
+        batching.set_batch_wait_timeout_s(settings.max_wait_ms / 1000)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return build_application(self._engine, self, self._metrics, limits=BodyLimits(), token=self._token)
 
     def check_open(self) -> None:
-        """Always: Ray asks no replica that is full or going away."""
+        """Do nothing: Ray sends no requests to a replica that is full or shutting down."""
 
     async def submit(self, job: Job) -> Answer:
         answer = await self._answer_batch(job)

@@ -1,5 +1,5 @@
-"""The reward server's process: engines on their devices, the queue before them, the application on a port, and an end
-that leaves no accepted request without its answer."""
+"""The process of the reward server: engines on their devices, a queue, the application on a port, and a shutdown that
+first answers all accepted requests."""
 
 import asyncio
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from modeling_dina.serving.bodies import BodyLimits
 from modeling_dina.serving.engine import RewardEngine
 from modeling_dina.serving.metrics import Metrics
 
-# 48 MB in memory. PIL's own limit is five times as much, and a request may bring sixteen.
+# 48 MB in memory. PIL's default limit is five times as large, and a request may contain sixteen images.
 MAX_IMAGE_PIXELS = 4096**2
-# Longer than clients keep idle connections (aiohttp: 15 s), so that none is closed under a request on its way.
+# Longer than clients keep idle connections (aiohttp: 15 s), so that no connection is closed during a request.
 KEEP_ALIVE_SECONDS = 75
-# For connections that hang, once every accepted request has been answered.
+# Timeout for hanging connections after every accepted request has been answered.
 CLOSING_SECONDS = 2
 
 
@@ -33,13 +33,15 @@ def serve_engines(
     token: str | None,
 ) -> None:
     """
-    Serves until SIGTERM or SIGINT; then refuses what is new with 503, answers what was accepted, and returns.
+    Serve until SIGTERM or SIGINT. Then refuse new requests with status 503, answer all accepted ones, and return.
 
     Args:
-        engines: of one model, one for each device.
-        port: 0 takes a free one and logs it.
-        max_batch_size, max_wait, max_queue: of the `Batcher`; seconds and samples.
-        token: bearer token that /v1 asks for.
+        engines: engines of one model, one per device.
+        host: address to listen on.
+        port: TCP port; 0 takes a free one and logs it.
+        max_batch_size, max_wait, max_queue: as in `Batcher`, in samples and seconds.
+        limits: limits of request bodies.
+        token: bearer token that clients of /v1 must send; None requires none.
     """
     Image.MAX_IMAGE_PIXELS = MAX_IMAGE_PIXELS
     metrics = Metrics()
@@ -59,8 +61,8 @@ def serve_engines(
 
 
 class _DrainingServer(uvicorn.Server):
-    """uvicorn refuses connections as soon as it is told to stop; this one first answers all that it has accepted, and
-    says 503 to the rest."""
+    """A uvicorn server that, before it stops, answers all accepted requests and refuses others with status 503.
+    uvicorn itself would refuse connections at once."""
 
     def __init__(self, config: uvicorn.Config, batcher: Batcher):
         super().__init__(config)

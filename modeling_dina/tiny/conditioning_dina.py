@@ -1,5 +1,5 @@
-"""The diffusers pipeline around a reward model: where its text encoders and VAE are, which ones the model was trained
-with, and how they encode prompts."""
+"""The diffusers pipeline of a reward model: where its text encoders and VAE are, which ones the model was trained
+with, and how prompts are encoded."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ from transformers.utils import cached_file
 
 logger = logging.getLogger(__name__)
 
-# What the loaders of transformers and diffusers take to reach the Hub, beside the revision.
+# Options of the loaders of transformers and diffusers that concern the Hub, except the revision.
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
 TEXT_ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2", "text_encoder_3": "tokenizer_3"}
 VAE_FIELDS = ("latent_channels", "scaling_factor", "shift_factor")
@@ -29,11 +29,11 @@ _locks_lock = Lock()
 
 
 class Location(NamedTuple):
-    """Where a model or pipeline is.
+    """The location of a model or pipeline.
 
     Attributes:
         source: a local folder, or a Hub id.
-        revision: branch, tag or commit of a Hub id; None for its main branch, and for a folder.
+        revision: branch, tag or commit on the Hub; None for the main branch, and for a folder.
         subfolder: folder inside a Hub repository; "" for its root.
     """
 
@@ -43,10 +43,9 @@ class Location(NamedTuple):
 
 
 def absolute_source(source: str | os.PathLike) -> str:
-    """A local folder as an absolute path; anything else, which is a Hub id, unchanged.
+    """Convert a local folder to an absolute path, and return a Hub id unchanged.
 
-    A relative path must not be recorded: read from another working directory it would name somebody's repository on
-    the Hub.
+    A relative path must not be recorded, because in another working directory it would be taken for a Hub id.
     """
     source = os.fspath(source)
     return os.path.abspath(source) if os.path.isdir(source) else source
@@ -58,7 +57,7 @@ def is_relative_source(source: str | None) -> bool:
 
 
 def warn_of_local_sources(folder: str | os.PathLike) -> None:
-    """Warn if the model in a folder that is about to be published needs a folder that only this machine has."""
+    """Warn if the model in a folder that is about to be published depends on a local folder."""
     path = os.path.join(folder, "config.json")
     if not os.path.isfile(path):
         return
@@ -68,16 +67,16 @@ def warn_of_local_sources(folder: str | os.PathLike) -> None:
     for name in names:
         if os.path.isabs(source := config.get(name) or ""):
             logger.warning(
-                "%s: expected a Hub id, or a path inside the repository, got %s, which only this machine has; nobody "
-                "else can %s",
+                "%s: expected a Hub id, or a path inside the repository, got %s, a local folder; on other machines "
+                "it is impossible to %s",
                 *(name, source, "load the model" if name == "base_model" else "score images with the model"),
             )
 
 
 def load_pipeline(model, *, without: Sequence[str] = ("transformer",), **parts) -> StableDiffusion3Pipeline:
     """
-    The diffusers pipeline that a loaded model's config names, on the device and in the dtype that the model computes
-    in. It is read with the options of the Hub that the model was loaded with (`cache_dir`, `token` and so on).
+    Load the diffusers pipeline that a model's config names, on the model's device and in its computing dtype, with the
+    Hub options that the model was loaded with (`cache_dir`, `token` and so on).
 
     Args:
         model: a `DinaRewardModel`.
@@ -85,15 +84,15 @@ def load_pipeline(model, *, without: Sequence[str] = ("transformer",), **parts) 
         parts: components to use instead of loading them.
 
     Raises:
-        ValueError, OSError: `conditioning_source` is missing, or leads to no pipeline.
+        ValueError, OSError: `conditioning_source` is missing, or there is no pipeline at this location.
     """
     location, options = model.conditioning_location(), dict(model.hub_options)
     source, revision = location.source, location.revision
     if location.subfolder:
-        kept = {name: value for name, value in options.items() if name != "proxies"}
+        download = {name: value for name, value in options.items() if name != "proxies"}
         patterns = [f"{location.subfolder}/*"]
         source = os.path.join(
-            snapshot_download(source, revision=revision, allow_patterns=patterns, **kept), location.subfolder
+            snapshot_download(source, revision=revision, allow_patterns=patterns, **download), location.subfolder
         )
         revision, options = None, {}
     if os.path.isdir(source) and not os.path.isfile(os.path.join(source, "model_index.json")):
@@ -106,11 +105,11 @@ def load_pipeline(model, *, without: Sequence[str] = ("transformer",), **parts) 
 
 def read_conditioning(source: str, revision: str | None = None, **options) -> dict[str, Any] | None:
     """
-    What `describe_conditioning` says of the pipeline in a diffusers folder or Hub repository, read off its
-    configuration files alone; None where there is no pipeline, but a bare transformer.
+    Describe the pipeline in a diffusers folder or Hub repository like `describe_conditioning`, from its configuration
+    files alone. Returns None if there is only a transformer and no pipeline.
 
     Args:
-        options: `HUB_OPTIONS` of the loaders.
+        options: options of the loaders that are named in `HUB_OPTIONS`.
     """
     where = {"revision": revision, **options}
     if cached_file(source, "model_index.json", _raise_exceptions_for_missing_entries=False, **where) is None:
@@ -123,11 +122,11 @@ def read_conditioning(source: str, revision: str | None = None, **options) -> di
 
 def describe_conditioning(pipeline) -> dict[str, Any]:
     """
-    What a model trained with a pipeline depends on.
+    Describe the text encoders and the VAE of a pipeline, on which a model trained with it depends.
 
     Returns:
         {"text_encoders": {name: width of its hidden states}, "vae": {name: value of `VAE_FIELDS`}}; a text encoder
-        that the pipeline lacks is not named, and without a VAE there are no values.
+        that the pipeline lacks is omitted, and without a VAE the second dictionary is empty.
     """
     encoders = {name: part for name in TEXT_ENCODERS if (part := getattr(pipeline, name)) is not None}
     configs = {name: part.config for name, part in encoders.items()}
@@ -143,8 +142,9 @@ def _record(text_encoders: dict[str, Any], vae: Any) -> dict[str, Any]:
 
 def check_conditioning(pipeline, config) -> None:
     """
-    Raise a ValueError that names what differs unless a pipeline conditions a model as its training did. A config
-    without a record is not checked; nor is the text of a pipeline without any text encoder, which is given embeddings.
+    Raise a ValueError if the text encoders or the VAE of a pipeline differ from those that a model was trained with.
+    A config without a record is not checked. Neither are the text encoders of a pipeline that has none and uses
+    precomputed embeddings.
 
     Args:
         config: the model's `DinaConfig`.
@@ -163,12 +163,12 @@ def check_conditioning(pipeline, config) -> None:
 
 def encode_prompts(pipeline, prompts: Sequence[str], max_sequence_length: int) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Text conditioning of B prompts, on the pipeline's device. Threads may share the pipeline.
+    Encode B prompts on the pipeline's device. Several threads may share the pipeline.
 
     Args:
         pipeline: a `StableDiffusion3Pipeline`.
-        prompts: B texts. One that is cut by a tokenizer is warned of.
-        max_sequence_length: tokens that the third text encoder reads.
+        prompts: B texts. A warning is logged for each prompt that a tokenizer truncates.
+        max_sequence_length: maximum number of tokens of the third text encoder.
 
     Returns:
         Embeddings [B, L, D] and pooled embeddings [B, P].
@@ -190,7 +190,7 @@ def encode_prompts(pipeline, prompts: Sequence[str], max_sequence_length: int) -
 def encoding_lock(pipeline) -> AbstractContextManager:
     """The lock of a pipeline's text encoding, shared by all pipelines with the same tokenizer.
 
-    A fast tokenizer holds the padding and truncation of the call in progress, so that two threads would mix them.
+    A fast tokenizer stores the padding and truncation settings of the current call, so two threads would mix them up.
     """
     with _locks_lock:
         return _locks.setdefault(pipeline.tokenizer, RLock())
@@ -207,12 +207,12 @@ def _warn_of_cut_prompts(pipeline, prompts: list[str], max_sequence_length: int)
                 cuts.setdefault(prompt, []).append(f"{limit} of {len(ids)} tokens of {name}")
     for prompt, parts in cuts.items():
         quoted = prompt if len(prompt) <= QUOTED_CHARACTERS else f"{prompt[:QUOTED_CHARACTERS]}…"
-        logger.warning("prompt %r is cut: the model reads %s", quoted, ", ".join(parts))
+        logger.warning("prompt %r is truncated: the model uses %s", quoted, ", ".join(parts))
 
 
 @contextmanager
 def _without_truncation_warnings() -> Iterator[None]:
-    """The pipeline's own warnings quote all that is cut off, once for every tokenizer."""
+    """Suppress the pipeline's own warnings, which quote all truncated text once per tokenizer."""
     library = logging.getLogger(StableDiffusion3Pipeline.__module__)
     library.addFilter(_is_no_truncation)
     try:
@@ -226,9 +226,9 @@ def _is_no_truncation(record: logging.LogRecord) -> bool:
 
 
 def conditioning_state(pipeline) -> tuple:
-    """A value that changes when a text encoder or tokenizer of a pipeline is replaced, or its weights are written to.
+    """A value that changes when a text encoder or tokenizer of a pipeline is replaced, or its weights are modified.
 
-    The weights of an offloaded encoder move at every call: there only a replacement is seen.
+    The weights of an offloaded encoder move at every call, so only its replacement is detected.
     """
     state: list[Any] = []
     for name, tokenizer in TEXT_ENCODERS.items():

@@ -1,5 +1,5 @@
-"""Configuration of a DiNa latent reward model: which diffusion transformer it reads, where it taps it, and how a
-reward is drawn from those features."""
+"""Configuration of a DiNa latent reward model: its diffusion transformer, the layers whose features it uses, its
+reward head and its likelihood."""
 
 import copy
 import math
@@ -39,42 +39,43 @@ class DinaConfig(PreTrainedConfig):
     r"""
     The defaults describe DiNa-LRM on Stable Diffusion 3.5 Medium (arXiv 2602.11146).
 
-    A field that is set later is checked like one given here. Fields that depend on one another are set together:
+    Fields are also checked when they are set later. Fields that depend on one another must be set together:
     `config.update({"num_layers": 8, "visual_layers": [4, 8], "text_layers": [8]})`.
 
     Args:
         backbone_type: family of the diffusion transformer; a key of `backbone_dina.BACKBONES`.
-        transformer_config: the diffusers configuration of the *whole* original transformer. The reward model keeps
-            its first `num_layers` blocks.
-        num_layers: blocks kept; the deepest tap.
-        visual_layers, text_layers: blocks whose output tokens the head reads. 0 is the embedded input.
-        head_width: width of the head; None takes the backbone's token width. A multiple of 4 and of
-            `num_attention_heads`.
-        num_queries: learnt queries of the head.
-        num_attention_heads: attention heads of the head (the backbone's own are in `transformer_config`).
+        transformer_config: diffusers configuration of the *whole* original transformer, of which the reward model
+            uses the first `num_layers` blocks.
+        num_layers: number of blocks; equal to the highest of `visual_layers` and `text_layers`.
+        visual_layers, text_layers: numbers of the blocks whose output tokens the head uses. 0 is the embedded input.
+        head_width: width of the head, a multiple of 4 and of `num_attention_heads`; None uses the backbone's token
+            width.
+        num_queries: number of learnt queries in the head.
+        num_attention_heads: number of attention heads in the head; those of the backbone are in `transformer_config`.
         head_dropout: dropout probability inside the head, in [0, 1).
-        project_in: project tokens to `head_width` also where the widths already agree.
-        logistic: squash raw scores into (0, 1) by a logistic function.
-        lora: `{"rank": int, "alpha": number, "targets": [module name suffixes]}`, a LoRA adapter on the backbone, or
-            None.
-        scheduler_config: the diffusers configuration of the scheduler whose noise levels the backbone knows.
+        project_in: project tokens to `head_width` even if the widths are equal.
+        logistic: map raw scores to (0, 1) by the logistic function.
+        lora: `{"rank": int, "alpha": number, "targets": [module name suffixes]}`, the LoRA adapter of the
+            backbone, or None.
+        scheduler_config: diffusers configuration of the scheduler that defines the backbone's noise levels.
         variance_slope: k in the likelihood's variance k sigma^2 + floor (arXiv 2602.11146).
-        variance_floor: sigma_u^2 of the same formula: 0.05 in the released code, 0.01 in the paper.
-        default_sigmas: noise levels of `reward` when none are given, each in [0, 1].
-        default_num_draws: noise draws at each level when none are given.
+        variance_floor: the floor in this formula, sigma_u^2 in the paper: 0.05 in the released code, 0.01 in the
+            paper.
+        default_sigmas: default noise levels of `reward`, each in [0, 1].
+        default_num_draws: default number of noise draws at each level.
         ensemble_mode: how levels are combined: "features", "mean" or "precision".
-        score_mean, score_std: calibration: every score is `(raw - score_mean) / score_std`. At 0 and 1 scores are raw.
-        temperature: calibration: standard deviations of the likelihood are multiplied by it.
-        conditioning_source: where VAE, text encoders and tokenizers come from: a Hub id, an absolute path, or a path
-            relative to the weights ("." is the folder or the Hub repository and revision that the weights came from).
-        conditioning_revision, conditioning_subfolder: of a `conditioning_source` on the Hub: its branch, tag or
-            commit, and the folder in it.
-        conditioning: the text encoders and the VAE that the model was trained with, as
-            `conditioning_dina.describe_conditioning` records them. A pipeline that differs is refused. None: unknown.
-        max_sequence_length: text tokens the conditioning pipeline keeps.
-        base_model, base_revision: the pretrained diffusion model this one was made from.
-        adapter_only: true of a checkpoint that holds only the LoRA and the head and takes everything else from
-            `base_model`. Set by `save_pretrained(..., adapter_only=True)`; a loaded model is always whole.
+        score_mean, score_std: calibration of scores: `(raw - score_mean) / score_std`. With 0 and 1 scores are raw.
+        temperature: calibration of the likelihood: factor on its standard deviation.
+        conditioning_source: source of the VAE, text encoders and tokenizers: a Hub id, an absolute path, or a path
+            relative to the weights ("." is the folder, or the Hub repository and revision, of the weights).
+        conditioning_revision, conditioning_subfolder: branch, tag or commit of a `conditioning_source` on the Hub, and
+            the folder in it.
+        conditioning: the text encoders and the VAE that the model was trained with, as recorded by
+            `conditioning_dina.describe_conditioning`. A pipeline that differs is an error. None means unknown.
+        max_sequence_length: maximum number of text tokens of the third text encoder.
+        base_model, base_revision: the pretrained diffusion model whose blocks form the backbone.
+        adapter_only: True for a checkpoint with only the LoRA and the head, which takes all other weights from
+            `base_model`. Set by `save_pretrained(..., adapter_only=True)`; False for every loaded model.
     """
 
     model_type = "dina"
@@ -111,15 +112,15 @@ class DinaConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        """As the inherited method, which would read another model's file as this one's defaults."""
+        """Like the inherited method, but refuses the configuration of another model type instead of using defaults."""
         if config_dict.get("model_type") != cls.model_type:
             raise ValueError(f"model_type: expected {cls.model_type!r}, got {config_dict.get('model_type')!r}")
-        # The inherited method would set them one by one, and some are valid only together.
+        # The inherited method sets fields one by one, but some are valid only together.
         own = {name: kwargs.pop(name) for name in _own_fields(cls) & kwargs.keys()}
         return super().from_dict({**config_dict, **own}, **kwargs)
 
     def __setattr__(self, name, value):
-        # A field's first value comes from the constructor, which checks all fields when it has set them.
+        # The constructor sets the first value of a field, and checks all fields at its end.
         if name in self.__dict__ and name in _own_fields(type(self)):
             self.update({name: value})
         else:
@@ -129,7 +130,7 @@ class DinaConfig(PreTrainedConfig):
         """Change several fields together.
 
         Raises:
-            StrictDataclassError: naming the field that would not be valid; then nothing has changed.
+            StrictDataclassError: a field would be invalid; then no field is changed.
         """
         changed = copy.copy(self)
         for name, value in config_dict.items():
@@ -138,7 +139,7 @@ class DinaConfig(PreTrainedConfig):
         self.__dict__.update(changed.__dict__)
 
     def validate_layers(self):
-        """Taps must lie on kept blocks, and every kept block must serve a tap."""
+        """The layers must be among the first `num_layers` blocks, and the last block must be one of them."""
         depth = self.transformer_config.get("num_layers")
         if not isinstance(depth, int):
             raise ValueError(f"transformer_config: expected an integer under 'num_layers', got {depth!r}")
@@ -154,17 +155,17 @@ class DinaConfig(PreTrainedConfig):
         deepest = max(*self.visual_layers, *self.text_layers)
         if deepest < self.num_layers:
             raise ValueError(
-                f"num_layers: expected {deepest}, the deepest tap, got {self.num_layers}; "
+                f"num_layers: expected {deepest}, the highest visual or text layer, got {self.num_layers}; "
                 "DinaConfig.update changes both together"
             )
         if depth in self.text_layers:
             raise ValueError(
-                f"text_layers: the original transformer's last block ({depth}) has no text output to tap, "
+                f"text_layers: expected layers below {depth}, because the last block has no text output, "
                 f"got {list(self.text_layers)}"
             )
 
     def validate_head(self):
-        """Ranges of the head's own numbers."""
+        """Check the ranges of the head's and the LoRA's fields."""
         _require_positive(self, "num_queries", "num_attention_heads")
         if not 0 <= self.head_dropout < 1:
             raise ValueError(f"head_dropout: expected a probability in [0, 1), got {self.head_dropout}")
@@ -181,7 +182,7 @@ class DinaConfig(PreTrainedConfig):
             raise ValueError(f"lora: expected a positive 'rank' and a finite 'alpha', got {self.lora}")
 
     def validate_reward(self):
-        """Ranges of likelihood, ensemble and calibration."""
+        """Check the ranges of the likelihood's, the ensemble's and the calibration's fields."""
         _require_positive(self, "variance_floor", "score_std", "temperature", "default_num_draws")
         _require_positive(self, "max_sequence_length")
         if not 0 <= self.variance_slope < math.inf:
@@ -193,7 +194,7 @@ class DinaConfig(PreTrainedConfig):
         if self.ensemble_mode not in ENSEMBLE_MODES:
             raise ValueError(f"ensemble_mode: expected one of {ENSEMBLE_MODES}, got {self.ensemble_mode!r}")
         if self.adapter_only and self.base_model is None:
-            raise ValueError("base_model: an adapter-only checkpoint must name its base, got None")
+            raise ValueError("base_model: expected a folder or Hub id for an adapter-only checkpoint, got None")
 
 
 def _require_positive(config: DinaConfig, *names: str) -> None:

@@ -1,11 +1,11 @@
-"""Between pixels and latents in model space, through a VAE with the shift and scale of its configuration."""
+"""Encoding pixels to latents in model space and decoding them, with the shift and scale of the VAE's configuration."""
 
 import torch
 
 
 def encode_images(vae, pixels: torch.Tensor) -> torch.Tensor:
     """
-    Clean latents in model space: the mode of the VAE's posterior, shifted and scaled.
+    Encode pixels to clean latents in model space: the mode of the VAE's posterior, shifted and scaled.
 
     Args:
         vae: a diffusers `AutoencoderKL`.
@@ -20,8 +20,8 @@ def encode_images(vae, pixels: torch.Tensor) -> torch.Tensor:
 
 def decode_latents(vae, latents: torch.Tensor) -> torch.Tensor:
     """
-    Pixels of clean latents in model space, differentiable in them; the inverse of `encode_images` up to the VAE's
-    loss.
+    Decode clean latents in model space to pixels, with gradients to the latents. Inverts `encode_images` up to the
+    VAE's reconstruction error.
 
     Args:
         vae: a diffusers `AutoencoderKL`.
@@ -30,7 +30,7 @@ def decode_latents(vae, latents: torch.Tensor) -> torch.Tensor:
     Returns:
         [B, 3, H, W] in the VAE's dtype, in about [-1, 1].
     """
-    # Unscaled in the latents' own precision, which may be the finer one.
+    # Unscale in the latents' precision, which may be higher than the VAE's.
     unscaled = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0)
     return vae.decode(unscaled.to(vae.dtype)).sample
 

@@ -1,5 +1,6 @@
-"""DiNa latent reward model: noise is added to a clean latent, a truncated diffusion transformer reads the noisy latent
-with its prompt, and a head turns what it saw into a reward with a known variance (arXiv 2602.11146)."""
+"""DiNa latent reward model (arXiv 2602.11146): noise is added to a clean latent, the first blocks of a diffusion
+transformer process the noisy latent with its prompt, and a head maps their features to a reward with a known
+variance."""
 
 import dataclasses
 import filecmp
@@ -54,7 +55,7 @@ class DinaRewardOutput(ModelOutput):
         The likelihood's variance of each reward, in squared units of `scores`.
     """
 
-    scores: torch.Tensor | None = None
+    scores: torch.Tensor
     variance: torch.Tensor | None = None
 
 
@@ -64,23 +65,23 @@ class DinaEnsembleOutput(ModelOutput):
     scores (`torch.FloatTensor` of shape `(batch_size,)`):
         Rewards of the ensemble, raw or calibrated by `score_mean` and `score_std`.
     samples (`torch.FloatTensor` of shape `(K, N, batch_size)`):
-        Rewards at each of K noise levels with each of N noise draws; K is 1 in mode "features", which reads all levels
-        at once.
+        Rewards at each of K noise levels with each of N noise draws; K is 1 in mode "features", where the head
+        processes all levels together.
     sigmas (`torch.FloatTensor` of shape `(number of levels,)`):
-        The noise levels used: the scheduler's levels nearest to those asked for.
+        The noise levels used: the scheduler's levels nearest to the requested ones.
     variance (`torch.FloatTensor` of shape `(K,)`):
         The likelihood's variance of one sample, in squared units of `scores`; in mode "features" the mean of the
         levels' variances.
     weights (`torch.FloatTensor` of shape `(K,)`):
         The weight of each sample's level in `scores`; they sum to one.
     level_samples (`torch.FloatTensor` of shape `(number of levels, N, batch_size)`, *optional*):
-        Rewards of each noise level alone. They are the samples, except in mode "features", where they are returned
-        with `with_levels=True`.
+        Rewards at each single noise level. They equal `samples`, except in mode "features", where they are returned
+        only with `with_levels=True`.
     level_variance (`torch.FloatTensor` of shape `(number of levels,)`):
         The likelihood's variance of one reward at each noise level, in squared units of `scores`.
     """
 
-    scores: torch.Tensor | None = None
+    scores: torch.Tensor
     samples: torch.Tensor | None = None
     sigmas: torch.Tensor | None = None
     variance: torch.Tensor | None = None
@@ -90,12 +91,12 @@ class DinaEnsembleOutput(ModelOutput):
 
 
 class EnsembleFeatures(NamedTuple):
-    """What the backbone computes for an ensemble, and the head combines.
+    """The backbone's features of an ensemble, which the head combines.
 
     Attributes:
         sigmas: [K] noise levels, or [K, B] if each sample has its own.
-        draws: for each noise draw, the features at each of the K levels. An iterator computes them one draw at a time
-            and can be read once; `list(draws)` keeps them.
+        draws: for each noise draw, the features at each of the K levels. It may be an iterator, which computes one
+            draw at a time and can be used once; `list(draws)` stores all of them.
     """
 
     sigmas: torch.Tensor
@@ -103,48 +104,49 @@ class EnsembleFeatures(NamedTuple):
 
 
 class DinaPreTrainedModel(PreTrainedModel):
-    """Loading, saving and the class attributes of every DiNa model."""
+    """Base class of DiNa models: loading, saving and class attributes."""
 
     config_class = DinaConfig
     main_input_name = "noisy_latents"
     supports_gradient_checkpointing = True
     _no_split_modules = ["JointTransformerBlock", "RewardHead"]  # noqa: RUF012
-    # Scores are differences of near numbers: half precision would quantise them. Quantisers read the first list.
+    # The head stays in float32, because half precision would round small differences between scores. Quantisers use
+    # the first list.
     _keep_in_fp32_modules = ["head"]  # noqa: RUF012
     _keep_in_fp32_modules_strict = ["head"]  # noqa: RUF012
     _supports_sdpa = True
 
-    # Of weights that came from the Hub: their commit, and their folder in the repository.
+    # Commit and folder in the repository of weights that were loaded from the Hub.
     weights_revision: str | None = None
     weights_subfolder: str = ""
-    # How the Hub was reached for the weights; the pipeline is read in the same way.
+    # Hub options with which the weights were loaded; the pipeline is loaded with the same ones.
     hub_options: dict[str, Any] = {}  # noqa: RUF012
 
     def _init_weights(self, module):
-        """Nothing: modules initialise themselves when built, and `from_pretrained` refuses incomplete weights."""
+        """Do nothing: modules initialise themselves when built, and `from_pretrained` refuses incomplete weights."""
 
     def get_input_embeddings(self):
-        """None: prompts arrive embedded. Quantisers leave input embeddings as they are, and look for them here."""
+        """Return None, because prompts are passed as embeddings. Quantisers call this to skip input embeddings."""
 
     def _check_and_adjust_attn_implementation(self, attn_implementation, *args, **kwargs):
-        """The backbone and the head attend by torch's `scaled_dot_product_attention`, and by nothing else."""
+        """Only torch's `scaled_dot_product_attention` is supported by the backbone and the head."""
         if attn_implementation not in (None, "sdpa"):
             raise ValueError(f"attn_implementation: expected 'sdpa', got {attn_implementation!r}")
         return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, output_loading_info=False, **kwargs):
-        """Load a merged or an adapter-only checkpoint, as `PreTrainedModel.from_pretrained` does, but exactly.
+        """Load a merged or an adapter-only checkpoint like `PreTrainedModel.from_pretrained`, but require all weights.
 
-        An adapter-only checkpoint takes the rest of its weights from `config.base_model` at `config.base_revision`.
-        The model remembers where it came from and how the Hub was reached (`cache_dir`, `token`, `local_files_only`
-        and so on), for the pipeline that `scorer` reads.
+        The other weights of an adapter-only checkpoint come from `config.base_model` at `config.base_revision`. The
+        model stores its source and the Hub options (`cache_dir`, `token`, `local_files_only` and so on), with which
+        `scorer` loads the pipeline.
 
         Raises:
-            ValueError: naming every tensor that is missing, unexpected or of another shape. Nothing random ever
-                scores.
+            ValueError: tensors are missing, unexpected or of another shape; the message lists them. Weights are never
+                left random.
         """
-        kwargs["ignore_mismatched_sizes"] = True  # collected and refused below, by name
+        kwargs["ignore_mismatched_sizes"] = True  # mismatches are collected, and reported by name below
         source = absolute_source(pretrained_model_name_or_path)
         loaded: Any = super().from_pretrained(source, *model_args, output_loading_info=True, **kwargs)
         model, info = loaded
@@ -154,7 +156,7 @@ class DinaPreTrainedModel(PreTrainedModel):
             if kwargs.get("quantization_config") is not None:
                 raise ValueError(
                     "quantization_config: expected none for an adapter-only checkpoint, whose base would not be "
-                    "quantised; save the loaded model whole, and quantise that"
+                    "quantised; save the loaded model without adapter_only and quantise the saved one"
                 )
             config = model.config
             base = read_transformer_weights(
@@ -163,30 +165,30 @@ class DinaPreTrainedModel(PreTrainedModel):
             load_base_weights(model.backbone, base, origin=config.base_model)
             config.adapter_only = False
         if model.config.lora is not None:
-            freeze_base(model.backbone)  # loading makes every parameter trainable
+            freeze_base(model.backbone)  # because loading makes every parameter trainable
         subfolder = kwargs.get("subfolder") or ""
         if os.path.isdir(source):
             model.name_or_path = os.path.normpath(os.path.join(source, subfolder))
         else:
             where = {name: kwargs[name] for name in ("revision", "subfolder") if name in kwargs}
-            # Whether to download again was decided above.
+            # A forced download has already taken place above.
             where |= {name: value for name, value in model.hub_options.items() if name != "force_download"}
             model.weights_revision = extract_commit_hash(cached_file(source, "config.json", **where), None)
             model.weights_subfolder = subfolder
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory, *args, adapter_only: bool = False, **kwargs):
-        """Write weights, config and code, such that the folder loads by itself through
-        `AutoModel.from_pretrained(folder, trust_remote_code=True)`.
+        """Write weights, config and code, so that `AutoModel.from_pretrained(folder, trust_remote_code=True)` can load
+        the folder without this package.
 
-        The model card of the folder that the model was loaded from goes along as long as it is true, that is if the
-        weights and config written are the ones it was loaded with.
+        The model card of the folder that the model was loaded from is copied if the weights and config have not
+        changed since.
 
         Args:
-            adapter_only: write the LoRA and the head alone; the reader gets the rest from `config.base_model`.
+            adapter_only: write only the LoRA and the head; loading takes the other weights from `config.base_model`.
 
         Raises:
-            ValueError: if `adapter_only` is asked of a model without a LoRA adapter or without a named base.
+            ValueError: `adapter_only` is set for a model without a LoRA adapter or without `config.base_model`.
         """
         config = self.config
         recorded = (config.conditioning_source, config.conditioning_revision, config.conditioning_subfolder)
@@ -211,7 +213,7 @@ class DinaPreTrainedModel(PreTrainedModel):
             config.conditioning_source, config.conditioning_revision, config.conditioning_subfolder = recorded
 
     def _point_at_conditioning(self, save_directory: str | os.PathLike) -> None:
-        """Let the config name a place that is the same from `save_directory` as from where the weights came."""
+        """Make a relative `conditioning_source` valid for `save_directory`."""
         source = self.config.conditioning_source
         if not is_relative_source(source) or not self.name_or_path:
             return
@@ -223,13 +225,13 @@ class DinaPreTrainedModel(PreTrainedModel):
         )
 
     def conditioning_location(self) -> Location:
-        """Where the VAE, text encoders and tokenizers are that `conditioning_source` names.
+        """Resolve `conditioning_source` to the location of the VAE, text encoders and tokenizers.
 
-        A relative source is looked for beside the weights: "." is the very folder, or Hub repository and revision,
-        that they came from.
+        A relative source is relative to the weights: "." is the folder, or the Hub repository and revision, that they
+        were loaded from.
 
         Raises:
-            ValueError: if the config names no source, or a folder that is not there.
+            ValueError: the config has no source, or its folder does not exist.
         """
         source, weights = self.config.conditioning_source, self.name_or_path or ""
         if source is None:
@@ -249,7 +251,7 @@ class DinaPreTrainedModel(PreTrainedModel):
         return Location(source, self.config.conditioning_revision or revision, self.config.conditioning_subfolder)
 
     def _upload_modified_files(self, working_dir, *args, **kwargs):
-        # push_to_hub has put an empty form in place of the card.
+        # push_to_hub has replaced the card by an empty template.
         _carry_card(self.name_or_path, working_dir, replace=True)
         warn_of_local_sources(working_dir)
         return super()._upload_modified_files(working_dir, *args, **kwargs)
@@ -258,7 +260,7 @@ class DinaPreTrainedModel(PreTrainedModel):
 class DinaRewardModel(DinaPreTrainedModel):
     """A reward on noisy latents, with the variance of its Thurstone likelihood.
 
-    `noise_path` is the path from clean to noisy latents that the backbone was trained on.
+    `noise_path` adds noise to clean latents as in the training of the backbone.
 
     ```python
     >>> model = DinaRewardModel.from_pretrained("path/or/hub-id")
@@ -267,13 +269,13 @@ class DinaRewardModel(DinaPreTrainedModel):
     """
 
     def __init__(self, config: DinaConfig):
-        config.validate()  # also what has changed inside a list or dictionary of it
+        config.validate()  # again, because lists and dictionaries in it may have been changed in place
         super().__init__(config)
         self.backbone = build_backbone(config)
         self.head = RewardHead(config, self.backbone.token_width(config))
         self.noise_path: NoisePath = path_from_scheduler(config.scheduler_config)
         if config.adapter_only:
-            # The base's weights are not in the checkpoint and are filled in, exactly, after loading.
+            # The base weights are not in the checkpoint; from_pretrained loads them afterwards.
             self._keys_to_ignore_on_load_missing = [r"^backbone\.(?!.*\.lora_)"]
         self.post_init()
 
@@ -281,19 +283,20 @@ class DinaRewardModel(DinaPreTrainedModel):
     def from_backbone(
         cls, source: str | Path, *, revision: str | None = None, dtype: torch.dtype = torch.float32, **options
     ) -> "DinaRewardModel":
-        """Start from a pretrained diffusion transformer: its first blocks with their weights, and a fresh head.
+        """Create a model from the first blocks of a pretrained diffusion transformer, with a randomly initialised
+        head.
 
         Args:
             source: a diffusers pipeline, as a folder or Hub id, with `transformer/` and `scheduler/`.
-            revision: of a Hub id.
-            dtype: of the backbone; the head is float32.
-            options: fields of `DinaConfig`, of which those of transformer, scheduler, base and conditioning are read
-                from `source` unless given; and options of the Hub's loaders, such as `cache_dir`, `token` or
+            revision: branch, tag or commit on the Hub.
+            dtype: dtype of the backbone; the head is float32.
+            options: fields of `DinaConfig`, where those of transformer, scheduler, base and conditioning default to
+                those of `source`; and options of the Hub's loaders, such as `cache_dir`, `token` or
                 `local_files_only`.
 
         Raises:
-            TypeError: for a keyword that is no field of the config.
-            ValueError: if the transformer's weights are incomplete.
+            TypeError: an option is not a field of the config.
+            ValueError: the transformer's weights are incomplete.
         """
         hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
         _check_fields(options)
@@ -315,7 +318,7 @@ class DinaRewardModel(DinaPreTrainedModel):
         keep_adapter: bool = False,
         **hub,
     ) -> "DinaRewardModel":
-        """Read the published layout; `save_pretrained` then writes this package's own.
+        """Load a checkpoint in the published layout; `save_pretrained` then writes it in the layout of this package.
 
         ```python
         >>> model = DinaRewardModel.from_official("official/", "stabilityai/stable-diffusion-3.5-medium")
@@ -323,18 +326,18 @@ class DinaRewardModel(DinaPreTrainedModel):
         ```
 
         Args:
-            checkpoint_dir: folder with the layout's `config.json` and `checkpoint/`.
-            backbone: the diffusion model it was trained on: a diffusers folder or Hub id, by default the id that the
-                layout names. With a `full_model.pt` only its configurations are read.
-            revision: of a Hub id.
-            keep_adapter: leave LoRA layers as they are (and able to be saved `adapter_only`) instead of merging them.
+            checkpoint_dir: folder with `config.json` and `checkpoint/`.
+            backbone: the diffusion model of the checkpoint: a diffusers folder or Hub id; None uses the id in the
+                checkpoint's config. If there is a `full_model.pt`, only its configurations are used.
+            revision: branch, tag or commit of a backbone on the Hub.
+            keep_adapter: keep LoRA layers, which allows saving with `adapter_only`, instead of merging them.
             hub: options of the Hub's loaders, such as `cache_dir`, `token` or `local_files_only`.
 
         Returns:
             The model in evaluation mode, in float32.
 
         Raises:
-            FileNotFoundError, ValueError: naming the file, setting or tensors that are missing or do not fit.
+            FileNotFoundError, ValueError: a file, setting or tensor is missing or does not fit; the message names it.
         """
         official = read_official(checkpoint_dir)
         source = absolute_source(backbone or official.base_model)
@@ -350,21 +353,21 @@ class DinaRewardModel(DinaPreTrainedModel):
         return model.eval()
 
     def merge_adapter(self) -> None:
-        """Fold the LoRA layers, if there are any, into the backbone's weights, in place."""
+        """Merge the LoRA layers, if there are any, into the backbone's weights, in place."""
         if self.config.lora is not None:
             merge_lora(self.backbone)
             self.config.lora = None
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """The floating dtype that the backbone computes in. `dtype` is that of a stored weight, which may allow no
-        arithmetic where the weights are quantised or cast."""
+        """The floating-point dtype that the backbone computes in. `dtype` is that of a stored weight, which may not
+        allow arithmetic if weights are quantised or cast layer by layer."""
         return compute_dtype(self.backbone)
 
     @property
     def execution_device(self) -> torch.device:
-        """The device that the model computes on and inputs belong on. `device` is where weights are stored, which for
-        an offloaded model is the meta device."""
+        """The device that the model computes on and expects inputs on. `device` is the one that stores the weights,
+        which is the meta device for an offloaded model."""
         for module in self.modules():
             device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
             if device is not None:
@@ -379,16 +382,16 @@ class DinaRewardModel(DinaPreTrainedModel):
         pooled_prompt_embeds: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> DinaRewardOutput | tuple:
-        """The reward at one state of the path. A sampler's own noisy latents go straight in.
+        """Compute the reward of noisy latents, such as an intermediate state of a sampler.
 
         Args:
             noisy_latents: [B, C, H, W].
-            sigma: their noise level in [0, 1], one number or [B]; taken as it is, not snapped to the scheduler.
+            sigma: noise level in [0, 1], one number or [B]; it is not rounded to the scheduler's levels.
             prompt_embeds: [B, L, D].
             pooled_prompt_embeds: [B, P].
 
         Raises:
-            ValueError: naming an argument of a wrong shape or range, what came and what was expected.
+            ValueError: an argument has a wrong shape or range; the message names it.
         """
         self._check_inputs("noisy_latents", noisy_latents, prompt_embeds, pooled_prompt_embeds)
         batch, device = noisy_latents.shape[0], noisy_latents.device
@@ -414,26 +417,27 @@ class DinaRewardModel(DinaPreTrainedModel):
         noise: torch.Tensor | None = None,
         with_levels: bool = False,
     ) -> DinaEnsembleOutput:
-        """The noise-ensembled reward of clean latents, differentiable in them.
+        """Compute the noise-ensembled reward of clean latents, with gradients to the latents.
 
-        Noise depends on (seed, draw) alone and is shared by the batch and by all levels, so that a score does not
-        depend on what else is in the batch and common noise cancels in differences.
+        Noise depends only on (seed, draw). All samples and levels share it, so that a score does not depend on the
+        rest of the batch, and common noise cancels in differences.
 
         Args:
-            latents: [B, C, H, W], clean, in model space (VAE output shifted and scaled).
+            latents: clean latents [B, C, H, W] in model space, that is the VAE's latents, shifted and scaled.
             prompt_embeds: [B, L, D].
             pooled_prompt_embeds: [B, P].
-            sigmas: K noise levels in [0, 1], each taken to the scheduler's nearest; `default_sigmas` if None. A tensor
-                [K, B] gives each sample levels of its own.
-            num_draws: N noise draws at each level; `default_num_draws` if None.
-            mode: "features" (the head reads the tokens of all levels at once), "mean" of the levels' rewards, or
-                "precision" (a mean weighted by 1 / variance); `ensemble_mode` if None.
-            seed: of the noise, at least 0: one for all, or one a sample (B of them).
-            noise: the noise itself, [N, B or 1, C, H, W], or [B or 1, C, H, W] for one draw, in place of a seed.
-            with_levels: return `level_samples` in mode "features" too, for one more head pass a level and draw.
+            sigmas: K noise levels in [0, 1], rounded to the scheduler's nearest; None uses `default_sigmas`. A tensor
+                [K, B] has separate levels for each sample.
+            num_draws: number N of noise draws at each level; None uses `default_num_draws`.
+            mode: "features" (the head processes the tokens of all levels together), "mean" (of the levels' rewards) or
+                "precision" (a mean weighted by 1 / variance); None uses `ensemble_mode`.
+            seed: non-negative seed of the noise: one for all samples, or B seeds, one per sample.
+            noise: noise to use in place of a seed, [N, B or 1, C, H, W], or [B or 1, C, H, W] for one draw.
+            with_levels: also return `level_samples` in mode "features", which takes one more head pass per level and
+                draw.
 
         Raises:
-            ValueError: naming an argument of a wrong shape or range, what came and what was expected.
+            ValueError: an argument has a wrong shape or range; the message names it.
         """
         features = self.features(
             latents, prompt_embeds, pooled_prompt_embeds, sigmas=sigmas, num_draws=num_draws, seed=seed, noise=noise
@@ -451,8 +455,8 @@ class DinaRewardModel(DinaPreTrainedModel):
         seed: int | Sequence[int] = 0,
         noise: torch.Tensor | None = None,
     ) -> EnsembleFeatures:
-        """The backbone's half of `reward`, with the same arguments: features at every noise level and draw. Those of a
-        draw are computed when `draws` comes to it, so that only one draw's need to be in memory."""
+        """Compute the backbone's features at every noise level and draw; arguments are as in `reward`. Iterating over
+        `draws` computes one draw at a time, so that only one has to be in memory."""
         self._check_inputs("latents", latents, prompt_embeds, pooled_prompt_embeds)
         noise = self._noise_for(latents, num_draws, seed, noise)
         levels = self._levels(sigmas, len(latents)).to(latents.device)
@@ -467,10 +471,10 @@ class DinaRewardModel(DinaPreTrainedModel):
     def combine(
         self, features: EnsembleFeatures, mode: str | None = None, *, with_levels: bool = False
     ) -> DinaEnsembleOutput:
-        """The head's half of `reward`: rewards from features at several noise levels and draws.
+        """Compute rewards from features at several noise levels and draws; the second step of `reward`.
 
         Args:
-            features: what `features` returned, or a part of it: fewer levels, or fewer draws.
+            features: the result of `features`, or a subset of its levels or draws.
             mode, with_levels: as in `reward`.
         """
         mode = self.config.ensemble_mode if mode is None else mode
@@ -501,24 +505,24 @@ class DinaRewardModel(DinaPreTrainedModel):
         )
 
     def variance(self, sigma: torch.Tensor) -> torch.Tensor:
-        """The likelihood's variance of one reward at noise level `sigma` (any shape), in squared units of the scores.
+        """The likelihood's variance of one reward at noise level `sigma` of any shape, in squared units of the scores.
 
-        Calibration: `temperature` multiplies the standard deviation; a `score_std` that divides the scores divides it
-        too, so that win probabilities do not depend on the unit of the scores.
+        The standard deviation is multiplied by `temperature` and, like the scores, divided by `score_std`, so that win
+        probabilities do not depend on the unit of the scores.
         """
         config = self.config
         variance = noise_variance(sigma, config.variance_slope, config.variance_floor)
         return variance * (config.temperature / config.score_std) ** 2
 
     def scorer(self, pipeline=None, **options):
-        """A `DinaScorer` of this model, which takes prompts and images.
+        """Create a `DinaScorer` of this model, which scores prompts and images.
 
         Args:
-            pipeline: the diffusers pipeline that encodes them; loaded from `conditioning_location()` if None.
+            pipeline: diffusers pipeline that encodes prompts and images; None loads it from `conditioning_location()`.
             options: further arguments of `DinaScorer`.
         """
-        # The scorer stands above the model and is met here only when called, so no import goes round in a circle; a
-        # relative import inside a method is still seen by the copier of remote code.
+        # Imported here to avoid a circular import. transformers' copier of remote code also finds a relative import
+        # inside a method.
         from .scoring_dina import DinaScorer
 
         return DinaScorer(self, load_pipeline(self) if pipeline is None else pipeline, **options)
@@ -544,7 +548,7 @@ class DinaRewardModel(DinaPreTrainedModel):
         return self.noise_path.snap(sigmas)
 
     def _noise_for(self, latents, num_draws, seed, noise) -> torch.Tensor:
-        """The noise of every draw, [N, B or 1, C, H, W], on the latents' device."""
+        """Draw or check the noise, [N, B or 1, C, H, W] on the latents' device."""
         batch, *shape = latents.shape
         if noise is not None:
             noise = noise if noise.ndim == 5 else noise.unsqueeze(0)
@@ -566,8 +570,8 @@ class DinaRewardModel(DinaPreTrainedModel):
 
 
 def _config_on(source: str, revision: str | None, config: dict, hub: dict) -> DinaConfig:
-    """A config whose transformer, scheduler and conditioning, where `config` does not give them, are those of a
-    diffusers model."""
+    """Create a config with the transformer, scheduler and conditioning of a diffusers model, except for the fields in
+    `config`."""
     backbone_type = config.get("backbone_type", DinaConfig.backbone_type)
     transformer_config, commit = read_transformer_config(backbone_type, source, revision, **hub)
     read = {
@@ -589,12 +593,12 @@ def _config_on(source: str, revision: str | None, config: dict, hub: dict) -> Di
 
 
 def _carry_card(origin: str | None, directory: str | Path, *, replace: bool = False) -> None:
-    """Copy a folder's `README.md`, and the pictures it shows, to another folder with the very same model in it.
+    """Copy a folder's `README.md`, and the images in it, to another folder if this contains the same model.
 
     Args:
-        origin: where the model came from; nothing is copied unless that is a folder.
-        directory: where it has been saved.
-        replace: the card that is there already.
+        origin: source of the model; nothing is copied if it is not a folder.
+        directory: folder in which the model has been saved.
+        replace: whether to replace an existing card.
     """
     source, target = Path(origin or os.devnull), Path(directory)
     card = source / "README.md"
@@ -603,13 +607,13 @@ def _carry_card(origin: str | None, directory: str | Path, *, replace: bool = Fa
     model = {"config.json"} | {path.name for place in (source, target) for path in place.glob("*.safetensors")}
     if set(filecmp.cmpfiles(source, target, model, shallow=False)[0]) != model:
         return
-    shown = re.findall(r"!\[[^]]*\]\(([\w.-]+)\)", card.read_text("utf-8"))
-    for name in {card.name, *shown}:
+    pictures = re.findall(r"!\[[^]]*\]\(([\w.-]+)\)", card.read_text("utf-8"))
+    for name in {card.name, *pictures}:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
 
 
-# A random generator is no part of a graph: under torch.compile, noise from a seed is drawn between two graphs.
+# torch.compile cannot trace a random generator, so noise is drawn outside the compiled graphs.
 _drawn_noise = torch.compiler.disable(shared_noise)
 
 
@@ -620,7 +624,7 @@ def _check_fields(config: dict) -> None:
 
 
 def _load_exactly(module: nn.Module, weights: dict, origin: str, expected: set[str] | None = None) -> None:
-    """Load weights that must be all those `expected` (the module's whole state by default), and no others."""
+    """Load weights whose names must be exactly `expected`, by default the module's whole state dict."""
     own = module.state_dict()
     expected = set(own) if expected is None else expected
     _refuse_inexact(
@@ -639,7 +643,7 @@ def _load_exactly(module: nn.Module, weights: dict, origin: str, expected: set[s
 
 
 def _refuse_inexact(info: dict, origin: str) -> None:
-    """Raise a ValueError that names every tensor of a loading report that is not as it must be."""
+    """Raise a ValueError that lists the missing, unexpected and mismatched tensors of a loading report."""
     problems = [f"missing: {key}" for key in sorted(info["missing_keys"])]
     problems += [f"unexpected: {key}" for key in sorted(info["unexpected_keys"])]
     problems += [
@@ -661,7 +665,7 @@ def _check_range(name: str, sigma: torch.Tensor) -> None:
 
 
 def _unchecked(values: torch.Tensor) -> bool:
-    """Whether values cannot be read: on the meta device, or while a graph is traced, which may not depend on them."""
+    """Whether values cannot be checked, because they are on the meta device or are being traced."""
     return values.is_meta or torch.compiler.is_compiling()
 
 

@@ -1,5 +1,5 @@
 """Reader of the published DiNa-LRM layout: `config.json` (with `model` and `training`), `checkpoint/backbone_lora/`,
-`checkpoint/rm_head.pt` or `checkpoint/full_model.pt`. It is read, never written."""
+`checkpoint/rm_head.pt` or `checkpoint/full_model.pt`. There is no writer."""
 
 import json
 import re
@@ -14,14 +14,14 @@ from .backbone_dina import is_adapter_key
 
 
 class OfficialCheckpoint(NamedTuple):
-    """A published checkpoint in this package's terms.
+    """A published checkpoint, converted to the names of this package.
 
     Attributes:
-        config: fields of `DinaConfig` that the layout determines (all but those of the backbone itself).
-        base_model: the Hub id of the diffusion model that the layout names.
+        config: fields of `DinaConfig` that the checkpoint determines, which excludes those of the backbone.
+        base_model: Hub id of the diffusion model that the checkpoint was trained on.
         head: state dict of the head.
-        adapter: state dict of the LoRA layers, empty without them.
-        backbone: state dict of the backbone's base weights, empty where the base model's own are meant.
+        adapter: state dict of the LoRA layers; empty if there are none.
+        backbone: state dict of the backbone's base weights; empty if they are those of `base_model`.
     """
 
     config: dict[str, Any]
@@ -32,11 +32,11 @@ class OfficialCheckpoint(NamedTuple):
 
 
 def read_official(checkpoint_dir: str | Path) -> OfficialCheckpoint:
-    """Read a folder of the published layout.
+    """Read a checkpoint folder in the published layout.
 
     Raises:
-        FileNotFoundError: naming the file that is not there.
-        ValueError: for a file that is not of this layout, or a setting that this package has no counterpart of.
+        FileNotFoundError: a file is missing.
+        ValueError: a file does not have this layout, or a setting is not supported by this package.
     """
     root = Path(checkpoint_dir)
     settings = json.loads((root / "config.json").read_text()).get("model")
@@ -56,7 +56,7 @@ def read_official(checkpoint_dir: str | Path) -> OfficialCheckpoint:
         below = _below(whole, "pos_embed.proj.weight")
         adapter = {key: value for key, value in below.items() if is_adapter_key(key)}
         backbone = {key.replace(".base_layer.", "."): value for key, value in below.items() if key not in adapter}
-        # Such a backbone may be no pretrained model's any more, so none may stand in for it later.
+        # All weights of this backbone may have been trained, so no pretrained model can replace it later.
         config["base_model"] = config["base_revision"] = None
     else:
         head = _load_tensors(weights / "rm_head.pt")
@@ -72,7 +72,7 @@ def read_official(checkpoint_dir: str | Path) -> OfficialCheckpoint:
 
 
 def _translate(settings: dict[str, Any]) -> dict[str, Any]:
-    """The layout's `model` section to fields of `DinaConfig`."""
+    """Translate the `model` section of the configuration to fields of `DinaConfig`."""
     head = settings["reward_head"]
     expected = {"use_text_features": True, "use_t_embed": True}
     for name, value in expected.items():
@@ -82,7 +82,7 @@ def _translate(settings: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"model.reward_head.out_dim: expected 1, got {head['out_dim']}")
     visual, text = settings["visual_head_idx"], settings["text_head_idx"]
     return {
-        # Blocks past the deepest tap, which the layout may count, do not reach the score.
+        # The layout may count blocks after the last layer that the head uses; they do not affect the score.
         "num_layers": max(*visual, *text),
         "visual_layers": visual,
         "text_layers": text,
@@ -96,7 +96,7 @@ def _translate(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _translate_lora(lora: dict[str, Any], adapter: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """PEFT's settings to `DinaConfig.lora`; targets are read off the weights themselves."""
+    """Translate PEFT's settings to `DinaConfig.lora`, with the target modules taken from the weights."""
     for name in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern"):
         if lora.get(name):
             raise ValueError(f"lora: expected a plain adapter, got {name}={lora[name]}")
@@ -113,7 +113,7 @@ def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _below(weights: dict[str, torch.Tensor], marker: str) -> dict[str, torch.Tensor]:
-    """The part of a whole model's state dict that lies beside the weight called `marker`, without its prefix."""
+    """The weights of a state dict that share the prefix of the weight named `marker`, without that prefix."""
     prefixes = [key.removesuffix(marker) for key in weights if key.endswith(marker)]
     if len(prefixes) != 1:
         raise ValueError(f"full_model.pt: expected one weight named …{marker}, got {len(prefixes)}")
@@ -122,7 +122,7 @@ def _below(weights: dict[str, torch.Tensor], marker: str) -> dict[str, torch.Ten
 
 
 def _injected_name(key: str) -> str:
-    """A key of a PEFT adapter file to the name of the same weight inside the backbone."""
+    """Translate a key of a PEFT adapter file to the name of that weight in the backbone."""
     return re.sub(r"\.(lora_[AB])\.weight$", r".\1.default.weight", key.removeprefix("base_model.model."))
 
 

@@ -1,5 +1,5 @@
-"""From prompts and images to results: the reward model together with the text encoders and the VAE of a diffusers
-pipeline. Nothing here knows how a reward is computed."""
+"""Scoring images for prompts, with a reward model and the text encoders and VAE of a diffusers pipeline. How a reward
+is computed is left to the model."""
 
 import math
 import os
@@ -27,17 +27,18 @@ from .thurstone_dina import pair_statistics, spread_over_draws
 
 ImageLike = str | os.PathLike | Image.Image
 
-# Encoded prompts a scorer remembers. At the width of Stable Diffusion 3.5 one takes 1.7 MB in bfloat16.
+# Number of encoded prompts that a scorer caches. With Stable Diffusion 3.5, one takes 1.7 MB in bfloat16.
 REMEMBERED_PROMPTS = 64
 # Fields of `DinaEnsembleOutput` whose last dimension counts samples.
 PER_SAMPLE = ("scores", "samples", "level_samples")
 
 
 class _Result:
-    """What the results share: plain values for JSON."""
+    """Base class of results, with conversion to plain values for JSON."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields that are given, as numbers and nested lists. NaN (a spread over a single draw) becomes None."""
+        """All fields that are not None, as numbers and nested lists. NaN (the spread of a single draw) becomes
+        None."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
         return {name: _plain(value) for name, value in values.items() if value is not None}
 
@@ -58,9 +59,9 @@ class Scores(_Result):
     Attributes:
         scores: [B].
         spread: [B], standard deviation over the noise draws; NaN for a single draw.
-        samples: [K, N, B], the rewards at K levels with N draws each; K is 1 where the levels are joined as features.
+        samples: [K, N, B], the rewards at K levels with N draws each; K is 1 in mode "features".
         sigmas: the noise levels.
-        level_samples: [number of levels, N, B], the rewards at each level alone; None unless `with_levels`.
+        level_samples: [number of levels, N, B], the rewards at each single level; None unless `with_levels`.
     """
 
     scores: torch.Tensor
@@ -78,13 +79,13 @@ class Comparison(_Result):
     Attributes:
         scores, spread: [2].
         win_probability: probability that the first image is preferred.
-        entropy: uncertainty of that preference, in nats; the sum of the next two.
-        disagreement: the part on which levels and draws disagree.
-        likelihood_entropy: the part that each of them holds undecided.
-        difference_error: standard error over the draws of the difference of scores; NaN for a single draw.
+        entropy: uncertainty of that preference in nats; the sum of the next two values.
+        disagreement: part of the uncertainty that comes from differences between levels and draws.
+        likelihood_entropy: mean uncertainty at a single level and draw.
+        difference_error: standard error over draws of the score difference; NaN for a single draw.
         samples: [K, N, 2].
         sigmas: the noise levels.
-        level_samples: [number of levels, N, 2], the rewards at each level alone; None unless `with_levels`.
+        level_samples: [number of levels, N, 2], the rewards at each single level; None unless `with_levels`.
     """
 
     scores: torch.Tensor
@@ -106,10 +107,10 @@ class Ranking(_Result):
 
     Attributes:
         order: indices of the images, best first.
-        scores: [M], in the order the images were given.
+        scores: [M], in the order of the input images.
         samples: [K, N, M].
         variance: [K], the likelihood's variance of one sample.
-        weights: [K], the levels' weights, summing to one.
+        weights: [K], weights of the levels, which sum to one.
     """
 
     order: list[int]
@@ -138,19 +139,19 @@ class DinaScorer:
     """
     Scores images for prompts.
 
-    The pipeline supplies text encoding, image pre-processing and the VAE. It may lack its transformer, and it is never
-    changed: a generator or other scorers can share it. Threads may share a scorer.
+    The pipeline encodes prompts and images. It may lack its transformer. It is never modified, so that a generator or
+    other scorers can share it. Several threads may share a scorer.
 
     Args:
         model: a `DinaRewardModel` in evaluation mode.
-        pipeline: a `StableDiffusion3Pipeline` with the VAE and the text encoders the model was trained on.
-        batch_size: how many images and prompts are decoded, encoded and scored at a time. It bounds memory and changes
-            no score.
-        max_pixels: images of more pixels are shrunk to it; None takes the area the transformer was trained at.
+        pipeline: a `StableDiffusion3Pipeline` with the VAE and the text encoders that the model was trained with.
+        batch_size: number of images and prompts that are decoded, encoded and scored at a time. It limits memory and
+            does not affect scores.
+        max_pixels: larger images are shrunk to this area in pixels; None uses the transformer's training resolution.
 
     Raises:
-        ValueError: an argument is out of range, or the pipeline's VAE or text encoders are not those that the model's
-            config records.
+        ValueError: an argument is out of range, or the pipeline's VAE or text encoders differ from those recorded in
+            the model's config.
     """
 
     def __init__(self, model, pipeline, *, batch_size: int = 8, max_pixels: int | None = None):
@@ -162,7 +163,8 @@ class DinaScorer:
             )
         check_conditioning(pipeline, model.config)
         if pipeline.text_encoder_3 is None and pipeline.transformer is None:
-            # Such a pipeline asks its transformer how wide the zeros in place of the missing text must be.
+            # Without a third text encoder, the pipeline takes the width of the zeros that replace its embeddings from
+            # its transformer.
             pipeline = type(pipeline)(**pipeline.components)
             pipeline.transformer = SimpleNamespace(config=transformer)
 
@@ -194,20 +196,19 @@ class DinaScorer:
         **options,
     ) -> "DinaScorer":
         """
-        A scorer from a folder or a Hub repository, with the pipeline that the model's config names.
+        Load a scorer from a folder or a Hub repository, with the pipeline that the model's config names.
 
         Args:
-            source: folder that `save_pretrained` wrote, or Hub id.
-            device: of model and pipeline; None leaves the model where it was loaded, which is the CPU unless
-                `device_map` says otherwise.
-            dtype: of model and pipeline; None keeps that of the weights.
+            source: a folder written by `save_pretrained`, or a Hub id.
+            device: device of model and pipeline; None uses the CPU, or the devices of `device_map`.
+            dtype: dtype of model and pipeline; None uses that of the weights.
             revision: branch, tag or commit of the Hub repository.
-            batch_size, max_pixels: of the scorer.
+            batch_size, max_pixels: as in the class.
             options: further arguments of `DinaRewardModel.from_pretrained`, such as `cache_dir`, `token`,
-                `local_files_only`, `subfolder` or `device_map`. Those that concern the Hub also reach the pipeline.
+                `local_files_only`, `subfolder` or `device_map`. Hub options are also used for the pipeline.
 
         Raises:
-            ValueError, OSError: what was found is no reward model, lacks weights, or cannot be reached.
+            ValueError, OSError: there is no reward model, its weights are incomplete, or it cannot be downloaded.
         """
         from .modeling_dina import DinaRewardModel
 
@@ -220,7 +221,8 @@ class DinaScorer:
 
     @classmethod
     def from_pipeline(cls, model, pipe, **options) -> "DinaScorer":
-        """A scorer that shares a pipeline its caller already holds, a generator's for instance; see the class."""
+        """Create a scorer that shares a loaded pipeline, such as that of a generator; arguments are those of the
+        class."""
         return cls(model, pipe, **options)
 
     def score(
@@ -236,17 +238,17 @@ class DinaScorer:
         with_levels: bool = False,
     ) -> Scores:
         """
-        The rewards of images, or of latents, for one prompt each.
+        Score images or latents, each for its own prompt.
 
         Args:
             prompts: B prompts.
             images: B paths or PIL images of any sizes.
-            latents: instead of images, clean latents in model space [B, C, H, W].
-            sigmas, num_draws, mode, seed, with_levels: as in `DinaRewardModel.reward`; None takes the model's
+            latents: clean latents [B, C, H, W] in model space, in place of images.
+            sigmas, num_draws, mode, seed, with_levels: as in `DinaRewardModel.reward`; None uses the model's
                 defaults.
 
         Raises:
-            ValueError, TypeError: naming the argument, what was expected and what came.
+            ValueError, TypeError: an argument has a wrong type or value; the message names it.
         """
         options = {"sigmas": sigmas, "num_draws": num_draws, "mode": mode, "with_levels": with_levels}
         ensemble = self._ensemble(prompts, images, latents, seed, options)
@@ -270,11 +272,11 @@ class DinaScorer:
         with_levels: bool = False,
     ) -> Comparison:
         """
-        Which of two images is preferred for a prompt, how probably, and how sure that is. Both are scored under the
-        same noise (where their sizes agree), which cancels in their difference.
+        Compare two images for a prompt: the probability that the first is preferred, and its uncertainty. Images of
+        equal size are scored under the same noise, which cancels in the score difference.
 
         Args:
-            prompt: the prompt of both images.
+            prompt: prompt of both images.
             images: two paths or PIL images.
             sigmas, num_draws, mode, seed, with_levels: as in `score`.
         """
@@ -306,10 +308,10 @@ class DinaScorer:
         seed: int | Sequence[int] = 0,
     ) -> Ranking:
         """
-        Images of one prompt, best first.
+        Rank images of one prompt, best first.
 
         Args:
-            prompt: the prompt of all images.
+            prompt: prompt of all images.
             images: M paths or PIL images.
             sigmas, num_draws, mode, seed: as in `score`.
         """
@@ -327,8 +329,8 @@ class DinaScorer:
 
     @torch.no_grad()
     def _ensemble(self, prompts, images, latents, seed, options: dict[str, Any]):
-        """Checks what came, and rewards it batch by batch: a `DinaEnsembleOutput` in the order of the prompts, float32
-        on the CPU. `options` are further arguments of `reward`."""
+        """Check the arguments and score in batches. Returns a `DinaEnsembleOutput` in the order of the prompts,
+        float32 on the CPU. `options` are further arguments of `reward`."""
         if self.model.training:
             raise ValueError("model: expected it in evaluation mode (model.eval()), got training mode")
         prompts = _as_list("prompts", prompts)
@@ -366,7 +368,7 @@ class DinaScorer:
         return type(parts[0])(**joined, **shared)
 
     def _batches(self, count: int, images, latents) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """Indices and latents of at most `batch_size` samples of one size. No more images are in memory at a time."""
+        """Yield indices and latents of at most `batch_size` samples of one size. Only these images are in memory."""
         for start in range(0, count, self.batch_size):
             indices = list(range(start, min(start + self.batch_size, count)))
             if latents is not None:
@@ -383,14 +385,15 @@ class DinaScorer:
         return fit_size(*image.size, multiple=self._multiple, max_pixels=self.max_pixels, max_side=self._max_side)
 
     def _encode_images(self, images: list[Image.Image], size: tuple[int, int]) -> torch.Tensor:
-        """RGB images to clean latents in model space [B, C, H, W]: the mode of the posterior, shifted and scaled."""
+        """Encode RGB images to clean latents [B, C, H, W] in model space, on the model's device."""
         width, height = size
         pixels = self.pipeline.image_processor.preprocess(images, height=height, width=width)
         latents = encode_images(self.pipeline.vae, pixels.to(self.pipeline._execution_device))
         return latents.to(self.model.execution_device)
 
     def _encode_prompts(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embeddings [B, L, D] and pooled embeddings [B, P] on the model's device; each prompt is encoded once."""
+        """Encode prompts to embeddings [B, L, D] and pooled ones [B, P] on the model's device; repeated prompts are
+        cached."""
         with encoding_lock(self.pipeline):
             state = conditioning_state(self.pipeline)
             if state != self._encoded_by:
@@ -409,7 +412,7 @@ class DinaScorer:
 
 
 def check_prompt(prompt: str, name: str = "prompt") -> None:
-    """Raises a ValueError or TypeError that calls it `name` unless the prompt is a text that says something."""
+    """Raise a ValueError or TypeError that names the argument `name` unless the prompt is a non-blank text."""
     if not isinstance(prompt, str):
         raise TypeError(f"{name}: expected a text, got {type(prompt).__name__}")
     if not prompt.strip():
@@ -419,7 +422,7 @@ def check_prompt(prompt: str, name: str = "prompt") -> None:
 
 
 def _as_list(name: str, values) -> list:
-    # A text is a sequence too, of letters that would each pass for a prompt or a path.
+    # A text is a sequence of letters, each of which would be a valid prompt or path.
     if isinstance(values, str | os.PathLike | Image.Image | torch.Tensor):
         raise TypeError(f"{name}: expected a list, got {type(values).__name__}")
     return list(values)

@@ -2,6 +2,7 @@
 that a reward promises."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,19 @@ from transformers import Qwen2VLImageProcessor
 from typer.testing import CliRunner
 
 from model_card import measure_cost
-from model_card.measure_cost import Contender, Device, Preset, claims, gradient, measure
+from model_card.measure_cost import (
+    Contender,
+    Device,
+    Preset,
+    build_inputs,
+    build_model,
+    claims,
+    contenders,
+    count,
+    gradient,
+    measure,
+    policy,
+)
 from model_card.other_rewards import (
     MINIATURE,
     BlipReward,
@@ -21,6 +34,10 @@ from model_card.other_rewards import (
     build_decoder,
     patches,
 )
+from training.align.dry_run import Cost
+from training.align.run import load_run
+
+CONFIG = Path(__file__).parents[2] / "training/configs/align/small_world_prfl.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +116,19 @@ def test_claims_by_hand():
     flops, memory = claims(rewards, cost(0, 3, 1))
     assert flops["found"] == {"with decoding": 0.75}
     assert memory["found"] == {"reward alone": 0.75, "reward and generator": 0.5}
+
+
+def test_a_dry_run_keeps_what_is_counted_here():
+    """Activations of generator and reward: with fused attention, which counts at more pixels than usual."""
+    side, dtype = 128, torch.float32
+    model = build_model(Preset.small, "meta", dtype)
+    inputs = build_inputs(model, side, 1)
+    rewards = contenders(Preset.small, model, inputs, dtype, compiled=False)
+    counted = [count(each, inputs[0]) for each in (rewards[measure_cost.DINA], policy(model, inputs, dtype))]
+    fields = {"resolution": side, "batch_size": 1, "lora_rank": measure_cost.POLICY_RANK, "dtype": "float32"}
+    cost = Cost(*load_run(CONFIG, **fields))
+    expected = sum(each["gradient"]["kept_bytes"] for each in counted)
+    assert cost.memory["activations"] == pytest.approx(expected, rel=0.01)
 
 
 @pytest.fixture

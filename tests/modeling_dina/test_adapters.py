@@ -17,7 +17,7 @@ from modeling_dina.adapters.diffusion_nft import latent_reward
 from modeling_dina.adapters.flow_grpo import dina_score
 from modeling_dina.conditioning_dina import encode_prompts
 
-TINY = str(Path(__file__).parents[3] / "modeling_dina" / "tiny")
+TINY = str(Path(__file__).parents[2] / "modeling_dina" / "tiny")
 PROMPTS = ["two purple stars", "a large red circle", "two purple stars"]
 
 

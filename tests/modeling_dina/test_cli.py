@@ -68,7 +68,7 @@ def test_compare(run, files, scorer):
     assert_same(result_of(run("compare", *files[:2], *options, "--json")), expected)
     text = run("compare", *files[:2], *options).stdout
     assert f"{expected.win_probability:.3f}" in text
-    assert f"{expected.disagreement:.4f}" in text
+    assert f"{expected.entropy:.2f} nats ({expected.disagreement:.3f}" in text
 
 
 @pytest.mark.parametrize("name", ["figure.png", "figure.pdf", "figure.svg", "figure.JPEG"])

@@ -88,7 +88,7 @@ def test_an_existing_repository_keeps_its_visibility(connected_hub, model, caplo
     assert not caplog.records
     push_folder(model, "owner/name", private=not private)
     assert connected_hub.repos["owner/name"].private is private
-    assert f"owner/name exists and is {'private' if private else 'public'}: it stays so" in caplog.text
+    assert f"owner/name already exists and remains {'private' if private else 'public'}" in caplog.text
 
 
 def test_a_tag_that_exists_is_refused_before_anything_is_uploaded(connected_hub, model):
@@ -201,9 +201,9 @@ def test_a_fault_of_every_request_is_overcome(connected_hub, model, fault):
 
 
 def test_a_hub_that_comes_back_in_time_is_waited_for(connected_hub, model):
-    connected_hub.fail("any", cut=True, times=len(push.WAITS))
+    connected_hub.fail("any", cut=True, times=len(push.RETRY_DELAYS))
     push_folder(model, "owner/name")
-    assert connected_hub.requests.count("info") == 1 + len(push.WAITS)
+    assert connected_hub.requests.count("info") == 1 + len(push.RETRY_DELAYS)
     assert pushed(connected_hub.repos["owner/name"]) == MODEL
 
 
@@ -237,8 +237,8 @@ def test_a_hub_that_stays_broken_is_given_up(connected_hub, model, monkeypatch):
     connected_hub.fail("commit", status=500, times=inf)
     with pytest.raises(PushError, match="500 Internal Server Error: as it was asked to"):
         push_folder(model, "owner/name")
-    assert connected_hub.requests.count("commit") == 1 + len(push.WAITS)
-    monkeypatch.setattr(push, "PATIENCE", 0)
+    assert connected_hub.requests.count("commit") == 1 + len(push.RETRY_DELAYS)
+    monkeypatch.setattr(push, "RETRY_TIMEOUT", 0)
     connected_hub.requests.clear()
     with pytest.raises(PushError):
         push_folder(model, "owner/name")
@@ -258,7 +258,7 @@ def test_a_hub_that_falls_silent_is_given_up(connected_hub, model, monkeypatch):
     with pytest.raises(PushError, match=r"cannot reach .*: timed out"):
         push_folder(model, "owner/name")
     assert time.monotonic() - started < 15
-    assert connected_hub.requests.count("commit") == 1 + len(push.WAITS)
+    assert connected_hub.requests.count("commit") == 1 + len(push.RETRY_DELAYS)
 
 
 def test_a_tag_that_fails_leaves_word_of_the_commit(connected_hub, model):
@@ -289,8 +289,8 @@ def test_command(connected_hub, model):
 @pytest.mark.parametrize(
     ("change", "repo_id", "options", "message"),
     [
-        ("config.json", "owner/name", [], "folder: expected config.json and *.safetensors in it"),
-        ("model.safetensors", "owner/name", [], "folder: expected config.json and *.safetensors in it"),
+        ("config.json", "owner/name", [], "folder: expected config.json and *.safetensors, got"),
+        ("model.safetensors", "owner/name", [], "folder: expected config.json and *.safetensors, got"),
         (None, "name", [], "repo_id: expected owner/name, got 'name'"),
         (None, "a/b/c", [], "Repo id must be in the form"),
         (None, "owner/na me", [], "Repo id must use alphanumeric chars"),

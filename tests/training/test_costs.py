@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from training.costs import FusedAttention, count_flops, kept_bytes
+from training.costs import count_flops, fused_attention, kept_bytes
 
 
 def test_flops_of_a_product_by_hand():
@@ -30,5 +30,5 @@ def test_attention_by_hand():
 def test_counting_changes_no_number():
     x = torch.randn(1, 2, 5, 8)
     expected = F.scaled_dot_product_attention(x, x, x)
-    with FusedAttention():
+    with fused_attention():
         assert F.scaled_dot_product_attention(x, x, x).equal(expected)

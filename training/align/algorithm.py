@@ -1,4 +1,5 @@
-"""What the alignment algorithms have in common: they collect samples without gradients, then take a loss of them."""
+"""Base classes of the alignment algorithms, which collect samples without gradients and then compute a loss on
+them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -13,12 +14,13 @@ from training.align.rewards import Gate, Judgement, Reward
 
 @dataclass(frozen=True)
 class Experience:
-    """What a policy is updated on.
+    """The data of one update of a policy.
 
     Attributes:
-        conditioning: of P prompts.
-        items: tensors by name, of N items each along the first axis; "prompt" [N] is an item's row of `conditioning`.
-        metrics: what is worth logging of the collection.
+        conditioning: conditioning of P prompts.
+        items: tensors by name, with N items along the first axis; "prompt" [N] is the row of an item in
+            `conditioning`.
+        metrics: metrics of the collected samples, to log.
     """
 
     conditioning: Conditioning
@@ -32,7 +34,7 @@ class Experience:
         return self.items[name]
 
     def select(self, rows: torch.Tensor) -> "Experience":
-        """Some items: a mask [N] or indices."""
+        """Select items by a mask [N] or by indices."""
         return Experience(self.conditioning, {name: values[rows] for name, values in self.items.items()}, self.metrics)
 
     @property
@@ -42,14 +44,14 @@ class Experience:
 
 
 class Evaluations(NamedTuple):
-    """What one prompt of an update takes, on average.
+    """The mean cost of an update per prompt, as numbers of evaluations.
 
     Attributes:
         sampling: evaluations of the transformer without gradient.
-        update: those with it.
-        judged: samples that the reward judges.
-        noisy: whether it judges noisy states, at their one level.
-        kept: evaluations with gradient that the loss of one item keeps activations of.
+        update: evaluations of the transformer with gradient.
+        judged: samples that the reward scores.
+        noisy: whether the reward scores noisy states, at one level each.
+        kept: evaluations with gradient whose activations the loss of one item stores.
     """
 
     sampling: float
@@ -60,11 +62,11 @@ class Evaluations(NamedTuple):
 
 
 class AlgorithmArguments(ABC):
-    """Settings of an algorithm, and what follows from them."""
+    """Base class of the arguments of an algorithm."""
 
     @abstractmethod
     def evaluations(self) -> Evaluations:
-        """What one prompt takes."""
+        """The mean cost of an update per prompt."""
 
     @property
     def needs_reference_samples(self) -> bool:
@@ -73,11 +75,11 @@ class AlgorithmArguments(ABC):
 
 
 class Draws(NamedTuple):
-    """Everything random in one update, a function of the run's seed, the update and the process alone.
+    """The random numbers of one update, which depend only on the run's seed, the update and the process.
 
     Attributes:
-        generator: a CPU generator.
-        seed: of noise that is drawn by seed.
+        generator: CPU generator.
+        seed: seed for noise that is drawn by seed.
     """
 
     generator: torch.Generator
@@ -92,16 +94,16 @@ class Samples(NamedTuple):
 
 
 class Algorithm(ABC):
-    """One way to update a policy by a reward.
+    """An algorithm that updates a policy to increase a reward.
 
     Args:
-        policy: what is updated.
-        reward: what for.
-        arguments: an `Arguments` of the class.
-        gate: weights of samples; None weighs all the same.
-        reference_samples: of the generator as it began, for an algorithm that holds on to them.
-        batch_size: samples that go through the networks at a time.
-        gather: joins a tensor over all processes along its first axis.
+        policy: policy to update.
+        reward: reward to increase.
+        arguments: an instance of the class attribute `Arguments`.
+        gate: computes weights of samples; None gives all samples the same weight.
+        reference_samples: samples of the initial generator, for algorithms that need them.
+        batch_size: number of samples per forward pass without gradients.
+        gather: concatenates a tensor over all processes along its first axis.
     """
 
     Arguments: ClassVar[type[AlgorithmArguments]]
@@ -127,52 +129,52 @@ class Algorithm(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Raise a ValueError that names an argument of a wrong value."""
+        """Raise a ValueError that names an argument with a wrong value."""
 
     @property
     def optimizer_steps(self) -> int:
-        """Into how many optimizer steps the items of one collection are divided."""
+        """Number of optimizer steps into which the items of one update are divided."""
         return 1
 
     @abstractmethod
     def collect(self, conditioning: Conditioning, draws: Draws) -> Experience:
-        """Sample under P prompts, without gradients. Samples whose reward is not finite become no items; the metric
-        "nonfinite" counts them."""
+        """Sample for P prompts, without gradients. Samples with NaN or infinite reward are dropped, and counted in the
+        metric "nonfinite"."""
 
     @abstractmethod
     def loss(self, batch: Experience, seed: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Loss [N] of N items, and what is worth logging of each, [N] by name."""
+        """Compute the loss [N] of N items, and metrics to log, [N] by name."""
 
     def after_update(self) -> None:  # noqa: B027
-        """Whatever follows the last optimizer step of an update."""
+        """Called after the last optimizer step of an update."""
 
     def state_dict(self) -> dict:
-        """State beyond the policy's, for a checkpoint."""
+        """State for a checkpoint, in addition to that of the policy."""
         return {}
 
     def load_state_dict(self, state: dict) -> None:  # noqa: B027
-        """Take up `state_dict`."""
+        """Load the result of `state_dict`."""
 
     def gate_weights(self, latents: torch.Tensor, conditioning: Conditioning, seed: int) -> torch.Tensor:
-        """What samples with clean latents [B, C, H, W] count for, [B] in [0, 1]."""
+        """Weights [B] in [0, 1] of samples with clean latents [B, C, H, W]."""
         return self.gate(latents, conditioning, seed) if self.gate else latents.new_ones(len(latents))
 
 
 def guided(guidance_scale: float) -> int:
-    """Evaluations of the transformer for one velocity."""
+    """Number of evaluations of the transformer per velocity: 2 with guidance, 1 without."""
     return 1 if guidance_scale == 1 else 2
 
 
 class Group(NamedTuple):
-    """Samples under P prompts, G of each in succession, and their rewards; B = P G.
+    """Samples and rewards of P prompts, with G consecutive samples each; B = P G.
 
     Attributes:
-        states: [T + 1, B, C, H, W].
-        log_probabilities: [T, B].
-        prompt: [B], rows of the prompts.
-        judgement: of the last states.
-        weights: [B], the gate's.
-        metrics: of the rewards.
+        states: states of the rollouts, [T + 1, B, C, H, W].
+        log_probabilities: log-probabilities of the steps, [T, B].
+        prompt: [B], index of each sample's prompt.
+        judgement: rewards of the last states.
+        weights: [B], weights from the gate.
+        metrics: metrics of the rewards, to log.
     """
 
     states: torch.Tensor
@@ -184,7 +186,7 @@ class Group(NamedTuple):
 
 
 class GroupAlgorithm(Algorithm):
-    """An algorithm that compares several samples of one prompt. Its arguments have `num_steps`, `guidance_scale`,
+    """An algorithm that compares several samples of a prompt. Its arguments have `num_steps`, `guidance_scale`,
     `group_size` and `optimizer_steps`."""
 
     @property
@@ -196,7 +198,7 @@ class GroupAlgorithm(Algorithm):
             raise ValueError(f"group_size: expected at least 2 samples to compare, got {self.arguments.group_size}")
 
     def sample_groups(self, conditioning: Conditioning, draws: Draws, **dynamics) -> Group:
-        """Rollouts and rewards of G samples a prompt; `dynamics` goes to `Policy.sample`."""
+        """Sample and score G samples per prompt; `dynamics` is passed to `Policy.sample`."""
         arguments, policy = self.arguments, self.policy
         prompt = torch.arange(len(conditioning), device=policy.device).repeat_interleave(arguments.group_size)
         asked = conditioning.select(prompt)
@@ -228,7 +230,7 @@ class GroupAlgorithm(Algorithm):
         return Judgement(*(torch.cat(values) for values in zip(*judged, strict=True))), torch.cat(weights)
 
     def advantages(self, group: Group) -> torch.Tensor:
-        """Advantages [B], weighed by the gate; NaN where the reward is not finite."""
+        """Advantages [B], weighted by the gate; NaN if the reward is not finite."""
         scores = group.judgement.scores
         everywhere = self.gather(scores)
         advantages = group_advantages(scores, group.prompt, everywhere[everywhere.isfinite()].std())
@@ -237,11 +239,11 @@ class GroupAlgorithm(Algorithm):
 
 
 def group_advantages(scores: torch.Tensor, group: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    """(r - mean of its group) / (std + 1e-4), [B]; NaN scores have no part in the means and no advantage.
+    """(r - mean of its group) / (std + 1e-4), [B]; NaN scores are excluded from the means and have the advantage NaN.
 
     Args:
         scores: rewards [B].
-        group: [B], the number of each sample's group.
+        group: [B], index of each sample's group.
         std: standard deviation of the rewards of the whole batch.
     """
     finite = scores.isfinite()

@@ -13,17 +13,26 @@ from training.align.flow_matching import flow_matching_error, logit_normal_level
 
 @dataclass
 class DiffusionDPOArguments(AlgorithmArguments):
-    """Settings of the algorithm."""
+    """Arguments of Diffusion-DPO."""
 
-    num_steps: int = field(default=40, metadata={"help": "Of the sampler in training."})
-    guidance_scale: float = field(default=4.5, metadata={"help": "Of rollouts; the loss is without guidance."})
-    group_size: int = field(default=4, metadata={"help": "Samples a prompt; the best and the worst are a pair."})
-    levels: int = field(default=1, metadata={"help": "Noise levels a pair is trained at."})
-    beta: float = field(default=5000.0, metadata={"help": "Weight of the generator as it began."})
-    optimizer_steps: int = field(default=1, metadata={"help": "Taken on one collection."})
+    num_steps: int = field(default=40, metadata={"help": "Number of sampler steps in training."})
+    guidance_scale: float = field(
+        default=4.5, metadata={"help": "Guidance scale of rollouts; the loss uses no guidance."}
+    )
+    group_size: int = field(
+        default=4, metadata={"help": "Number of samples per prompt, of which the best and the worst form a pair."}
+    )
+    levels: int = field(default=1, metadata={"help": "Number of noise levels at which each pair is trained."})
+    beta: float = field(
+        default=5000.0,
+        metadata={"help": "Regularisation strength: larger values keep the policy closer to the initial generator."},
+    )
+    optimizer_steps: int = field(
+        default=1, metadata={"help": "Number of optimizer steps into which the samples of one update are divided."}
+    )
 
     def evaluations(self) -> Evaluations:
-        """What one prompt takes: rollouts of the group, then both samples of a pair at each level."""
+        """The mean cost per prompt: rollouts of the group, then both samples of a pair at each level."""
         pair = 2 * self.levels
         sampling = self.group_size * self.num_steps * guided(self.guidance_scale) + pair
         return Evaluations(sampling, pair, self.group_size, kept=2)
@@ -40,7 +49,7 @@ def dpo_loss(
 
     Args:
         error_chosen, error_rejected: the policy's flow-matching errors l_w and l_l under the same noise, [B].
-        reference_chosen, reference_rejected: those of the generator as it began.
+        reference_chosen, reference_rejected: the errors of the initial generator.
         beta: weight of the reference.
     """
     margin = (error_chosen - error_rejected) - (reference_chosen - reference_rejected)
@@ -48,9 +57,9 @@ def dpo_loss(
 
 
 class DiffusionDPO(GroupAlgorithm):
-    """Direct preference optimisation: the policy learns to explain the better sample of a pair rather than the worse.
+    """Direct preference optimisation: the policy learns to fit the better sample of a pair rather than the worse.
 
-    A pair counts for the probability that the better one wins.
+    Pairs are weighted by the probability that the better sample wins.
     """
 
     Arguments = DiffusionDPOArguments
@@ -99,7 +108,7 @@ class DiffusionDPO(GroupAlgorithm):
 
 
 def _extremes(scores: torch.Tensor, group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices of the best and of the worst finite score of each group; the same one where fewer than two are."""
+    """Indices of the best and of the worst finite score of each group; they are equal if fewer than two are finite."""
     grouped = scores.unflatten(0, (-1, group_size))
     first = torch.arange(len(grouped), device=scores.device) * group_size
     missing = ~grouped.isfinite()

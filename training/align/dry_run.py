@@ -51,7 +51,8 @@ class Cost:
             transformer = SD3Transformer2DModel.from_config(transformer_config).requires_grad_(False)
             for weight in transformer.parameters():
                 weight.data = weight.data.to(dtype)
-            lora = LoraConfig(r=arguments.lora_rank, lora_alpha=arguments.lora_alpha, target_modules=list(ATTENTION))
+            rank, alpha = arguments.lora_rank, arguments.lora_alpha
+            lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(ATTENTION))  # type: ignore[arg-type]
             transformer.add_adapter(lora)
             reward = DinaRewardModel(config).requires_grad_(False)
             reward.backbone.to(dtype)

@@ -11,19 +11,42 @@ from training.align.rollout import DYNAMICS, Transition
 
 @dataclass
 class FlowGRPOArguments(AlgorithmArguments):
-    """Settings of the algorithm."""
+    """Arguments of Flow-GRPO."""
 
-    num_steps: int = field(default=10, metadata={"help": "Of the sampler in training."})
-    guidance_scale: float = field(default=4.5, metadata={"help": "Of rollouts and loss."})
-    group_size: int = field(default=24, metadata={"help": "Samples a prompt, with their mean reward for a baseline."})
-    dynamics: Literal["sde", "cps"] = field(default="sde", metadata={"help": "The stochastic step."})
-    eta: float = field(default=0.7, metadata={"help": "How much noise it adds."})
-    window: int = field(default=9, metadata={"help": "Successive stochastic steps; the others are not trained on."})
-    window_end: int = field(default=9, metadata={"help": "The window is drawn from this many first steps."})
-    clip_range: float = field(default=1e-4, metadata={"help": "How far the ratio may be from 1 to be of use."})
-    advantage_clip: float = field(default=5.0, metadata={"help": "Largest absolute advantage."})
-    kl_weight: float = field(default=0.04, metadata={"help": "Of the distance to the generator as it began."})
-    optimizer_steps: int = field(default=2, metadata={"help": "Taken on one collection; at the first, ratios are 1."})
+    num_steps: int = field(default=10, metadata={"help": "Number of sampler steps in training."})
+    guidance_scale: float = field(
+        default=4.5, metadata={"help": "Guidance scale of rollouts and loss; 1 is no guidance."}
+    )
+    group_size: int = field(
+        default=24, metadata={"help": "Number of samples per prompt, whose mean reward is the baseline."}
+    )
+    dynamics: Literal["sde", "cps"] = field(
+        default="sde",
+        metadata={"help": "Stochastic sampler step: sde (Flow-GRPO) or cps (coefficients-preserving sampling)."},
+    )
+    eta: float = field(
+        default=0.7, metadata={"help": "Noise scale of a stochastic step, above 0; 0 would be the deterministic step."}
+    )
+    window: int = field(
+        default=9,
+        metadata={"help": "Number of successive stochastic steps that are trained on; other steps are deterministic."},
+    )
+    window_end: int = field(
+        default=9, metadata={"help": "The window is placed at random within this many first steps."}
+    )
+    clip_range: float = field(
+        default=1e-4,
+        metadata={"help": "The loss clips probability ratios to the interval [1 - clip_range, 1 + clip_range]."},
+    )
+    advantage_clip: float = field(default=5.0, metadata={"help": "Largest absolute value of an advantage."})
+    kl_weight: float = field(
+        default=0.04,
+        metadata={"help": "Weight of the KL divergence from the initial generator; 0 switches it off."},
+    )
+    optimizer_steps: int = field(
+        default=2,
+        metadata={"help": "Number of optimizer steps into which the samples of one update are divided."},
+    )
 
     def evaluations(self) -> Evaluations:
         kept = guided(self.guidance_scale)
@@ -42,7 +65,7 @@ def clipped_objective(
 
 def transition_distance(transition: Transition, reference: Transition) -> torch.Tensor:
     """mean (mu - mu_ref)^2 / (2 s^2) over C, H and W, [B]: the Kullback-Leibler divergence of two steps with the same
-    noise, for the SDE step times its length."""
+    noise; for the SDE step, multiplied by the step length."""
     distance = (transition.mean - reference.mean).square() / (2 * transition.scale.square())
     return distance.mean(dim=(1, 2, 3))
 

@@ -14,22 +14,42 @@ from training.run_control import averaged_weights
 
 @dataclass
 class DiffusionNFTArguments(AlgorithmArguments):
-    """Settings of the algorithm."""
+    """Arguments of DiffusionNFT."""
 
-    num_steps: int = field(default=10, metadata={"help": "Of the sampler in training."})
-    guidance_scale: float = field(default=1.0, metadata={"help": "Of rollouts; the loss is without guidance."})
-    group_size: int = field(default=24, metadata={"help": "Samples a prompt, with their mean reward for a baseline."})
-    levels: int = field(default=10, metadata={"help": "Of the sampler's noise levels, those a sample is trained at."})
-    beta: float = field(default=1.0, metadata={"help": "How far the implicit policies lie from the old one."})
-    advantage_clip: float = field(default=5.0, metadata={"help": "The advantage of a sample that is wholly good."})
-    kl_weight: float = field(default=1e-4, metadata={"help": "Of the distance to the generator as it began."})
-    old_decay: float = field(
-        default=0.5, metadata={"help": "Limit of the moving average by which the sampling policy follows."}
+    num_steps: int = field(default=10, metadata={"help": "Number of sampler steps in training."})
+    guidance_scale: float = field(
+        default=1.0, metadata={"help": "Guidance scale of rollouts; the loss uses no guidance."}
     )
-    optimizer_steps: int = field(default=1, metadata={"help": "Taken on one collection."})
+    group_size: int = field(
+        default=24, metadata={"help": "Number of samples per prompt, whose mean reward is the baseline."}
+    )
+    levels: int = field(
+        default=10, metadata={"help": "Number of the sampler's noise levels at which each sample is trained."}
+    )
+    beta: float = field(
+        default=1.0,
+        metadata={
+            "help": "Weight b of the trained velocity in the implicit policies b v + (1 - b) v_old and "
+            "(1 + b) v_old - b v."
+        },
+    )
+    advantage_clip: float = field(
+        default=5.0, metadata={"help": "Largest absolute value of an advantage; a sample at it has optimality 1."}
+    )
+    kl_weight: float = field(
+        default=1e-4,
+        metadata={"help": "Weight of the squared distance to the initial generator's velocity; 0 switches it off."},
+    )
+    old_decay: float = field(
+        default=0.5,
+        metadata={"help": "Upper limit of the decay of the moving average that serves as sampling policy."},
+    )
+    optimizer_steps: int = field(
+        default=1, metadata={"help": "Number of optimizer steps into which the samples of one update are divided."}
+    )
 
     def evaluations(self) -> Evaluations:
-        """What one prompt takes: rollouts, then the old policy and the generator as it began at each level."""
+        """The mean cost per prompt: rollouts, then the old policy and the initial generator at each level."""
         sampling = self.num_steps * guided(self.guidance_scale) + self.levels * (2 if self.kl_weight else 1)
         return Evaluations(self.group_size * sampling, self.group_size * self.levels, self.group_size)
 
@@ -47,11 +67,11 @@ def nft_loss(
     L± = mean (x0hat± - x0)^2 / stop-gradient of max(mean |x0hat± - x0|, 1e-5).
 
     Args:
-        velocity, old_velocity: of the trained and of the sampling policy, [B, C, H, W].
-        state: noisy latents they were taken at.
+        velocity, old_velocity: velocities [B, C, H, W] of the trained and of the sampling policy.
+        state: noisy latents at which they were computed.
         latents: x0, the samples.
         sigma: [B].
-        optimality: rho [B] in [0, 1], how good a sample is among its group.
+        optimality: rho [B] in [0, 1], the quality of a sample relative to its group.
     """
 
     def error(implicit: torch.Tensor) -> torch.Tensor:
@@ -65,7 +85,7 @@ def nft_loss(
 
 
 class DiffusionNFT(GroupAlgorithm):
-    """Negative-aware fine-tuning: towards good samples and away from bad ones, relative to the policy that made
+    """Negative-aware fine-tuning: towards good samples and away from bad ones, relative to the policy that generated
     them."""
 
     Arguments = DiffusionNFTArguments
@@ -143,5 +163,5 @@ class DiffusionNFT(GroupAlgorithm):
 
 
 def _states(batch: Experience) -> torch.Tensor:
-    """The noisy latents that a batch is trained at."""
+    """The noisy latents at which a batch is trained."""
     return rectified_flow_state(batch["latents"], seeded_noise(batch["noise_seed"], batch["latents"]), batch["sigma"])

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import StableDiffusion3Pipeline
@@ -68,7 +69,8 @@ class Policy:
         for part in pipeline.components.values():
             if isinstance(part, torch.nn.Module):
                 part.eval().requires_grad_(False)
-        self.transformer.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(ATTENTION)))
+        lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(ATTENTION))  # type: ignore[arg-type]
+        self.transformer.add_adapter(lora)
         cast_training_params(self.transformer, dtype=torch.float32)
         self.parameters = [parameter for parameter in self.transformer.parameters() if parameter.requires_grad]
         self.max_sequence_length = max_sequence_length
@@ -166,6 +168,6 @@ class Policy:
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Take up the LoRA's weights; ValueError where they are another adapter's."""
-        outcome = set_peft_model_state_dict(self.transformer, state)
+        outcome: Any = set_peft_model_state_dict(self.transformer, state)
         if outcome.unexpected_keys:
             raise ValueError(f"checkpoint: expected weights of this LoRA, got {sorted(outcome.unexpected_keys)[:4]} …")

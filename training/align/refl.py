@@ -1,7 +1,7 @@
-"""Reward feedback learning: the reward's gradient through the last steps that were taken.
+"""Reward feedback learning: gradients of the reward through the last sampler steps.
 
-ReFL (arXiv 2304.05977) scores the clean latents predicted after one step, PRFL (arXiv 2511.21541) the noisy state that
-the step leads to, which takes a reward that reads noise; DRaFT-K (arXiv 2309.17400) goes on to the end of the path.
+ReFL (arXiv 2304.05977) scores the clean latents predicted by one step. PRFL (arXiv 2511.21541) scores the noisy state
+after the step, which requires a reward on noisy states. DRaFT-K (arXiv 2309.17400) continues to the end of the path.
 """
 
 from dataclasses import dataclass, field
@@ -17,27 +17,39 @@ from training.align.rollout import Velocity, euler_step, predict_clean
 
 @dataclass
 class ReFLArguments(AlgorithmArguments):
-    """Settings of the algorithm."""
+    """Arguments of reward feedback learning."""
 
-    num_steps: int = field(default=40, metadata={"help": "T, steps of the sampler."})
+    num_steps: int = field(default=40, metadata={"help": "Number of sampler steps T in training."})
     guidance_scale: float = field(
-        default=4.5, metadata={"help": "Of steps without gradient; those with gradient are without guidance."}
+        default=4.5,
+        metadata={"help": "Guidance scale of the steps without gradient; steps with gradient use no guidance."},
     )
-    first_step: int = field(default=30, metadata={"help": "Earliest first step with gradient, counted from 0."})
-    last_step: int = field(default=39, metadata={"help": "Latest one; one between the two is drawn for each sample."})
+    first_step: int = field(
+        default=30, metadata={"help": "Earliest step, counted from 0, at which gradients may start."}
+    )
+    last_step: int = field(
+        default=39,
+        metadata={"help": "Latest step at which gradients may start; each sample draws one in first_step..last_step."},
+    )
     gradient_steps: int = field(
-        default=1, metadata={"help": "K, steps with gradient. For DRaFT-K both of the above are T - K."}
+        default=1,
+        metadata={"help": "Number of steps K with gradient; DRaFT-K takes first_step = last_step = T - K."},
     )
     scored: Literal["clean", "state"] = field(
-        default="clean", metadata={"help": "The clean latents that the last step predicts, or where it leads."}
+        default="clean",
+        metadata={"help": "What is scored: the clean prediction of the last gradient step, or the state it leads to."},
     )
     hold_weight: float = field(
-        default=0.0, metadata={"help": "w of (L + w H) / (1 + w), H the distance from the generator as it began."}
+        default=0.0,
+        metadata={
+            "help": "Weight w in the loss (L + w H) / (1 + w), where H is the squared distance to the initial "
+            "generator's velocity; 0 switches it off."
+        },
     )
 
     @property
     def scores_clean(self) -> bool:
-        """Whether what is scored is clean: predicted so, or the end of the path."""
+        """Whether clean latents are scored: predicted ones, or the end of the path."""
         return self.scored == "clean" or self.first_step == self.num_steps - self.gradient_steps
 
     @property
@@ -61,12 +73,12 @@ def differentiable_steps(
     """K Euler steps with gradient.
 
     Args:
-        velocity: the policy with its conditioning.
+        velocity: velocity of the policy with its conditioning.
         latents: [B, C, H, W], the states at `sigmas[:, 0]`.
-        sigmas: [B, K + 1], falling noise levels.
+        sigmas: [B, K + 1], noise levels in descending order.
 
     Returns:
-        The state where the steps lead, and the clean latents that the last of them predicts, both [B, C, H, W].
+        The state after the steps, and the clean latents that the last step predicts, both [B, C, H, W].
     """
     clean = latents
     for sigma, sigma_next in zip(sigmas.T[:-1], sigmas.T[1:], strict=True):
@@ -77,7 +89,7 @@ def differentiable_steps(
 
 
 def held_loss(loss: torch.Tensor, hold: torch.Tensor, weight: float) -> torch.Tensor:
-    """(L + w H) / (1 + w): a convex combination, so that the weight does not act as a learning rate."""
+    """(L + w H) / (1 + w): a convex combination, so that w does not change the scale of the loss."""
     return (loss + weight * hold) / (1 + weight)
 
 
@@ -146,13 +158,14 @@ class ReFL(Algorithm):
         return loss, metrics
 
     def hold_error(self, count: int, seed: int) -> torch.Tensor:
-        """Mean squared distance [count] of the velocity from that of the generator as it began, at noised samples of
-        that generator, drawn with their levels by `seed`.
+        """Mean squared distance [count] of the velocity to that of the initial generator, at noised samples of this
+        generator. `seed` determines the samples and their noise levels.
 
-        Its expectation differs from that of the flow-matching error by what does not depend on the policy, if the
-        samples are the generator's own; where guidance has made them, that error would teach the policy the guidance.
+        For samples without guidance, its expectation equals that of the flow-matching error up to a constant. For
+        samples with guidance, the flow-matching error would teach the policy the guidance.
         """
         generator = torch.Generator().manual_seed(seed)
+        assert self.reference_samples is not None
         latents, asked = self.reference_samples
         rows = torch.randint(len(latents), (count,), generator=generator, device="cpu").to(latents.device)
         sigma = logit_normal_levels(count, generator).to(latents.device)

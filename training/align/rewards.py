@@ -1,9 +1,10 @@
-"""What a policy is optimised for: rewards on latents, clean or noisy, with what they know of their own uncertainty."""
+"""Rewards for alignment, on clean or noisy latents, with their uncertainty."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from functools import reduce
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -17,9 +18,9 @@ class Judgement(NamedTuple):
     """Scores of B samples and their uncertainty, each [B].
 
     Attributes:
-        scores: rewards; NaN where a sample has none.
-        spread: standard deviation over noise draws: what the reward disagrees with itself about. NaN for one draw.
-        variance: of the likelihood that the reward was trained with, in squared units of the scores.
+        scores: rewards; NaN for samples that cannot be scored.
+        spread: standard deviation over noise draws; NaN for one draw.
+        variance: variance of the likelihood that the reward was trained with, in squared units of the scores.
     """
 
     scores: torch.Tensor
@@ -31,24 +32,24 @@ class Reward(ABC):
     """A reward on latents.
 
     Attributes:
-        reads_noise: whether it can judge a noisy state.
-        differentiable: whether gradients flow from its scores to the latents.
+        reads_noise: whether the reward can score noisy states.
+        differentiable: whether its scores have gradients with respect to the latents.
     """
 
-    reads_noise: ClassVar[bool] = False
-    differentiable: ClassVar[bool] = True
+    reads_noise: bool = False
+    differentiable: bool = True
 
     def __call__(
         self, latents: torch.Tensor, conditioning: Conditioning, sigma: torch.Tensor | None = None, seed: int = 0
     ) -> Judgement:
         """
-        Judge samples. One whose latents are not finite gets the score NaN.
+        Score samples. Samples with non-finite latents get the score NaN.
 
         Args:
             latents: [B, C, H, W], clean, or noisy if `sigma` is given.
             conditioning: prompts and embeddings of the B samples.
-            sigma: [B], noise levels.
-            seed: of whatever noise the reward itself adds.
+            sigma: [B], noise levels of noisy latents.
+            seed: seed of noise that the reward adds itself.
         """
         if sigma is not None and not self.reads_noise:
             raise ValueError(f"sigma: {type(self).__name__} judges clean latents only, got noise levels")
@@ -67,16 +68,16 @@ class Reward(ABC):
     def judge(
         self, latents: torch.Tensor, conditioning: Conditioning, sigma: torch.Tensor | None, seed: int
     ) -> Judgement:
-        """As `__call__`, of finite latents."""
+        """Like `__call__`, for finite latents."""
 
 
 class DinaReward(Reward):
-    """A DiNa latent reward model, frozen. It is a model of its own: a policy's weights and adapters are not its.
+    """A frozen DiNa latent reward model, which shares no weights or adapters with a policy.
 
     Args:
-        model: put into evaluation mode, its parameters frozen.
-        sigmas: noise levels at which clean latents are judged; None takes the model's defaults.
-        num_draws: noise draws at each level; None takes the model's default.
+        model: reward model; it is set to evaluation mode, and its parameters are frozen.
+        sigmas: noise levels at which clean latents are scored; None uses the model's defaults.
+        num_draws: number of noise draws at each level; None uses the model's default.
     """
 
     reads_noise = True
@@ -98,12 +99,12 @@ class DinaReward(Reward):
 
 
 class PixelReward(Reward):
-    """A reward on pictures, behind the decoder.
+    """A reward on decoded images.
 
     Args:
-        decode: latents [B, C, H, W] to pictures [B, 3, height, width] in [-1, 1], differentiable.
-        network: (pictures, prompt_embeds, pooled_prompt_embeds) to scores [B].
-        variance: of the likelihood that the network was trained with.
+        decode: maps latents [B, C, H, W] to images [B, 3, height, width] in [-1, 1], differentiably.
+        network: maps (images, prompt_embeds, pooled_prompt_embeds) to scores [B].
+        variance: variance of the likelihood that the network was trained with.
     """
 
     def __init__(
@@ -120,8 +121,8 @@ class WeightedReward(Reward):
     """A weighted sum of rewards.
 
     Args:
-        rewards: at least one.
-        weights: as many.
+        rewards: at least one reward.
+        weights: one weight per reward.
     """
 
     def __init__(self, rewards: Sequence[Reward], weights: Sequence[float]) -> None:
@@ -135,21 +136,21 @@ class WeightedReward(Reward):
         judged = [reward(latents, conditioning, sigma, seed) for reward in self.rewards]
         weighted = list(zip(self.weights, judged, strict=True))
         return Judgement(
-            scores=sum(weight * each.scores for weight, each in weighted),
-            spread=sum((weight * each.spread).square() for weight, each in weighted).sqrt(),
-            variance=sum(weight**2 * each.variance for weight, each in weighted),
+            scores=reduce(torch.add, [weight * each.scores for weight, each in weighted]),
+            spread=reduce(torch.add, [(weight * each.spread).square() for weight, each in weighted]).sqrt(),
+            variance=reduce(torch.add, [weight**2 * each.variance for weight, each in weighted]),
         )
 
 
 @dataclass(frozen=True)
 class Gate:
-    """Drops samples on which a reward's noise draws disagree, or lets them count for less: where a policy has found
-    what one reading of the reward overrates, readings under other noise tend to say otherwise.
+    """Drops samples whose rewards vary between noise draws, or gives them less weight. If a policy exploits an error
+    of the reward under one noise draw, rewards under other draws tend to differ.
 
     Attributes:
-        reward: an ensemble of at least two draws.
+        reward: a reward with at least two noise draws.
         mode: "drop" samples whose spread is above `scale`, or "weigh" every sample by 1 / (1 + (spread / scale)^2).
-        scale: a spread, in units of the scores.
+        scale: scale of the spread, in units of the scores.
     """
 
     reward: DinaReward
@@ -165,7 +166,7 @@ class Gate:
         conditioning: Conditioning,
         quantile: float,
     ) -> "Gate":
-        """A gate whose scale is a quantile of the spreads over samples [B, C, H, W] of the generator as it began."""
+        """Create a gate whose scale is a quantile of the spreads of samples [B, C, H, W] of the initial generator."""
         spread = reward(latents, conditioning).spread
         if spread.isnan().any():
             raise ValueError(
@@ -175,7 +176,7 @@ class Gate:
 
     @torch.no_grad()
     def __call__(self, latents: torch.Tensor, conditioning: Conditioning, seed: int = 0) -> torch.Tensor:
-        """Weights [B] in [0, 1] of samples with these clean latents [B, C, H, W]; 0 where there is no score."""
+        """Weights [B] in [0, 1] of samples with clean latents [B, C, H, W]; 0 for samples without a score."""
         spread = self.reward(latents, conditioning, seed=seed).spread / self.scale
         weights = 1 / (1 + spread.square()) if self.mode == "weigh" else (spread <= 1).float()
         return weights.nan_to_num(0)

@@ -112,6 +112,7 @@ def build(
         samples = sample_reference(policy, prompts, arguments)
     if arguments.gate != "none":
         ensemble = DinaReward(model, arguments.reward_sigmas or None, arguments.gate_draws)
+        assert samples is not None
         gate = Gate.calibrated(ensemble, arguments.gate, *samples, arguments.gate_quantile)
     algorithm = ALGORITHMS[arguments.algorithm](
         policy,
@@ -155,7 +156,7 @@ def build_reward(name: str, arguments: AlignArguments, policy: Policy, model: Di
         return UtilityReward(policy.pipeline)
     if name == "pixel":
         with loading("pixel_reward", arguments.pixel_reward):
-            network = PixelRewardModel.from_pretrained(arguments.pixel_reward)
+            network = PixelRewardModel.from_pretrained(str(arguments.pixel_reward))
         return PixelReward(policy.decode, network.to(policy.device))
     return DinaReward(model, arguments.reward_sigmas or None, arguments.reward_draws)
 

@@ -1,4 +1,4 @@
-"""Pairs that occur twice, and training pairs that a test set knows already, found by prompt and by image.
+"""Find duplicate pairs, and training pairs that share a prompt or an image with a test set.
 
 As a command: `python -m training.preference_data.overlap TRAIN TEST --format hpdv3 --test-format hpdv2`.
 """
@@ -24,11 +24,11 @@ _HASHES = Features({"prompt": Value("string"), "image_a": Value("string"), "imag
 @dataclass(frozen=True)
 class Overlap:
     """
-    Rows of a training set that share something with a test set, in rising order.
+    Rows of a training set that overlap with a test set, in ascending order.
 
     Attributes:
-        prompts: rows whose prompt is one of the test set's, but for case, spacing and Unicode form.
-        images: rows of which an image is one of the test set's, pixel by pixel.
+        prompts: rows whose prompt is in the test set, up to case, spacing and Unicode form.
+        images: rows with an image that has the same pixels as one in the test set.
     """
 
     prompts: list[int]
@@ -37,15 +37,16 @@ class Overlap:
 
 def hash_pairs(pairs: Dataset, *, num_proc: int | None = None) -> Dataset:
     """
-    What makes pairs equal: the prompt without its case, spacing and Unicode form, and a hash of each image's pixels,
-    which is None where the image cannot be read.
+    Compute what determines whether pairs are equal: the prompt, normalised in case, spacing and Unicode form, and a
+        hash
+    of each image's pixels, which is None if the image cannot be read.
 
     Args:
-        pairs: as `schema.as_pairs` gives them.
-        num_proc: processes that read images.
+        pairs: pairs from `schema.as_pairs`.
+        num_proc: number of processes that read images.
 
     Returns:
-        Columns prompt, image_a and image_b, all texts, row by row.
+        A data set with the text columns prompt, image_a and image_b, in the order of `pairs`.
     """
     return pairs.select_columns(list(_HASHES)).map(
         _hash_row, features=_HASHES, num_proc=num_proc, desc="Hashing images"
@@ -54,10 +55,10 @@ def hash_pairs(pairs: Dataset, *, num_proc: int | None = None) -> Dataset:
 
 def find_overlap(train: Dataset, test: Dataset) -> Overlap:
     """
-    Training rows that share a prompt or an image with a test set.
+    Find training rows that share a prompt or an image with a test set.
 
     Args:
-        train, test: of `hash_pairs`. An image that cannot be read equals no other.
+        train, test: results of `hash_pairs`. An unreadable image equals no other.
     """
     prompts, images = set(), set()
     for row in test:
@@ -74,15 +75,15 @@ def find_overlap(train: Dataset, test: Dataset) -> Overlap:
 
 def find_duplicates(pairs: Dataset) -> list[list[int]]:
     """
-    Groups of rows with the same prompt and the same two images, in either order.
+    Find rows with the same prompt and the same two images, in either order.
 
-    Rows of a group may differ in their targets: several people were asked. A row with an unreadable image is in none.
+    Rows of a group may have different targets, from several annotators. Rows with unreadable images are left out.
 
     Args:
-        pairs: of `hash_pairs`.
+        pairs: result of `hash_pairs`.
 
     Returns:
-        Groups of two rows or more, each in rising order.
+        Groups of two or more rows, each in ascending order.
     """
     groups = defaultdict(list)
     for index, row in enumerate(pairs):
@@ -101,7 +102,7 @@ def _hash_row(row: dict) -> dict:
 
 
 def _hash_image(cell: dict) -> str | None:
-    """SHA-256 of the picture, not of the file: another container or other metadata leave it the same."""
+    """SHA-256 of the pixels, not of the file, so that the file format and metadata do not matter."""
     try:
         image = open_image(cell)
     except ValueError:
@@ -111,14 +112,18 @@ def _hash_image(cell: dict) -> str | None:
 
 def main(
     train: Annotated[str, typer.Argument(help="Training pairs: annotations, a folder, or a data set on the Hub.")],
-    test: Annotated[str, typer.Argument(help="Test pairs, likewise.")],
-    train_format: Annotated[Format, typer.Option("--format", help="Of the training pairs.")] = Format.pairs,
-    test_format: Annotated[Format, typer.Option(help="Of the test pairs.")] = Format.pairs,
-    image_root: Annotated[Path | None, typer.Option(help="Where the training paths start.")] = None,
-    test_image_root: Annotated[Path | None, typer.Option(help="Where the test paths start.")] = None,
-    num_proc: Annotated[int, typer.Option(help="Processes that read images.", min=1)] = 4,
+    test: Annotated[str, typer.Argument(help="Test pairs, in the same form as TRAIN.")],
+    train_format: Annotated[Format, typer.Option("--format", help="Format of the training pairs.")] = Format.pairs,
+    test_format: Annotated[Format, typer.Option(help="Format of the test pairs.")] = Format.pairs,
+    image_root: Annotated[
+        Path | None, typer.Option(help="Folder that image paths of the training pairs are relative to.")
+    ] = None,
+    test_image_root: Annotated[
+        Path | None, typer.Option(help="Folder that image paths of the test pairs are relative to.")
+    ] = None,
+    num_proc: Annotated[int, typer.Option(help="Number of processes that read images.", min=1)] = 4,
 ) -> None:
-    """Print, as JSON, the training rows that occur twice and those that share a prompt or an image with the test."""
+    """Print, as JSON, duplicate training rows and those that share a prompt or an image with the test set."""
     with exit_on_bad_input():
         with loading("train", train):
             train_pairs = load_pairs(train, train_format, image_root)

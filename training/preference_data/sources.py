@@ -48,13 +48,10 @@ def load_pairs(source: str, source_format: Format = Format.pairs, image_root: Pa
         ValueError: there are no pairs, or they are not as their format says.
     """
     match source_format:
-        case Format.pairs if os.path.isfile(os.path.join(source, "state.json")):
-            with loading("source", source):
-                dataset = load_from_disk(source)
-            pairs = as_pairs(dataset)
         case Format.pairs:
+            is_saved = os.path.isfile(os.path.join(source, "state.json"))
             with loading("source", source):
-                dataset = load_dataset(source, split="train")
+                dataset = load_from_disk(source) if is_saved else load_dataset(source, split="train")
             pairs = as_pairs(dataset)
         case Format.pick_a_pic:
             pairs = _pick_a_pic(Path(source))
@@ -72,9 +69,11 @@ def _from_annotations(annotations: Path, source_format: Format, root: Path) -> D
         raise ValueError(f"annotations: expected a JSON or Parquet file, got {annotations}, which is not a file")
     columns: dict[str, list] = {name: [] for name in PAIR_FEATURES}
     rows = read_rows([annotations], "annotations")
-    for judged in _READERS[source_format](rows, "train", naming_row):
-        for (image_a, image_b), _, target in judged.pairs():
-            row = judged.prompt, str(root / image_a), str(root / image_b), target, 1.0, source_format.value
+    for annotation in _READERS[source_format](rows, "train", naming_row):
+        for (image_a, image_b), _, target in annotation.pairs():
+            assert isinstance(image_a, str)
+            assert isinstance(image_b, str)
+            row = annotation.prompt, str(root / image_a), str(root / image_b), target, 1.0, source_format.value
             for column, value in zip(columns.values(), row, strict=True):
                 column.append(value)
     return as_pairs(Dataset.from_dict(columns, features=PAIR_FEATURES))

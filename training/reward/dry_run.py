@@ -24,6 +24,7 @@ from training.costs import (
     training_bytes,
     weight_bytes,
 )
+from training.reward.objective import PreferenceObjective
 from training.world.groups import FIRST
 
 ADAM_8BIT_BYTES = 2
@@ -85,7 +86,7 @@ def activation_bytes(model: DinaRewardModel, config: DinaConfig, checkpointing: 
 def print_dry_run(
     title: str,
     config: DinaConfig,
-    build: Callable[[DinaRewardModel], torch.nn.Module],
+    build: Callable[[DinaRewardModel], PreferenceObjective],
     train_data: list[str],
     args: TrainingArguments,
     ema: bool,
@@ -116,14 +117,14 @@ def print_dry_run(
         objective.gradient_checkpointing_enable()
     flops = count_flops(lambda: objective(**pair_inputs(config, torch.float32)).sum().backward())
     counts = [count_pairs(source) for source in train_data]
-    known = None not in counts
+    pairs = None if None in counts else sum(filter(None, counts))
     rows = {
         "parameters": f"{parameters / 1e6:,.1f} M",
         "trainable parameters": f"{trainable / 1e6:,.1f} M",
         "pairs a step": f"{pairs_a_step} = {batch} x {args.gradient_accumulation_steps} x {args.world_size} processes",
         "FLOPs a step": f"{flops * pairs_a_step / 1e12:,.2f} T",
         **memory_rows(memory, "a process, without text encoders"),
-        "pairs": f"{sum(counts):,}" if known else "unknown: train_data is not here yet",
-        "steps an epoch": f"{math.ceil(sum(counts) / pairs_a_step):,}" if known else "unknown",
+        "pairs": "unknown: train_data is not here yet" if pairs is None else f"{pairs:,}",
+        "steps an epoch": "unknown" if pairs is None else f"{math.ceil(pairs / pairs_a_step):,}",
     }
     print_rows(title, rows)

@@ -44,16 +44,22 @@ def sum_agreement(
         options = {"sigmas": sigmas, "num_draws": num_draws}
         ensemble = reward(latents.flatten(0, 1), *conditioning, mode=mode, with_levels=True, **options)
 
+        assert ensemble.level_samples is not None
+        assert ensemble.level_variance is not None
         samples_a, samples_b = ensemble.level_samples.chunk(2, dim=-1)
         variances = ensemble.level_variance[:, None]
         read = {
             f"{sigma:g}": (a, b, pair_statistics(a[None], b[None], variance))
             for sigma, a, b, variance in zip(sigmas, samples_a, samples_b, variances, strict=True)
         }
+        assert ensemble.samples is not None
+        assert ensemble.variance is not None
         samples_a, samples_b = ensemble.samples.chunk(2, dim=-1)
+        scores_a, scores_b = ensemble.scores[None].chunk(2, dim=-1)
         weights = precision_weights(ensemble.variance) if mode == "precision" else None
         read["ensemble"] = (
-            *ensemble.scores[None].chunk(2, dim=-1),
+            scores_a,
+            scores_b,
             pair_statistics(samples_a, samples_b, ensemble.variance, weights),
         )
         for name, (a, b, statistics) in read.items():

@@ -2,7 +2,7 @@
 whole or not there."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch.nn.utils import get_total_norm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
-from modeling_dina import DinaConfig, DinaRewardModel
+from modeling_dina import DinaRewardModel
 from modeling_dina.files import atomic_path
 from modeling_dina.hub.background import CheckpointPusher
 from training.card import write_card
@@ -40,29 +40,52 @@ TRAINABLE, EMA, SAMPLER = "trainable.safetensors", "ema.safetensors", "sampler.j
 
 @dataclass
 class RewardTrainingArguments(TrainingArguments):
-    """TrainingArguments with the defaults of reward training and what is its own.
+    """TrainingArguments with defaults for reward training, and additional fields.
 
-    `per_device_train_batch_size` counts pairs of the size that the backbone was trained at; of smaller latents a batch
-    holds more, of larger ones fewer.
+    `per_device_train_batch_size` counts pairs of the resolution that the backbone was trained at; a batch contains
+    more pairs of smaller latents and fewer pairs of larger ones.
     """
 
-    output_dir: str = field(default="runs/reward", metadata={"help": "Checkpoints, and the model at the end."})
+    output_dir: str = field(
+        default="runs/reward", metadata={"help": "Folder for the checkpoints, and for the model at the end."}
+    )
     resume_from_checkpoint: str | None = field(
-        default=None, metadata={"help": "A checkpoint, or 'last' (or true): the newest of output_dir if there is one."}
+        default=None,
+        metadata={
+            "help": "Checkpoint to resume from: a folder, or 'last' (or true) for the newest in output_dir, if any."
+        },
     )
     report_to: list[str] = field(
-        default_factory=lambda: ["trackio"], metadata={"help": "trackio, tensorboard, wandb … or none."}
+        default_factory=lambda: ["trackio"],
+        metadata={"help": "Experiment trackers to log to: trackio, tensorboard, wandb and so on, or none."},
     )
-    remove_unused_columns: bool = False
-    eval_strategy: str = "steps"
-    save_total_limit: int | None = 3
-    ema_decay: float = field(default=0.999, metadata={"help": "Of the averaged weights; 0 keeps none."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "This has to stay false, because the loss needs all columns of a pair."}
+    )
+    eval_strategy: str = field(
+        default="steps",
+        metadata={"help": "When to evaluate on validation_data: no, steps (every eval_steps) or epoch."},
+    )
+    save_total_limit: int | None = field(
+        default=3, metadata={"help": "Number of checkpoints to keep; older ones are deleted."}
+    )
+    ema_decay: float = field(
+        default=0.999,
+        metadata={"help": "Decay per update of the averaged weights, in [0, 1); 0 switches averaging off."},
+    )
     eval_sigmas: list[float] = field(
-        default_factory=lambda: [0.1, 0.2, 0.4, 0.7], metadata={"help": "Noise levels of the evaluation."}
+        default_factory=lambda: [0.1, 0.2, 0.4, 0.7],
+        metadata={"help": "Noise levels in [0, 1] at which validation pairs are scored."},
     )
-    eval_draws: int = field(default=1, metadata={"help": "Noise draws at each of them."})
-    hub_tag: str | None = field(default=None, metadata={"help": "Tag of the finished model, such as v1.0."})
-    dry_run: bool = field(default=False, metadata={"help": "Print what the run would cost, and end."})
+    eval_draws: int = field(
+        default=1, metadata={"help": "Number of noise draws at each noise level of the evaluation."}
+    )
+    hub_tag: str | None = field(
+        default=None, metadata={"help": "Git tag of the finished model on the Hub, such as v1.0; no tag if unset."}
+    )
+    dry_run: bool = field(
+        default=False, metadata={"help": "Print what the run would cost, without weights or network, and exit."}
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -89,21 +112,23 @@ class RewardTrainer(Trainer):
     """
     Trains a `PreferenceObjective` on pairs of cached latents.
 
-    A checkpoint holds the model as users load it, with the averaged weights if there are any; beside it the weights in
-    training, the average, optimizer, schedule, random states, and what the order of the pairs depends on.
+    A checkpoint contains the model as users load it, with the averaged weights if there are any, and the training
+    state: trained weights, averaged weights, optimizer, schedule, random states, and the state of the sampler.
 
     Args:
-        objective: with the model to train; parameters that do not require gradients stay as they are.
-        args: see `RewardTrainingArguments`.
-        encode_prompts: texts to embeddings [B, L, D] and pooled embeddings [B, P], without gradients.
-        noise_levels: where on the path training looks.
-        pairs, validation_pairs: from `load_pairs`.
-        pusher: takes every checkpoint to the Hub; in the main process only.
-        card_settings: how it was trained, for the model card.
+        objective: objective with the model to train; only parameters that require gradients are trained.
+        args: training arguments; see `RewardTrainingArguments`.
+        encode_prompts: maps texts to embeddings [B, L, D] and pooled embeddings [B, P], without gradients.
+        noise_levels: distribution of the training noise levels.
+        pairs, validation_pairs: data sets from `load_pairs`.
+        pusher: pushes every checkpoint to the Hub; only in the main process.
+        card_settings: training settings to list in the model card.
 
     Raises:
-        ValueError: pairs cannot be shared out among the processes.
+        ValueError: pairs cannot be divided between the processes.
     """
+
+    args: RewardTrainingArguments
 
     def __init__(
         self,
@@ -118,7 +143,7 @@ class RewardTrainer(Trainer):
         card_settings: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(objective, args, train_dataset=pairs, eval_dataset=validation_pairs)
-        # The loss is divided here, by the weight of all pairs of an update, and needs no further division.
+        # compute_loss already divides by the weight of all pairs of an update.
         self.model_accepts_loss_kwargs = True
         self.encode_prompts = encode_prompts
         self.noise_levels = noise_levels
@@ -129,23 +154,28 @@ class RewardTrainer(Trainer):
         self._rows: list[int] = []
         self._updates = _Updates(self)
         self.add_callback(self._updates)
-        # Made at once, so that pairs that cannot be shared out are refused before training.
+        # Created here, so that pairs that cannot be divided between processes raise an error before training.
         self._train_loader = self._make_loader(pairs, args.dataloader_num_workers)
         self._eval_loader = None if validation_pairs is None else self._make_loader(validation_pairs, 0)
 
     @property
-    def objective(self) -> PreferenceObjective:
-        """What is trained, whatever it is wrapped in."""
+    def output_dir(self) -> Path:
+        """The folder of the run."""
+        return Path(str(self.args.output_dir))
+
+    @property
+    def objective(self) -> PreferenceObjective:  # type: ignore[override]  # that of a search is not used
+        """The objective without the wrappers of distributed training."""
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     @property
     def trainable(self) -> dict[str, torch.nn.Parameter]:
-        """The parameters in training, by their names in the objective."""
+        """The trained parameters, by their names in the objective."""
         return {name: weight for name, weight in self.objective.named_parameters() if weight.requires_grad}
 
     @property
     def was_terminated(self) -> bool:
-        """Whether the last `train` ended by a SIGTERM."""
+        """Whether a SIGTERM ended the last `train`."""
         return self._updates.terminated
 
     # ---- data and loss ----
@@ -162,18 +192,19 @@ class RewardTrainer(Trainer):
         )
 
     def get_train_dataloader(self) -> PairLoader:
-        """The sampler has shared the pairs out already; Accelerate is not to do so again."""
+        """Return the loader unchanged, because its sampler already divides the pairs between the processes."""
         return self._train_loader
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """The batches of one update, and the weight of its pairs over all processes."""
+        """Load the batches of one update, and sum the weight of their pairs over all processes."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         self._rows = [row for batch in batches for row in batch["index"]]
         weight = sum(batch["weight"].sum() for batch in batches)
         return batches, self.accelerator.reduce(weight.to(device), reduction="sum")
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The batch's share of the update's mean loss, times the processes, over which gradients are averaged."""
+        """The batch's share of the update's mean loss, multiplied by the number of processes, over which gradients are
+        averaged."""
         latents = inputs["latents"]
         if not latents.isfinite().all():
             raise NonFiniteError(self._describe("latents: expected finite numbers, got others"))
@@ -198,7 +229,7 @@ class RewardTrainer(Trainer):
     def check_gradients(self) -> None:
         """
         Raises:
-            NonFiniteError: a gradient is infinite or no number. Where there is a gradient scaler it sees to that.
+            NonFiniteError: a gradient is NaN or infinite. A gradient scaler, if there is one, handles this itself.
         """
         gradients = [weight.grad for weight in self.trainable.values() if weight.grad is not None]
         if getattr(self.accelerator, "scaler", None) is None and not get_total_norm(gradients).isfinite():
@@ -207,14 +238,16 @@ class RewardTrainer(Trainer):
     def _describe(self, problem: str) -> str:
         return (
             f"{problem}, in update {self.state.global_step + 1} of process {self.args.process_index}, for the rows "
-            f"{self._rows} of the training pairs; the last good checkpoint is {last_checkpoint(self.args.output_dir)}"
+            f"{self._rows} of the training pairs; the last good checkpoint is {last_checkpoint(self.output_dir)}"
         )
 
     # ---- evaluation ----
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Agreement with the validation pairs, by noise level and with the ensemble, of the averaged weights."""
+        """Evaluate the averaged weights: agreement with the validation pairs, at each noise level and with the
+        ensemble."""
         objective = self.objective
+        assert self._eval_loader is not None
         if self.is_fsdp_enabled:
             register_fsdp_forward_method(objective, "reward")
         with self._averaged_weights():
@@ -234,7 +267,7 @@ class RewardTrainer(Trainer):
 
     @contextmanager
     def _averaged_weights(self) -> Iterator[None]:
-        """The objective in evaluation mode, with the averaged weights if there are any."""
+        """Context in which the objective is in evaluation mode, with the averaged weights if there are any."""
         objective = self.objective
         was_training = objective.training
         objective.eval()
@@ -249,10 +282,10 @@ class RewardTrainer(Trainer):
 
     def resume(self, checkpoint: Path) -> None:
         """
-        Let `train` go on from a checkpoint.
+        Make `train` resume from a checkpoint.
 
         Raises:
-            ValueError: it is one of other pairs, batches, processes or weights.
+            ValueError: the checkpoint is from a run with other pairs, batches, processes or trained weights.
         """
         self._train_loader.pair_sampler.load_state_dict(json.loads((checkpoint / SAMPLER).read_text()))
         with safe_open(checkpoint / TRAINABLE, "pt") as saved:
@@ -264,13 +297,14 @@ class RewardTrainer(Trainer):
             )
         self._resumed_from = checkpoint
 
-    def train(self, **kwargs):
-        """As the inherited method, from the beginning or from where `resume` named."""
+    def train(self, **kwargs):  # type: ignore[override]
+        """Like the inherited method, from the start or from the checkpoint of `resume`."""
         with sigterm_sets_trigger(self.accelerator):
             return super().train(None if self._resumed_from is None else str(self._resumed_from), **kwargs)
 
     def start_average(self) -> None:
-        """The EMA of the weights in training, which by now are where they will stay; from the checkpoint, if any."""
+        """Create the EMA of the trained weights, or load it from the checkpoint. Called when the weights are on their
+        final device."""
         if not self.args.ema_decay:
             return
         weights = self.trainable
@@ -280,13 +314,13 @@ class RewardTrainer(Trainer):
             put(self._averaged, load_file(self._resumed_from / EMA))
 
     @property
-    def _averaged(self) -> dict[str, torch.Tensor]:
-        """The averaged weights where there are any, otherwise those in training, by their names in the objective."""
+    def _averaged(self) -> Mapping[str, torch.Tensor]:
+        """The averaged weights if there are any, otherwise the trained ones, by their names in the objective."""
         return self.trainable if self.ema is None else dict(zip(self.trainable, self.ema.shadow_params, strict=True))
 
     def _save_checkpoint(self, model, trial) -> None:
-        """The inherited method writes into a folder beside, which takes the checkpoint's place when it is whole."""
-        args, step, output_dir = self.args, self.state.global_step, Path(self.args.output_dir)
+        """Save a checkpoint atomically: the inherited method writes to a temporary folder, which is then renamed."""
+        args, step, output_dir = self.args, self.state.global_step, self.output_dir
         with new_checkpoint(
             self.accelerator, output_dir, step, keep=args.save_total_limit, writes=args.should_save
         ) as partial:
@@ -301,16 +335,16 @@ class RewardTrainer(Trainer):
             self.pusher.push(folder, step, training_state=with_state)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """What a checkpoint holds beside optimizer, schedule and random states."""
+        """Save the weights, the model and its card; the inherited methods save the rest of the training state."""
         trained, averaged = gather(self.trainable), gather(self._averaged)
         if not self.args.should_save:
             return
-        folder = Path(output_dir)
+        folder = Path(str(output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         save_file(trained, folder / TRAINABLE)
         if self.ema is not None:
             save_file(averaged, folder / EMA)
-        # Where in the epoch training is follows from the number of updates; this is what else the order depends on.
+        # The position in the epoch follows from the number of updates; this is the rest of the sampler's state.
         order = self._train_loader.pair_sampler.state_dict(step=0)
         (folder / SAMPLER).write_text(json.dumps({**order, "epoch": 0}))
 
@@ -322,16 +356,16 @@ class RewardTrainer(Trainer):
         model.save_pretrained(folder, state_dict=weights, adapter_only=model.config.lora is not None)
         self._write_card(folder, model.config, folder.name)
 
-    def _write_card(self, folder: Path, config: DinaConfig, name: str) -> None:
+    def _write_card(self, folder: Path, config: Any, name: str) -> None:
         measured = [logged for logged in self.state.log_history if "eval_agreement_ensemble" in logged]
         metrics = {name.removeprefix("eval_"): value for name, value in measured[-1].items()} if measured else {}
         write_card(folder, config, self.card_settings, metrics, self.args.hub_model_id, name=name)
 
     def finish(self, folder: Path) -> None:
-        """Write the model of the last checkpoint with its adapter, if it has one, merged."""
+        """Write the model of the last checkpoint, with its adapter, if any, merged."""
         if not self.args.should_save:
             return
-        model = DinaRewardModel.from_pretrained(last_checkpoint(self.args.output_dir), dtype="auto")
+        model = DinaRewardModel.from_pretrained(last_checkpoint(self.output_dir), dtype="auto")
         model.merge_adapter()
         with atomic_path(folder) as partial:
             model.save_pretrained(partial)
@@ -344,8 +378,8 @@ class RewardTrainer(Trainer):
 
 
 class _Updates(TrainerCallback):
-    """What happens around every update: the average follows, nothing infinite enters, and SIGTERM ends with a
-    checkpoint."""
+    """Actions around every update: check gradients, update the averaged weights, and save a checkpoint and stop after
+    a SIGTERM."""
 
     def __init__(self, trainer: RewardTrainer) -> None:
         self.trainer = trainer

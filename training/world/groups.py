@@ -62,17 +62,17 @@ def candidates(description: Description, count: int, rng: np.random.Generator) -
 
 @dataclass(frozen=True)
 class RenderedPictures(Sequence[np.ndarray]):
-    """Pictures of the first `count` rendered groups of a set, each drawn when it is read; see `draw_group`."""
+    """Pictures of the first `groups` rendered groups of a set, each drawn when it is read; see `draw_group`."""
 
     seed: int
-    count: int
+    groups: int
     held_out: bool = False
 
     def __len__(self) -> int:
-        return self.count
+        return self.groups
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        return draw_group(self.seed, range(self.count)[index], self.held_out)[1]
+    def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[override]  # no slices
+        return draw_group(self.seed, range(self.groups)[index], self.held_out)[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +89,7 @@ class Groups:
 
     captions: list[str]
     utilities: np.ndarray
-    pictures: Sequence[np.ndarray] | None = None
+    pictures: Sequence[np.ndarray] | np.ndarray | None = None
     latents: torch.Tensor | None = None
 
     @classmethod

@@ -94,6 +94,7 @@ def store_groups(directory: Path, count: int, make: Callable[[range], Groups]) -
 
     def make_shard(indices: range) -> Shard:
         groups = make(indices)
+        assert groups.latents is not None
         utilities = torch.from_numpy(groups.utilities).float()
         return Shard({"latents": groups.latents, "utilities": utilities}, groups.captions)
 
@@ -113,6 +114,7 @@ def rendered_groups(directory: Path, vae: AutoencoderKL, *, groups: int, seed: i
 
     def make(indices: range) -> Groups:
         drawn = Groups.draw(indices, seed, held_out)
+        assert drawn.pictures is not None
         latents = encode(vae, np.concatenate(drawn.pictures)).unflatten(0, (-1, GROUP_SIZE))
         return replace(drawn, latents=latents)
 

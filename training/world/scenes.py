@@ -148,8 +148,8 @@ def arrange(description: Description, rng: np.random.Generator) -> Scene:
     radii = np.array([rng.uniform(*RADII[size]) for size in sizes])
     centres = _sample_centres(description.relation, radii, rng)
     placed = [
-        Placed(thing, *centre, radius, rng.uniform(-0.15, 0.15), _tint(thing.color, rng))
-        for thing, centre, radius in zip(things, centres.tolist(), radii.tolist(), strict=True)
+        Placed(thing, x, y, radius, rng.uniform(-0.15, 0.15), _tint(thing.color, rng))
+        for thing, (x, y), radius in zip(things, centres.tolist(), radii.tolist(), strict=True)
     ]
     return Scene(tuple(placed), background)
 

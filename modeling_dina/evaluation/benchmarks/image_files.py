@@ -1,6 +1,7 @@
 """Images of a data set that its annotations give by their paths: on the disk, or in the repository's archives."""
 
 import hashlib
+import io
 import shutil
 import tarfile
 import zipfile
@@ -59,9 +60,11 @@ class ImageFiles:
         Raises:
             ValueError: an archive is damaged.
         """
+        if self._unpacked is None:
+            return
         missing = defaultdict(list)
         for path in sorted(self._wanted):
-            if self._archives and not self._locate(path).is_file():
+            if not self._locate(path).is_file():
                 missing[PurePosixPath(path).name].append(path)
         if not missing:
             return
@@ -73,7 +76,8 @@ class ImageFiles:
                 name = PurePosixPath(member).name
                 for path in missing.get(name, []):
                     if any(place.endswith(f"/{PurePosixPath(path)}") for place in places):
-                        self._keep(path, file)
+                        with atomic_path(_unpacked_file(self._unpacked, path)) as writing, writing.open("wb") as copy:
+                            shutil.copyfileobj(file, copy)
                         missing[name].remove(path)
                         break
                 if not any(missing.values()):
@@ -86,15 +90,12 @@ class ImageFiles:
         """Where an image is, or would be."""
         places = [self.folder / start / path for start in self._starts]
         if self._unpacked is not None:
-            places.append(self._unpacked_file(path))
+            places.append(_unpacked_file(self._unpacked, path))
         return next((place for place in places if place.is_file()), places[0])
 
-    def _unpacked_file(self, path: str) -> Path:
-        return self._unpacked / (hashlib.sha256(path.encode()).hexdigest()[:32] + PurePosixPath(path).suffix)
 
-    def _keep(self, path: str, file: IO[bytes]) -> None:
-        with atomic_path(self._unpacked_file(path)) as partial, partial.open("wb") as copy:
-            shutil.copyfileobj(file, copy)
+def _unpacked_file(folder: Path, path: str) -> Path:
+    return folder / (hashlib.sha256(path.encode()).hexdigest()[:32] + PurePosixPath(path).suffix)
 
 
 def _find_archives(folder: Path, patterns: tuple[str, ...]) -> list[list[Path]]:
@@ -115,27 +116,28 @@ def _members(parts: list[Path]) -> Iterator[tuple[str, IO[bytes]]]:
                         with archive.open(info) as file:
                             yield info.filename.removeprefix("./"), file
         else:
-            with tarfile.open(fileobj=_Joined(parts), mode="r|*") as archive:
-                for info in archive:
-                    if info.isfile():
-                        yield info.name.removeprefix("./"), archive.extractfile(info)
+            with tarfile.open(fileobj=_Joined(parts), mode="r|*") as tar:
+                for member in tar:
+                    content = tar.extractfile(member) if member.isfile() else None
+                    if content is not None:
+                        yield member.name.removeprefix("./"), content
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error) as error:
         raise ValueError(f"data: cannot read the archive {parts[0]}: {error}") from error
 
 
-class _Joined:
+class _Joined(io.RawIOBase):
     """Files read as one, forwards."""
 
     def __init__(self, paths: list[Path]):
-        self._content = self._read(paths)
+        self._content = _blocks(paths)
 
-    @staticmethod
-    def _read(paths: list[Path]) -> Iterator[bytes]:
-        for path in paths:
-            with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    yield block
-
-    def read(self, size: int) -> bytes:
+    def read(self, size: int = -1, /) -> bytes:
         """The next block; tarfile does not mind another size than it asked for."""
         return next(self._content, b"")
+
+
+def _blocks(paths: list[Path]) -> Iterator[bytes]:
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                yield block

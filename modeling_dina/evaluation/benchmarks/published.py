@@ -44,10 +44,13 @@ def published(
             rows = list(read_rows(paths, "data", images))
             if not rows:
                 raise ValueError(f"data: expected rows in {paths[0]}, got none")
-            for judged in islice(reader(rows, split, preferences.row), limit):
-                cluster, common = judged.cluster or judged.prompt, {"category": judged.category, "split": split}
-                for pair, label, target in judged.pairs():
-                    a, b = (files.item(judged.prompt, image) for image in pair)
+            for annotation in islice(reader(rows, split, preferences.row), limit):
+                cluster, common = (
+                    annotation.cluster or annotation.prompt,
+                    {"category": annotation.category, "split": split},
+                )
+                for pair, label, target in annotation.pairs():
+                    a, b = (files.item(annotation.prompt, image) for image in pair)
                     preferences.add_pair(cluster, a, b, label, target=target, **common)
         files.unpack()
         return preferences

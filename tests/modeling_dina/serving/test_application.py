@@ -218,7 +218,7 @@ def bomb():
     [
         ({"prompt": PROMPT}, [("images", IMAGES[0])], "images: expected 2 to 16, got 1"),
         ({"prompt": PROMPT}, [("images", IMAGES[0]), ("images", b"no")], "images[1]: expected a picture"),
-        ({"prompt": PROMPT}, [("images", IMAGES[0]), ("images", bomb())], "images[1]: expected a picture"),
+        ({"prompt": PROMPT}, [("images", IMAGES[0]), ("images", bomb())], "images[1]: refused before decoding"),
         ({"prompt": PROMPT}, [("pictures", IMAGES[0])] * 2, "body: expected a field prompt and files images"),
         ({"prompt": " "}, [("images", IMAGES[0])] * 2, "prompt: expected a text"),
         ({}, [("images", IMAGES[0])] * 2, "body: expected a field prompt and files images"),

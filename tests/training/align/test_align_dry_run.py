@@ -36,6 +36,14 @@ def test_a_backward_pass_through_frozen_weights_costs_about_one_more_forward_pas
     assert 1.9 < ratio < 2.6
 
 
+def test_gradient_checkpointing_costs_one_more_forward_pass():
+    _, own = parse_run(["--config", str(CONFIGS / "small_world_dpo.yaml")])
+    once, again = cost("small_world_dpo"), cost("small_world_dpo", "--gradient_checkpointing")
+    forward, taken = once.flops["sampling"] / own.evaluations().sampling, own.evaluations().update
+    assert again.flops["update"] - once.flops["update"] == pytest.approx(taken * forward, rel=0.05)
+    assert again.memory["activations"] < once.memory["activations"] / 2
+
+
 def test_noisy_states_are_judged_once():
     """PRFL reads one level, where ReFL would read 3 levels x 4 draws."""
     noisy = cost("small_world_prfl").flops["reward"]

@@ -53,7 +53,9 @@ def learning_curve(training_dir: Path, validation: Groups, sigmas: list[float]) 
 
     "best" is what the order of the true utilities would reach in expectation; `sigmas` are the ensemble's levels.
     """
-    state = json.loads((last_checkpoint(training_dir) / "trainer_state.json").read_text())
+    checkpoint = last_checkpoint(training_dir)
+    assert checkpoint is not None
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
     best = pairwise_accuracy(validation.utilities, validation.utilities)["best"]
     measured = [logged for logged in state["log_history"] if "eval_agreement_ensemble" in logged]
     return [

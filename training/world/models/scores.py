@@ -27,6 +27,7 @@ def encode_captions(
 def group_scores(model: DinaRewardModel, pipeline: StableDiffusion3Pipeline, groups: Groups, **ensemble) -> np.ndarray:
     """Rewards [G, 4] of groups of latents; `ensemble` goes to `DinaRewardModel.reward`."""
     prompt_embeds, pooled = encode_captions(pipeline, groups.captions)
+    assert groups.latents is not None
     scores = []
     for start in range(0, len(groups), 64):
         rows = slice(start, start + 64)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -41,7 +42,7 @@ def train_stage(
         callbacks: further ones of transformers.
         arguments: further TrainingArguments, such as learning_rate or bf16.
     """
-    defaults = {
+    defaults: dict[str, Any] = {
         "lr_scheduler_type": "cosine",
         "warmup_steps": 200,
         "weight_decay": 0.01,
@@ -58,7 +59,7 @@ def train_stage(
     }
     trainer = Trainer(
         module,
-        TrainingArguments(output_dir, per_device_train_batch_size=batch_size, **(defaults | arguments)),
+        TrainingArguments(str(output_dir), per_device_train_batch_size=batch_size, **(defaults | arguments)),
         train_dataset=dataset,
         callbacks=[MinuteLog(), *callbacks],
         data_collator=default_collate,

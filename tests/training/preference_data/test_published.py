@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from modeling_dina.evaluation.benchmarks import BENCHMARKS
 from training.preference_data.schema import PAIR_FEATURES
 from training.preference_data.sources import Format, load_pairs
 
@@ -123,6 +124,15 @@ def test_hpdv2_rankings_give_every_pair_its_share_of_votes(annotations, name):
         ("p", "0.jpg", "2.jpg", 1.0),
         ("p", "1.jpg", "2.jpg", 3 / 4),
     ]
+
+
+def test_training_and_evaluation_read_the_same_votes(annotations, tmp_path):
+    record = {"prompt": "p", "image_path": ["0.jpg", "1.jpg", "2.jpg"], "rank": [1, 2, 2]}
+    record["raw_annotations"] = [{"rank": rank} for rank in ([1, 2, 3], [1, 3, 2], [2, 1, 3])]
+    path = annotations([record], "test.json")
+    read = BENCHMARKS["hpdv2"].read(tmp_path, None).pairs()
+    assert hpdv2(path)["target"][:] == read.target.tolist() == [2 / 3, 1.0, 2 / 3]
+    assert read.label.tolist() == [1.0, 1.0, 0.5]
 
 
 def test_hpdv2_rankings_of_another_length_are_refused(annotations):
