@@ -63,7 +63,12 @@ def test_results(run, hpdv3):
     assert results["accuracy"] == pytest.approx(2 / 3)
     assert (results["pairs"], results["ties"], results["failures"], results["failed"]) == (3, 0, 0, [])
     settings = results["settings"]
-    assert {"sigmas", "draws", "mode", "seed", "text_length", "revision", "model", "libraries"} <= set(settings)
+    assert {"sigmas", "draws", "mode", "seed", "text_length", "model", "libraries"} <= set(settings)
+    assert (results["kind"], results["revision"]) == ("preferences", None)
+    words = results["command"].split()
+    assert words[:5] == ["dina", "evaluate", "--benchmark", "hpdv3", "--scorer"]
+    assert words[words.index("--seed") + 1] == "3"
+    assert words[-2] == "--out"
     assert settings["seed"] == 3
     assert settings["libraries"]["torch"] == version("torch")
 
