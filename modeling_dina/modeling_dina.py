@@ -220,9 +220,11 @@ class DinaPreTrainedModel(PreTrainedModel):
         if os.path.isfile(os.path.join(save_directory, source, "model_index.json")):
             return
         config = self.config
-        config.conditioning_source, config.conditioning_revision, config.conditioning_subfolder = (
-            self.conditioning_location()
-        )
+        try:
+            location = self.conditioning_location()
+        except ValueError:
+            return  # a source that is missing already must not keep the weights from being saved
+        config.conditioning_source, config.conditioning_revision, config.conditioning_subfolder = location
 
     def conditioning_location(self) -> Location:
         """Resolve `conditioning_source` to the location of the VAE, text encoders and tokenizers.
