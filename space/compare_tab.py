@@ -36,7 +36,7 @@ def compare_tab(judge: Judge, examples: list[dict]) -> None:
         images = [opened_image(upload_a, "image A"), opened_image(upload_b, "image B")]
         comparison = compare(prompt, images, sigmas, draws, mode, seed)
         figure = views.titled("Score at each noise level", figure=figures.reward_figure(comparison))
-        return views.verdict(comparison), figure, gr.ImageSlider(views.overlaid(images), visible=True)
+        yield views.verdict(comparison), figure, gr.ImageSlider(views.overlaid(images), visible=True)
 
     inputs, outputs = [prompt, image_a, image_b, *settings], [verdict, figure, slider]
     run_on(answer, [button.click, prompt.submit], inputs, outputs, filled)
