@@ -219,11 +219,13 @@ class DinaPreTrainedModel(PreTrainedModel):
             return
         if os.path.isfile(os.path.join(save_directory, source, "model_index.json")):
             return
-        config = self.config
         try:
             location = self.conditioning_location()
         except ValueError:
             return  # a source that is missing already must not keep the weights from being saved
+        if os.path.isdir(location.source) and not os.path.isfile(os.path.join(location.source, "model_index.json")):
+            return  # weights that their pipeline has yet to be put beside, such as a checkpoint's
+        config = self.config
         config.conditioning_source, config.conditioning_revision, config.conditioning_subfolder = location
 
     def conditioning_location(self) -> Location:

@@ -171,6 +171,19 @@ def test_a_folder_with_its_pipeline_stays_in_one_piece(folder, latents, tmp_path
     assert json.loads((tmp_path / "config.json").read_text())["conditioning_source"] == "."
 
 
+def test_a_source_without_a_pipeline_is_saved_as_it_is(folder, tmp_path):
+    """A checkpoint of training lies apart from the pipeline that is put beside the finished model."""
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "checkpoint").mkdir(exist_ok=True)
+        (tmp_path / "checkpoint" / name).symlink_to(folder / name)
+    model = DinaRewardModel.from_pretrained(tmp_path / "checkpoint")
+    model.save_pretrained(tmp_path / "finished")
+    assert json.loads((tmp_path / "finished" / "config.json").read_text())["conditioning_source"] == "."
+    model.config.conditioning_source = "./gone"
+    model.save_pretrained(tmp_path / "finished")
+    assert json.loads((tmp_path / "finished" / "config.json").read_text())["conditioning_source"] == "./gone"
+
+
 @pytest.mark.parametrize("subfolder", ["", "reward"])
 def test_a_copy_from_the_hub(folder, latents, tmp_path, subfolder):
     cached_repository(folder, tmp_path / "cache", subfolder)

@@ -319,10 +319,10 @@ def test_killed_and_run_again_loses_and_repeats_nothing(pairs, model, tmp_path):
     options = "--model", model, "--shard-size", 2, "--num-workers", 0
     env = os.environ | {"HF_DATASETS_CACHE": str(tmp_path / "cache")}
     process = subprocess.Popen(command(source, "--out", out, *options), cwd=ROOT, env=env, start_new_session=True)
-    wait_for(lambda: len(list(out.glob("data/*.parquet"))) >= 3, process)
+    wait_for(lambda: len(list(out.glob("data/train-*.parquet"))) >= 3, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    done = {path: path.stat().st_mtime_ns for path in out.glob("data/*.parquet")}
+    done = {path: path.stat().st_mtime_ns for path in out.glob("data/train-*.parquet")}
     assert 3 <= len(done) < 60
 
     # As if the machine, too, had stopped in the middle of a shard.

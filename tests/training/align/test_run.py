@@ -254,7 +254,7 @@ def test_bad_arguments_are_named(settings, algorithm, own, fields, message):
     [
         ({"batch_size": 0}, "batch_size: expected a positive number, got 0"),
         ({"rewards": ["dina"], "reward_weights": [1.0, 2.0]}, "reward_weights: expected one for each"),
-        ({"patience": 2}, "patience: expected a watched reward"),
+        ({"patience": 2}, "patience: expected at least one watched reward, got none"),
         ({"gate": "drop", "gate_draws": 1}, "gate_draws: expected at least 2"),
         ({"ema_decay": 1.0}, "ema_decay: expected a number in"),
         ({"watched": ["pixel"]}, "pixel_reward: expected a folder"),
