@@ -26,8 +26,8 @@ FULL_SIZE = {
 def measure_updates(
     names: list[str], pipeline_dir: str, pixel_dir: Path, prompts: float, rounds: int
 ) -> dict[str, dict[str, float]]:
-    """Of an update of each variant: median "seconds" where all take turns, "peak_bytes" beyond what is in memory all
-    the time, and "flops"."""
+    """Measure one update of each variant: the median "seconds", with all variants in turn, the "peak_bytes" beyond the
+    memory that is always in use, and the "flops"."""
     with tempfile.TemporaryDirectory() as folder:
         cases = {}
         for name in names:

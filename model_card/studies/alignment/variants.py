@@ -38,7 +38,8 @@ class Variant:
 
 PIXEL = {"rewards": "pixel"}
 FEWER = 0.375
-# Colours are Okabe and Ito's, told apart with any colour vision; what optimises the pixel reward is black and grey.
+# Colours of Okabe and Ito, which any colour vision distinguishes. Variants that optimise the pixel reward are black
+# or grey.
 VARIANTS = {
     "prfl": Variant("ReFL on noisy states", "#0072B2", "prfl"),
     "prfl_gate": Variant("ReFL on noisy states, gate", "#56B4E9", "prfl", {"gate": "drop"}),

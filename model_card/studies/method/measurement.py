@@ -158,8 +158,8 @@ def measure_variant(evaluations: Sequence[str], read: Reader, sets: dict[str, Gr
 
 
 def analyze(read: Read, pairs: Pairs) -> dict:
-    """Of DiNa alone, with `MOST_DRAWS` draws at all of `LEVELS`: what more draws and levels are worth, how variance
-    and disagreement relate to errors, and the win probability where the true one is known."""
+    """Measure DiNa alone, with `MOST_DRAWS` draws at each of `LEVELS`: the gain from more draws and levels, the
+    relation of variance and disagreement to errors, and the win probability against the known true one."""
     ensembles = {name: read.rewards(*EVALUATIONS[name][1:4]) for name in ("one level", "features")}
     return {
         "scaling": scaling(read, pairs),

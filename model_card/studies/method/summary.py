@@ -12,7 +12,7 @@ MEASURES = ("accuracy", "log_likelihood")
 
 
 class Claim(NamedTuple):
-    """Of the method: the first (variant, evaluation) agrees with annotators more often than the second."""
+    """A claim of the method: one (variant, evaluation) agrees with annotators more often than another."""
 
     text: str
     better: tuple[str, str]

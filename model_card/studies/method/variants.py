@@ -94,7 +94,7 @@ CLEAN = {"sigma_density": "constant", "sigma_parameters": [0.0]}
 BRADLEY_TERRY = {"loss": "bradley_terry"}
 FROZEN = {"backbone": "frozen", "backbone_dtype": "float32"}
 ALL_MODES = ("one level", "features", "mean", "precision")
-# Colours are Okabe and Ito's, told apart with any colour vision.
+# Colours of Okabe and Ito, which any colour vision distinguishes.
 VARIANTS = {
     "dina": Variant("DiNa", "#0072B2", evaluations=ALL_MODES),
     "clean": Variant("without noise", "#56B4E9", CLEAN, evaluations=("clean",)),
