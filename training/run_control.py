@@ -28,6 +28,7 @@ class NonFiniteError(ArithmeticError):
 def sigterm_sets_trigger(accelerator: Accelerator) -> Iterator[None]:
     """Within, SIGTERM sets the accelerator's trigger. After every update, all processes call `check_trigger`, so that
     they stop after the same one."""
+    accelerator.check_trigger()  # The first check makes the flag, and would overwrite what a signal sets meanwhile.
     previous = signal.signal(signal.SIGTERM, lambda *_: accelerator.set_trigger())
     try:
         yield
