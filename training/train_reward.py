@@ -7,7 +7,7 @@ The file contains defaults, which flags override. Its keys are the fields of `Mo
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from datasets import Dataset
 from diffusers import StableDiffusion3Pipeline
 from huggingface_hub.errors import StrictDataclassError
 from transformers import set_seed
+from transformers.hf_argparser import HfArg
 
 from modeling_dina import DinaConfig, DinaRewardModel
 from modeling_dina.conditioning_dina import encode_prompts
@@ -42,59 +43,47 @@ LAST_SECONDS = 20.0  # a scheduler that ends a job by SIGTERM gives it about 30
 class ModelArguments:
     """The reward model to train, its loss and its noise levels."""
 
-    base_model: str = field(
-        metadata={"help": "Diffusers pipeline, a folder or a Hub id, whose first blocks become the backbone."}
+    base_model: str = HfArg(help="Diffusers pipeline, a folder or a Hub id, whose first blocks become the backbone.")
+    base_revision: str | None = HfArg(
+        default=None, help="Git revision of base_model on the Hub; the main branch if unset."
     )
-    base_revision: str | None = field(
-        default=None, metadata={"help": "Git revision of base_model on the Hub; the main branch if unset."}
+    reward_config: str = HfArg(
+        default="{}", help="Fields of DinaConfig that differ from its defaults, as a JSON or YAML mapping."
     )
-    reward_config: str = field(
-        default="{}",
-        metadata={"help": "Fields of DinaConfig that differ from its defaults, as a JSON or YAML mapping."},
-    )
-    backbone: str = field(
+    backbone: str = HfArg(
         default="lora",
-        metadata={
-            "help": "Backbone weights to train beside the head: LoRA adapters, none (frozen) or all (full).",
-            "choices": BACKBONE_TRAINING,
-        },
+        help="Backbone weights to train beside the head: LoRA adapters, none (frozen) or all (full).",
+        metadata={"choices": BACKBONE_TRAINING},
     )
-    backbone_dtype: str = field(
+    backbone_dtype: str = HfArg(
         default="bfloat16",
-        metadata={
-            "help": "Floating-point type of the frozen weights; trained weights are float32.",
-            "choices": ("float32", "bfloat16"),
-        },
+        help="Floating-point type of the frozen weights; trained weights are float32.",
+        metadata={"choices": ("float32", "bfloat16")},
     )
-    lora_rank: int = field(default=64, metadata={"help": "Rank of the LoRA matrices; used with backbone lora."})
-    lora_alpha: float = field(
-        default=128.0, metadata={"help": "LoRA scale: the low-rank update is multiplied by lora_alpha / lora_rank."}
+    lora_rank: int = HfArg(default=64, help="Rank of the LoRA matrices; used with backbone lora.")
+    lora_alpha: float = HfArg(
+        default=128.0, help="LoRA scale: the low-rank update is multiplied by lora_alpha / lora_rank."
     )
-    loss: str = field(
+    loss: str = HfArg(
         default="fidelity",
-        metadata={
-            "help": "Loss per preference pair: Thurstone (fidelity, log_likelihood) or bradley_terry.",
-            "choices": LOSSES,
-        },
+        help="Loss per preference pair: Thurstone (fidelity, log_likelihood) or bradley_terry.",
+        metadata={"choices": LOSSES},
     )
-    margin: float = field(
-        default=0.0,
-        metadata={"help": "Reward margin that bradley_terry requires between the two images; 0 for the other losses."},
+    margin: float = HfArg(
+        default=0.0, help="Reward margin that bradley_terry requires between the two images; 0 for the other losses."
     )
-    learn_variance: bool = field(
-        default=False,
-        metadata={"help": "Learn the slope and floor of the Thurstone variance together with the weights."},
+    learn_variance: bool = HfArg(
+        default=False, help="Learn the slope and floor of the Thurstone variance together with the weights."
     )
-    sigma_density: str = field(
+    sigma_density: str = HfArg(
         default="uniform",
-        metadata={"help": "Density from which training noise levels are drawn.", "choices": tuple(DENSITIES)},
+        help="Density from which training noise levels are drawn.",
+        metadata={"choices": tuple(DENSITIES)},
     )
-    sigma_parameters: list[float] = field(
+    sigma_parameters: list[float] = HfArg(
         default_factory=list,
-        metadata={
-            "help": "Parameters of sigma_density, in the order of DENSITIES in training.reward.noise_levels; missing "
-            "ones take the values given there."
-        },
+        help="Parameters of sigma_density, in the order of DENSITIES in training.reward.noise_levels; missing "
+        "ones take the values given there.",
     )
 
     def __post_init__(self):
@@ -125,18 +114,13 @@ class ModelArguments:
 class DataArguments:
     """The preference pairs to train and to evaluate on."""
 
-    train_data: list[str] = field(
-        metadata={
-            "help": "Training pairs: folders written by training.encode_latents, or world:GROUPS:SEED for pairs of "
-            "the small world, which are rendered on first use."
-        }
+    train_data: list[str] = HfArg(
+        help="Training pairs: folders written by training.encode_latents, or world:GROUPS:SEED for pairs of "
+        "the small world, which are rendered on first use."
     )
-    validation_data: list[str] = field(
+    validation_data: list[str] = HfArg(
         default_factory=list,
-        metadata={
-            "help": "Validation pairs, in the same form as train_data, evaluated every eval_steps updates; none if "
-            "unset."
-        },
+        help="Validation pairs, in the same form as train_data, evaluated every eval_steps updates; none if unset.",
     )
 
 

@@ -1,7 +1,9 @@
 """Arguments of an alignment run that are common to all algorithms."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
+
+from transformers.hf_argparser import HfArg
 
 REWARDS = ("dina", "pixel", "utility")
 
@@ -10,137 +12,114 @@ REWARDS = ("dina", "pixel", "utility")
 class AlignArguments:
     """The policy, the rewards, the training loop and the evaluation of an alignment run."""
 
-    algorithm: Literal["refl", "flow_grpo", "diffusion_nft", "diffusion_dpo"] = field(
-        metadata={"help": "Alignment algorithm, which also determines the other options that are available."}
+    algorithm: Literal["refl", "flow_grpo", "diffusion_nft", "diffusion_dpo"] = HfArg(
+        help="Alignment algorithm, which also determines the other options that are available."
     )
-    policy: str = field(
-        metadata={"help": "Generator to align: a Stable Diffusion 3 pipeline, as a folder or a Hub id."}
+    policy: str = HfArg(help="Generator to align: a Stable Diffusion 3 pipeline, as a folder or a Hub id.")
+    reward_model: str = HfArg(help="DiNa reward model, as a folder or a Hub id.")
+    output_dir: str = HfArg(help="Folder for checkpoints, metrics and sample images.")
+    prompts: str = HfArg(
+        help="Training prompts: a text file with one prompt per line, or 'world' for random captions."
     )
-    reward_model: str = field(metadata={"help": "DiNa reward model, as a folder or a Hub id."})
-    output_dir: str = field(metadata={"help": "Folder for checkpoints, metrics and sample images."})
-    prompts: str = field(
-        metadata={"help": "Training prompts: a text file with one prompt per line, or 'world' for random captions."}
-    )
-    eval_prompts: str = field(metadata={"help": "Prompts of the evaluation, in the same form as prompts."})
+    eval_prompts: str = HfArg(help="Prompts of the evaluation, in the same form as prompts.")
 
-    policy_revision: str | None = field(
-        default=None, metadata={"help": "Git revision of policy on the Hub; the main branch if unset."}
+    policy_revision: str | None = HfArg(
+        default=None, help="Git revision of policy on the Hub; the main branch if unset."
     )
-    reward_revision: str | None = field(
-        default=None, metadata={"help": "Git revision of reward_model on the Hub; the main branch if unset."}
+    reward_revision: str | None = HfArg(
+        default=None, help="Git revision of reward_model on the Hub; the main branch if unset."
     )
-    dtype: Literal["float32", "bfloat16"] = field(
-        default="bfloat16",
-        metadata={"help": "Floating-point type of the frozen weights; the LoRA weights are float32."},
+    dtype: Literal["float32", "bfloat16"] = HfArg(
+        default="bfloat16", help="Floating-point type of the frozen weights; the LoRA weights are float32."
     )
-    resolution: int | None = field(
-        default=None, metadata={"help": "Side of the generated images in pixels; the generator's default if unset."}
+    resolution: int | None = HfArg(
+        default=None, help="Side of the generated images in pixels; the generator's default if unset."
     )
-    lora_rank: int = field(default=32, metadata={"help": "Rank of the policy's LoRA matrices."})
-    lora_alpha: float = field(
-        default=64.0, metadata={"help": "LoRA scale: the low-rank update is multiplied by lora_alpha / lora_rank."}
+    lora_rank: int = HfArg(default=32, help="Rank of the policy's LoRA matrices.")
+    lora_alpha: float = HfArg(
+        default=64.0, help="LoRA scale: the low-rank update is multiplied by lora_alpha / lora_rank."
     )
-    gradient_checkpointing: bool = field(
-        default=False, metadata={"help": "Recompute activations in the backward pass: less memory, more time."}
+    gradient_checkpointing: bool = HfArg(
+        default=False, help="Recompute activations in the backward pass: less memory, more time."
     )
 
-    rewards: list[str] = field(
+    rewards: list[str] = HfArg(
         default_factory=lambda: ["dina"],
-        metadata={"help": f"Rewards to optimise, one or more of {', '.join(REWARDS)}.", "choices": REWARDS},
+        help=f"Rewards to optimise, one or more of {', '.join(REWARDS)}.",
+        metadata={"choices": REWARDS},
     )
-    reward_weights: list[float] = field(
-        default_factory=list, metadata={"help": "Weights of the rewards in their sum, one each; all 1 if unset."}
+    reward_weights: list[float] = HfArg(
+        default_factory=list, help="Weights of the rewards in their sum, one each; all 1 if unset."
     )
-    watched: list[str] = field(
+    watched: list[str] = HfArg(
         default_factory=list,
-        metadata={"help": "Further rewards that are evaluated but not optimised.", "choices": REWARDS},
+        help="Further rewards that are evaluated but not optimised.",
+        metadata={"choices": REWARDS},
     )
-    pixel_reward: str | None = field(
-        default=None,
-        metadata={"help": "Folder written by training.world.models.pixel_reward; required for the reward pixel."},
+    pixel_reward: str | None = HfArg(
+        default=None, help="Folder written by training.world.models.pixel_reward; required for the reward pixel."
     )
-    reward_sigmas: list[float] = field(
+    reward_sigmas: list[float] = HfArg(
         default_factory=list,
-        metadata={"help": "Noise levels in [0, 1] at which clean latents are scored; the model's levels if unset."},
+        help="Noise levels in [0, 1] at which clean latents are scored; the model's levels if unset.",
     )
-    reward_draws: int | None = field(
-        default=None, metadata={"help": "Number of noise draws at each noise level; the model's number if unset."}
+    reward_draws: int | None = HfArg(
+        default=None, help="Number of noise draws at each noise level; the model's number if unset."
     )
-    gate: Literal["none", "drop", "weigh"] = field(
+    gate: Literal["none", "drop", "weigh"] = HfArg(
         default="none",
-        metadata={
-            "help": "Whether to drop, or to give less weight to, samples whose rewards vary between noise draws."
-        },
+        help="Whether to drop, or to give less weight to, samples whose rewards vary between noise draws.",
     )
-    gate_quantile: float = field(
-        default=0.9,
-        metadata={"help": "Quantile, in [0, 1], of the reference samples' standard deviations that scales the gate."},
+    gate_quantile: float = HfArg(
+        default=0.9, help="Quantile, in [0, 1], of the reference samples' standard deviations that scales the gate."
     )
-    gate_draws: int = field(
-        default=4, metadata={"help": "Number of noise draws at each noise level for the gate; at least 2."}
-    )
-    reference_samples: int = field(
-        default=64,
-        metadata={"help": "Number of samples of the initial generator, for the gate and for hold_weight of refl."},
+    gate_draws: int = HfArg(default=4, help="Number of noise draws at each noise level for the gate; at least 2.")
+    reference_samples: int = HfArg(
+        default=64, help="Number of samples of the initial generator, for the gate and for hold_weight of refl."
     )
 
-    updates: int = field(default=150, metadata={"help": "Number of updates of the run."})
-    prompts_per_update: int = field(default=32, metadata={"help": "Number of prompts per update in each process."})
-    batch_size: int = field(default=32, metadata={"help": "Number of samples per backward pass."})
-    sampling_batch_size: int = field(
-        default=64, metadata={"help": "Number of samples per forward pass without gradients."}
+    updates: int = HfArg(default=150, help="Number of updates of the run.")
+    prompts_per_update: int = HfArg(default=32, help="Number of prompts per update in each process.")
+    batch_size: int = HfArg(default=32, help="Number of samples per backward pass.")
+    sampling_batch_size: int = HfArg(default=64, help="Number of samples per forward pass without gradients.")
+    learning_rate: float = HfArg(default=1e-4, help="Constant learning rate of AdamW.")
+    max_grad_norm: float = HfArg(
+        default=1.0, help="Largest L2 norm of the gradient; larger gradients are scaled down to it."
     )
-    learning_rate: float = field(default=1e-4, metadata={"help": "Constant learning rate of AdamW."})
-    max_grad_norm: float = field(
-        default=1.0, metadata={"help": "Largest L2 norm of the gradient; larger gradients are scaled down to it."}
+    ema_decay: float = HfArg(
+        default=0.9, help="Decay of the averaged weights that are evaluated and saved; 0 uses the latest weights."
     )
-    ema_decay: float = field(
-        default=0.9,
-        metadata={"help": "Decay of the averaged weights that are evaluated and saved; 0 uses the latest weights."},
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of the initial LoRA, the prompts and the noise."})
+    seed: int = HfArg(default=0, help="Seed of the initial LoRA, the prompts and the noise.")
 
-    eval_every: int = field(default=10, metadata={"help": "Number of updates between two evaluations."})
-    eval_samples: int = field(
-        default=64, metadata={"help": "Number of samples per evaluation; prompts and noise are always the same."}
+    eval_every: int = HfArg(default=10, help="Number of updates between two evaluations.")
+    eval_samples: int = HfArg(
+        default=64, help="Number of samples per evaluation; prompts and noise are always the same."
     )
-    eval_samples_per_prompt: int = field(
-        default=1,
-        metadata={"help": "Number of evaluation samples per prompt; from 2 on, their diversity is measured."},
+    eval_samples_per_prompt: int = HfArg(
+        default=1, help="Number of evaluation samples per prompt; from 2 on, their diversity is measured."
     )
-    eval_steps: int = field(
-        default=40, metadata={"help": "Number of sampler steps in the evaluation and for reference samples."}
+    eval_steps: int = HfArg(default=40, help="Number of sampler steps in the evaluation and for reference samples.")
+    eval_guidance_scale: float = HfArg(
+        default=4.5, help="Guidance scale in the evaluation and for reference samples; 1 is no guidance."
     )
-    eval_guidance_scale: float = field(
-        default=4.5, metadata={"help": "Guidance scale in the evaluation and for reference samples; 1 is no guidance."}
-    )
-    patience: int = field(
+    patience: int = HfArg(
         default=0,
-        metadata={
-            "help": "Stop after this many successive evaluations in which the first watched reward is significantly "
-            "below its best; 0 never stops early."
-        },
+        help="Stop after this many successive evaluations in which the first watched reward is significantly "
+        "below its best; 0 never stops early.",
     )
-    save_every: int = field(default=50, metadata={"help": "Number of updates between two checkpoints."})
-    save_total_limit: int = field(
-        default=2, metadata={"help": "Number of checkpoints to keep; older ones are deleted."}
+    save_every: int = HfArg(default=50, help="Number of updates between two checkpoints.")
+    save_total_limit: int = HfArg(default=2, help="Number of checkpoints to keep; older ones are deleted.")
+    max_nonfinite: int = HfArg(
+        default=64, help="Stop the run after more than this many rewards or gradients are NaN or infinite."
     )
-    max_nonfinite: int = field(
-        default=64,
-        metadata={"help": "Stop the run after more than this many rewards or gradients are NaN or infinite."},
+    report_to: Literal["trackio", "tensorboard", "wandb", "none"] = HfArg(
+        default="trackio", help="Experiment tracker that metrics are logged to."
     )
-    report_to: Literal["trackio", "tensorboard", "wandb", "none"] = field(
-        default="trackio", metadata={"help": "Experiment tracker that metrics are logged to."}
-    )
-    resume_from_checkpoint: str | None = field(
+    resume_from_checkpoint: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Checkpoint to resume from: a folder, or 'last' (or true) for the newest in output_dir, if any."
-        },
+        help="Checkpoint to resume from: a folder, or 'last' (or true) for the newest in output_dir, if any.",
     )
-    dry_run: bool = field(
-        default=False, metadata={"help": "Print what the run would cost, without weights or network, and exit."}
-    )
+    dry_run: bool = HfArg(default=False, help="Print what the run would cost, without weights or network, and exit.")
 
     def __post_init__(self):
         for name in (

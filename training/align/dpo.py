@@ -1,9 +1,10 @@
 """Diffusion-DPO (arXiv 2311.12908) on pairs of the policy's own samples, labelled by the reward."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import logsigmoid
+from transformers.hf_argparser import HfArg
 
 from modeling_dina.noising_dina import rectified_flow_state
 from modeling_dina.thurstone_dina import win_probability
@@ -15,20 +16,17 @@ from training.align.flow_matching import flow_matching_error, logit_normal_level
 class DiffusionDPOArguments(AlgorithmArguments):
     """Arguments of Diffusion-DPO."""
 
-    num_steps: int = field(default=40, metadata={"help": "Number of sampler steps in training."})
-    guidance_scale: float = field(
-        default=4.5, metadata={"help": "Guidance scale of rollouts; the loss uses no guidance."}
+    num_steps: int = HfArg(default=40, help="Number of sampler steps in training.")
+    guidance_scale: float = HfArg(default=4.5, help="Guidance scale of rollouts; the loss uses no guidance.")
+    group_size: int = HfArg(
+        default=4, help="Number of samples per prompt, of which the best and the worst form a pair."
     )
-    group_size: int = field(
-        default=4, metadata={"help": "Number of samples per prompt, of which the best and the worst form a pair."}
+    levels: int = HfArg(default=1, help="Number of noise levels at which each pair is trained.")
+    beta: float = HfArg(
+        default=5000.0, help="Regularisation strength: larger values keep the policy closer to the initial generator."
     )
-    levels: int = field(default=1, metadata={"help": "Number of noise levels at which each pair is trained."})
-    beta: float = field(
-        default=5000.0,
-        metadata={"help": "Regularisation strength: larger values keep the policy closer to the initial generator."},
-    )
-    optimizer_steps: int = field(
-        default=1, metadata={"help": "Number of optimizer steps into which the samples of one update are divided."}
+    optimizer_steps: int = HfArg(
+        default=1, help="Number of optimizer steps into which the samples of one update are divided."
     )
 
     def evaluations(self) -> Evaluations:

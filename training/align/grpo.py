@@ -1,9 +1,10 @@
 """Flow-GRPO (arXiv 2505.05470): a clipped policy gradient on the stochastic steps of groups of rollouts."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from transformers.hf_argparser import HfArg
 
 from training.align.algorithm import AlgorithmArguments, Evaluations, Experience, GroupAlgorithm, guided
 from training.align.rollout import DYNAMICS, Transition
@@ -13,39 +14,28 @@ from training.align.rollout import DYNAMICS, Transition
 class FlowGRPOArguments(AlgorithmArguments):
     """Arguments of Flow-GRPO."""
 
-    num_steps: int = field(default=10, metadata={"help": "Number of sampler steps in training."})
-    guidance_scale: float = field(
-        default=4.5, metadata={"help": "Guidance scale of rollouts and loss; 1 is no guidance."}
+    num_steps: int = HfArg(default=10, help="Number of sampler steps in training.")
+    guidance_scale: float = HfArg(default=4.5, help="Guidance scale of rollouts and loss; 1 is no guidance.")
+    group_size: int = HfArg(default=24, help="Number of samples per prompt, whose mean reward is the baseline.")
+    dynamics: Literal["sde", "cps"] = HfArg(
+        default="sde", help="Stochastic sampler step: sde (Flow-GRPO) or cps (coefficients-preserving sampling)."
     )
-    group_size: int = field(
-        default=24, metadata={"help": "Number of samples per prompt, whose mean reward is the baseline."}
+    eta: float = HfArg(
+        default=0.7, help="Noise scale of a stochastic step, above 0; 0 would be the deterministic step."
     )
-    dynamics: Literal["sde", "cps"] = field(
-        default="sde",
-        metadata={"help": "Stochastic sampler step: sde (Flow-GRPO) or cps (coefficients-preserving sampling)."},
+    window: int = HfArg(
+        default=9, help="Number of successive stochastic steps that are trained on; other steps are deterministic."
     )
-    eta: float = field(
-        default=0.7, metadata={"help": "Noise scale of a stochastic step, above 0; 0 would be the deterministic step."}
+    window_end: int = HfArg(default=9, help="The window is placed at random within this many first steps.")
+    clip_range: float = HfArg(
+        default=1e-4, help="The loss clips probability ratios to the interval [1 - clip_range, 1 + clip_range]."
     )
-    window: int = field(
-        default=9,
-        metadata={"help": "Number of successive stochastic steps that are trained on; other steps are deterministic."},
+    advantage_clip: float = HfArg(default=5.0, help="Largest absolute value of an advantage.")
+    kl_weight: float = HfArg(
+        default=0.04, help="Weight of the KL divergence from the initial generator; 0 switches it off."
     )
-    window_end: int = field(
-        default=9, metadata={"help": "The window is placed at random within this many first steps."}
-    )
-    clip_range: float = field(
-        default=1e-4,
-        metadata={"help": "The loss clips probability ratios to the interval [1 - clip_range, 1 + clip_range]."},
-    )
-    advantage_clip: float = field(default=5.0, metadata={"help": "Largest absolute value of an advantage."})
-    kl_weight: float = field(
-        default=0.04,
-        metadata={"help": "Weight of the KL divergence from the initial generator; 0 switches it off."},
-    )
-    optimizer_steps: int = field(
-        default=2,
-        metadata={"help": "Number of optimizer steps into which the samples of one update are divided."},
+    optimizer_steps: int = HfArg(
+        default=2, help="Number of optimizer steps into which the samples of one update are divided."
     )
 
     def evaluations(self) -> Evaluations:

@@ -1,9 +1,10 @@
 """DiffusionNFT (arXiv 2509.16117): negative-aware fine-tuning on the forward process, from clean samples alone."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from diffusers.training_utils import EMAModel
+from transformers.hf_argparser import HfArg
 
 from modeling_dina.noising_dina import rectified_flow_state
 from training.align.algorithm import AlgorithmArguments, Evaluations, Experience, GroupAlgorithm, guided
@@ -16,36 +17,25 @@ from training.run_control import averaged_weights
 class DiffusionNFTArguments(AlgorithmArguments):
     """Arguments of DiffusionNFT."""
 
-    num_steps: int = field(default=10, metadata={"help": "Number of sampler steps in training."})
-    guidance_scale: float = field(
-        default=1.0, metadata={"help": "Guidance scale of rollouts; the loss uses no guidance."}
-    )
-    group_size: int = field(
-        default=24, metadata={"help": "Number of samples per prompt, whose mean reward is the baseline."}
-    )
-    levels: int = field(
-        default=10, metadata={"help": "Number of the sampler's noise levels at which each sample is trained."}
-    )
-    beta: float = field(
+    num_steps: int = HfArg(default=10, help="Number of sampler steps in training.")
+    guidance_scale: float = HfArg(default=1.0, help="Guidance scale of rollouts; the loss uses no guidance.")
+    group_size: int = HfArg(default=24, help="Number of samples per prompt, whose mean reward is the baseline.")
+    levels: int = HfArg(default=10, help="Number of the sampler's noise levels at which each sample is trained.")
+    beta: float = HfArg(
         default=1.0,
-        metadata={
-            "help": "Weight b of the trained velocity in the implicit policies b v + (1 - b) v_old and "
-            "(1 + b) v_old - b v."
-        },
+        help="Weight b of the trained velocity in the implicit policies b v + (1 - b) v_old and (1 + b) v_old - b v.",
     )
-    advantage_clip: float = field(
-        default=5.0, metadata={"help": "Largest absolute value of an advantage; a sample at it has optimality 1."}
+    advantage_clip: float = HfArg(
+        default=5.0, help="Largest absolute value of an advantage; a sample at it has optimality 1."
     )
-    kl_weight: float = field(
-        default=1e-4,
-        metadata={"help": "Weight of the squared distance to the initial generator's velocity; 0 switches it off."},
+    kl_weight: float = HfArg(
+        default=1e-4, help="Weight of the squared distance to the initial generator's velocity; 0 switches it off."
     )
-    old_decay: float = field(
-        default=0.5,
-        metadata={"help": "Upper limit of the decay of the moving average that serves as sampling policy."},
+    old_decay: float = HfArg(
+        default=0.5, help="Upper limit of the decay of the moving average that serves as sampling policy."
     )
-    optimizer_steps: int = field(
-        default=1, metadata={"help": "Number of optimizer steps into which the samples of one update are divided."}
+    optimizer_steps: int = HfArg(
+        default=1, help="Number of optimizer steps into which the samples of one update are divided."
     )
 
     def evaluations(self) -> Evaluations:

@@ -4,10 +4,11 @@ ReFL (arXiv 2304.05977) scores the clean latents predicted by one step. PRFL (ar
 after the step, which requires a reward on noisy states. DRaFT-K (arXiv 2309.17400) continues to the end of the path.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from transformers.hf_argparser import HfArg
 
 from modeling_dina.noising_dina import rectified_flow_state
 from training.align.algorithm import Algorithm, AlgorithmArguments, Evaluations, Experience, guided
@@ -19,32 +20,25 @@ from training.align.rollout import Velocity, euler_step, predict_clean
 class ReFLArguments(AlgorithmArguments):
     """Arguments of reward feedback learning."""
 
-    num_steps: int = field(default=40, metadata={"help": "Number of sampler steps T in training."})
-    guidance_scale: float = field(
-        default=4.5,
-        metadata={"help": "Guidance scale of the steps without gradient; steps with gradient use no guidance."},
+    num_steps: int = HfArg(default=40, help="Number of sampler steps T in training.")
+    guidance_scale: float = HfArg(
+        default=4.5, help="Guidance scale of the steps without gradient; steps with gradient use no guidance."
     )
-    first_step: int = field(
-        default=30, metadata={"help": "Earliest step, counted from 0, at which gradients may start."}
+    first_step: int = HfArg(default=30, help="Earliest step, counted from 0, at which gradients may start.")
+    last_step: int = HfArg(
+        default=39, help="Latest step at which gradients may start; each sample draws one in first_step..last_step."
     )
-    last_step: int = field(
-        default=39,
-        metadata={"help": "Latest step at which gradients may start; each sample draws one in first_step..last_step."},
+    gradient_steps: int = HfArg(
+        default=1, help="Number of steps K with gradient; DRaFT-K takes first_step = last_step = T - K."
     )
-    gradient_steps: int = field(
-        default=1,
-        metadata={"help": "Number of steps K with gradient; DRaFT-K takes first_step = last_step = T - K."},
-    )
-    scored: Literal["clean", "state"] = field(
+    scored: Literal["clean", "state"] = HfArg(
         default="clean",
-        metadata={"help": "What is scored: the clean prediction of the last gradient step, or the state it leads to."},
+        help="What is scored: the clean prediction of the last gradient step, or the state it leads to.",
     )
-    hold_weight: float = field(
+    hold_weight: float = HfArg(
         default=0.0,
-        metadata={
-            "help": "Weight w in the loss (L + w H) / (1 + w), where H is the squared distance to the initial "
-            "generator's velocity; 0 switches it off."
-        },
+        help="Weight w in the loss (L + w H) / (1 + w), where H is the squared distance to the initial "
+        "generator's velocity; 0 switches it off.",
     )
 
     @property

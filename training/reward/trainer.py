@@ -4,7 +4,7 @@ whole or not there."""
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.nn.utils import get_total_norm
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.hf_argparser import HfArg
 from transformers.trainer_utils import HubStrategy
 
 from modeling_dina import DinaRewardModel
@@ -46,46 +47,34 @@ class RewardTrainingArguments(TrainingArguments):
     more pairs of smaller latents and fewer pairs of larger ones.
     """
 
-    output_dir: str = field(
-        default="runs/reward", metadata={"help": "Folder for the checkpoints, and for the model at the end."}
-    )
-    resume_from_checkpoint: str | None = field(
+    output_dir: str = HfArg(default="runs/reward", help="Folder for the checkpoints, and for the model at the end.")
+    resume_from_checkpoint: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Checkpoint to resume from: a folder, or 'last' (or true) for the newest in output_dir, if any."
-        },
+        help="Checkpoint to resume from: a folder, or 'last' (or true) for the newest in output_dir, if any.",
     )
-    report_to: list[str] = field(
+    report_to: list[str] = HfArg(
         default_factory=lambda: ["trackio"],
-        metadata={"help": "Experiment trackers to log to: trackio, tensorboard, wandb and so on, or none."},
+        help="Experiment trackers to log to: trackio, tensorboard, wandb and so on, or none.",
     )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "This has to stay false, because the loss needs all columns of a pair."}
+    remove_unused_columns: bool = HfArg(
+        default=False, help="This has to stay false, because the loss needs all columns of a pair."
     )
-    eval_strategy: str = field(
-        default="steps",
-        metadata={"help": "When to evaluate on validation_data: no, steps (every eval_steps) or epoch."},
+    eval_strategy: str = HfArg(
+        default="steps", help="When to evaluate on validation_data: no, steps (every eval_steps) or epoch."
     )
-    save_total_limit: int | None = field(
-        default=3, metadata={"help": "Number of checkpoints to keep; older ones are deleted."}
+    save_total_limit: int | None = HfArg(default=3, help="Number of checkpoints to keep; older ones are deleted.")
+    ema_decay: float = HfArg(
+        default=0.999, help="Decay per update of the averaged weights, in [0, 1); 0 switches averaging off."
     )
-    ema_decay: float = field(
-        default=0.999,
-        metadata={"help": "Decay per update of the averaged weights, in [0, 1); 0 switches averaging off."},
-    )
-    eval_sigmas: list[float] = field(
+    eval_sigmas: list[float] = HfArg(
         default_factory=lambda: [0.1, 0.2, 0.4, 0.7],
-        metadata={"help": "Noise levels in [0, 1] at which validation pairs are scored."},
+        help="Noise levels in [0, 1] at which validation pairs are scored.",
     )
-    eval_draws: int = field(
-        default=1, metadata={"help": "Number of noise draws at each noise level of the evaluation."}
+    eval_draws: int = HfArg(default=1, help="Number of noise draws at each noise level of the evaluation.")
+    hub_tag: str | None = HfArg(
+        default=None, help="Git tag of the finished model on the Hub, such as v1.0; no tag if unset."
     )
-    hub_tag: str | None = field(
-        default=None, metadata={"help": "Git tag of the finished model on the Hub, such as v1.0; no tag if unset."}
-    )
-    dry_run: bool = field(
-        default=False, metadata={"help": "Print what the run would cost, without weights or network, and exit."}
-    )
+    dry_run: bool = HfArg(default=False, help="Print what the run would cost, without weights or network, and exit.")
 
     def __post_init__(self):
         super().__post_init__()
