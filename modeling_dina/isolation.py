@@ -1,9 +1,11 @@
 """Batch processing in which a failing item does not affect the other items."""
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from PIL import Image
+
+from .scoring_dina import check_prompt
 
 # A prompt that every model can score, to check whether it still works.
 PROBE_PROMPT = "a grey square"
@@ -61,9 +63,44 @@ def _split_failures(function, items, fatal):
     return [each for part in parts for each in part[0]], [each for part in parts for each in part[1]]
 
 
-def probe_image() -> Image.Image:
-    """A small grey image."""
-    return Image.new("RGB", (64, 64), (128, 128, 128))
+def score_images(
+    score: Callable[[list[str], list[Image.Image]], Sequence[Result]],
+    inputs: Mapping[int, tuple[Any, Callable[[], Image.Image]]],
+    fatal: tuple[type[Exception], ...] = (),
+) -> tuple[dict[int, Result], dict[int, str]]:
+    """
+    Score a batch of images. A bad prompt or image does not affect the other images.
+
+    Args:
+        score: maps prompts and images to one result per image.
+        inputs: for each image, by its number, the prompt and a function that opens it.
+        fatal: as in `isolate_failures`.
+
+    Returns:
+        The results and the errors, by number.
+
+    Raises:
+        ValueError: a plain grey image cannot be scored either.
+    """
+    images: dict[int, Image.Image] = {}
+    errors: dict[int, str] = {}
+    for number, (prompt, open_image) in inputs.items():
+        try:
+            check_prompt(prompt)
+            images[number] = open_image()
+        except Exception as error:
+            errors[number] = error_text(error)
+
+    def score_numbers(numbers: Sequence[int]) -> Sequence[Result]:
+        return score([inputs[number][0] for number in numbers], [images[number] for number in numbers])
+
+    def probe() -> None:
+        score([PROBE_PROMPT], [Image.new("RGB", (64, 64), (128, 128, 128))])
+
+    if not images:
+        return {}, errors
+    results, failures = isolate_failures(score_numbers, list(images), probe, fatal)
+    return dict(results), errors | dict(failures)
 
 
 def error_text(error: Exception) -> str:

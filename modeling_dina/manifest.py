@@ -6,16 +6,18 @@ During a run, results are in a journal beside the table. The table is written at
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+from PIL import Image
 
 from .files import Journal, atomic_path
 from .identity import scoring_settings
 from .images_dina import load_image
-from .isolation import PROBE_PROMPT, error_text, isolate_failures, probe_image
+from .isolation import score_images
 from .scoring_dina import DinaScorer, check_prompt
 
 TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -138,33 +140,22 @@ def rank_manifest(
 
 def _score_rows(scorer: DinaScorer, rows: dict[int, Row], folder: Path, options: dict) -> dict[int, dict]:
     """Score some rows: score and spread, or the error, of each."""
-    results: dict[int, dict] = {}
-    images = {}
-    for index, row in rows.items():
-        try:
-            if row.error:
-                raise ValueError(row.error)
-            check_prompt(row.prompt)
-            check_prompt(row.image, "image")
-            images[index] = load_image(folder / row.image)
-        except Exception as error:
-            results[index] = {"error": error_text(error)}
 
-    def score(indices: Sequence[int]) -> list[dict]:
-        prompts = [rows[index].prompt for index in indices]
-        scores = scorer.score(prompts=prompts, images=[images[index] for index in indices], **options).to_dict()
+    def open_image(row: Row) -> Image.Image:
+        check_prompt(row.image, "image")
+        return load_image(folder / row.image)
+
+    def score(prompts: list[str], images: list[Image.Image]) -> list[dict]:
+        scores = scorer.score(prompts=prompts, images=images, **options).to_dict()
         return [
             {"score": score, "spread": spread}
             for score, spread in zip(scores["scores"], scores["spread"], strict=True)
         ]
 
-    def probe() -> None:
-        scorer.score(prompts=[PROBE_PROMPT], images=[probe_image()], **options)
-
-    if images:
-        scored, failures = isolate_failures(score, list(images), probe)
-        results |= dict(scored) | {index: {"error": error} for index, error in failures}
-    return results
+    unreadable = {index: row.error for index, row in rows.items() if row.error}
+    readable = {index: row for index, row in rows.items() if not row.error}
+    results, failures = score_images(score, {i: (row.prompt, partial(open_image, row)) for i, row in readable.items()})
+    return results | {index: {"error": error} for index, error in {**unreadable, **failures}.items()}
 
 
 def _table(rows: list[Row], results: dict[int, dict]) -> pd.DataFrame:

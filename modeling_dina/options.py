@@ -7,10 +7,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
-from enum import Enum
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, get_type_hints
+from typing import Annotated, Any, Literal, NoReturn, get_type_hints
 
 import typer
 from rich.console import Console
@@ -25,6 +24,15 @@ EMBEDDED_NOTE = "The embedded model scores only 64 x 64 scenes of coloured shape
 console = Console()
 error_console = Console(stderr=True)
 
+Mode = Literal["features", "mean", "precision"]  # as in `DinaConfig.ensemble_mode`
+DtypeOption = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None,
+    typer.Option(help="Floating-point type of the weights. Default: as stored."),
+]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="Device: cpu, cuda, cuda:1 and so on. Default: cuda if available.")
+]
+BatchSizeOption = Annotated[int, typer.Option(min=1, help="Number of images scored at a time.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -49,22 +57,6 @@ def fail(message: str, cause: Exception) -> NoReturn:
     message = " ".join(message.split())
     error_console.print(f"[bold red]Error:[/] {escape(message)}", soft_wrap=True, highlight=False)
     raise SystemExit(2) from cause
-
-
-class Mode(str, Enum):
-    """How noise levels are combined, as in `DinaConfig.ensemble_mode`."""
-
-    features = "features"
-    mean = "mean"
-    precision = "precision"
-
-
-class Dtype(str, Enum):
-    """Names of torch's floating-point types."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
 
 
 def _noise_levels(text: str) -> list[float]:
@@ -124,10 +116,8 @@ class SourceOptions(HubOptions):
 class ModelOptions(SourceOptions):
     """Options that select the reward model, its device and its precision."""
 
-    device: Annotated[
-        str | None, typer.Option(help="Device: cpu, cuda, cuda:1 and so on. Default: cuda if available.")
-    ] = None
-    dtype: Annotated[Dtype | None, typer.Option(help="Floating-point type of the weights. Default: as stored.")] = None
+    device: DeviceOption = None
+    dtype: DtypeOption = None
 
     def open_scorer(self, **options):
         """Load the `DinaScorer` for these options; raises a ValueError that names the invalid option."""
@@ -138,7 +128,7 @@ class ModelOptions(SourceOptions):
 
         device = usable_device(self.device)
         self.check()
-        dtype = None if self.dtype is None else getattr(torch, self.dtype.value)
+        dtype = None if self.dtype is None else getattr(torch, self.dtype)
         with loading("model", self.model):
             return DinaScorer.from_pretrained(
                 self.model, device=device, dtype=dtype, revision=self.revision, **self.hub_arguments(), **options
@@ -165,8 +155,7 @@ class EnsembleOptions:
 
     def arguments(self) -> dict[str, Any]:
         """The options as keyword arguments of `DinaScorer.score`."""
-        mode = None if self.mode is None else self.mode.value
-        return {"sigmas": self.sigmas, "num_draws": self.draws, "mode": mode, "seed": self.seed}
+        return {"sigmas": self.sigmas, "num_draws": self.draws, "mode": self.mode, "seed": self.seed}
 
 
 def with_option_groups(command: Callable) -> Callable:

@@ -40,7 +40,8 @@ def plot_comparison(path: Path, prompt: str, images: Sequence[Image.Image], comp
         axes.set_title(name, color=color, fontweight="bold", fontsize=14)
         axes.set_xlabel(_caption(comparison, column), color=INK, fontsize=10, labelpad=8)
     draw_rewards(figure.add_subplot(grid[2]), comparison)
-    _save(figure, path)
+    with atomic_path(path) as partial:
+        figure.savefig(partial, facecolor="white")
 
 
 def _draw_image(axes, image: Image.Image, color: str) -> None:
@@ -89,8 +90,3 @@ def draw_rewards(axes, comparison: Comparison) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=11, loc="best")
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with atomic_path(path) as partial:
-        figure.savefig(partial, facecolor="white")

@@ -86,7 +86,7 @@ def best_of_n(
         for start in range(0, num_candidates, batch_size)
     ]
     latents = torch.cat(parts)
-    scorer = DinaScorer.from_pipeline(model, pipeline, batch_size=batch_size)
+    scorer = DinaScorer(model, pipeline, batch_size=batch_size)
     scores, order = scorer.score(prompts=[prompt] * num_candidates, latents=latents).scores.sort(descending=True)
     best = latents[order[:keep].to(latents.device)]
     pixels = decode_latents(pipeline.vae, best)

@@ -219,12 +219,6 @@ class DinaScorer:
             model = model.to(device)
         return cls(model, load_pipeline(model), batch_size=batch_size, max_pixels=max_pixels)
 
-    @classmethod
-    def from_pipeline(cls, model, pipe, **options) -> "DinaScorer":
-        """Create a scorer that shares a loaded pipeline, such as that of a generator; arguments are those of the
-        class."""
-        return cls(model, pipe, **options)
-
     def score(
         self,
         *,

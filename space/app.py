@@ -21,7 +21,7 @@ from compare_tab import compare_tab
 from draws_tab import draws_tab
 from generate_tab import generate_tab
 from inputs import QUEUE, UploadsOnly, limit_decoding, opened_image, opened_images, read_examples
-from modeling_dina.options import EMBEDDED_MODEL, ModelOptions
+from modeling_dina.options import EMBEDDED_MODEL, Mode, ModelOptions
 from rank_tab import rank_tab
 
 TITLE = "DiNa-LRM: a reward model that reads noise"
@@ -30,8 +30,6 @@ STYLE = Path(__file__).with_name("style.css")
 DELETE_CACHE = (600, 3600)
 SYSTEM_FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 SYSTEM_MONO_FONTS = ["ui-monospace", "Menlo", "Consolas", "monospace"]
-
-Mode = Literal["features", "mean", "precision"]
 
 
 def build_page(judge: Judge, generator: Generator | None, note: str) -> gr.Blocks:

@@ -48,7 +48,7 @@ def main(
     source_format: Annotated[
         Format,
         typer.Option("--format", help="Format of the source: a public data set, or the package's own schema (pairs)."),
-    ] = Format.pairs,
+    ] = "pairs",
     image_root: Annotated[
         Path | None,
         typer.Option(
@@ -70,7 +70,7 @@ def main(
     """Encode the images of preference pairs to float16 latents, in shards. A pair that cannot be encoded is reported
     and skipped; the exit code is 1 if no pair could be encoded."""
     with exit_on_bad_input():
-        if (model is None) != (source_format is Format.reference_cache):
+        if (model is None) != (source_format == "reference_cache"):
             raise ValueError(f"model: expected for images, and not for a cache of latents, got {model}")
         check_folder("out", out)
         # The main process converts the data and fills the caches while the others wait, which may take hours.
@@ -82,7 +82,7 @@ def main(
         items, encode, encoding = open_items(pairs, model, max_pixels, accelerator, where)
         settings: dict[str, Any] = {
             "source": os.path.abspath(source) if os.path.exists(source) else source,
-            "format": source_format.value,
+            "format": source_format,
             "image_root": image_root and os.path.abspath(image_root),
             "pairs": fingerprint(pairs),
             "contents": contents_fingerprint(pairs),

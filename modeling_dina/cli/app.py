@@ -14,6 +14,7 @@ from modeling_dina.cli.evaluation import calibrate, evaluate
 from modeling_dina.cli.serving import serve
 from modeling_dina.files import atomic_path
 from modeling_dina.options import (
+    BatchSizeOption,
     EnsembleOptions,
     HubOptions,
     JsonOption,
@@ -131,7 +132,7 @@ def rank(
         Path | None,
         typer.Option(help="Table to write for a manifest, as .csv, .jsonl or .parquet. An interrupted run resumes."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Number of images scored at a time.")] = 8,
+    batch_size: BatchSizeOption = 8,
     *,
     model: ModelOptions,
     ensemble: EnsembleOptions,

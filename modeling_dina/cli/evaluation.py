@@ -10,7 +10,9 @@ from rich.table import Table
 
 from modeling_dina.options import (
     EMBEDDED_MODEL,
-    Dtype,
+    BatchSizeOption,
+    DeviceOption,
+    DtypeOption,
     EnsembleOptions,
     HubOptions,
     JsonOption,
@@ -47,7 +49,7 @@ def evaluate(
         ),
     ] = None,
     data: DataOption = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Number of images scored at a time.")] = 16,
+    batch_size: BatchSizeOption = 16,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Read only this many rows or prompts of each split.")
     ] = None,
@@ -159,16 +161,12 @@ def calibrate(
     ] = None,
     data: DataOption = None,
     limit: Annotated[int | None, typer.Option(min=2, help="Read only this many rows or prompts.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Number of images scored at a time.")] = 16,
+    batch_size: BatchSizeOption = 16,
     seed: Annotated[
         int, typer.Option(min=0, help="Seed of the noise and of the split into fitted and held-out prompts.")
     ] = 0,
-    device: Annotated[
-        str | None, typer.Option(help="Device: cpu, cuda, cuda:1 and so on. Default: cuda if available.")
-    ] = None,
-    dtype: Annotated[
-        Dtype | None, typer.Option(help="Floating-point type of the weights. Default: as stored.")
-    ] = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fit temperature, mean and standard deviation of a model's scores to preferences, and report on held-out

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from modeling_dina.options import (
-    Dtype,
+    DtypeOption,
     SourceOptions,
     error_console,
     loading,
@@ -31,9 +31,7 @@ def serve(
             help="Device of a worker; repeat it for several workers. Default: cuda if available.", show_default=False
         ),
     ] = None,
-    dtype: Annotated[
-        Dtype | None, typer.Option(help="Floating-point type of the weights. Default: as stored.")
-    ] = None,
+    dtype: DtypeOption = None,
     latents_only: Annotated[
         bool, typer.Option("--latents-only", help="Do not load VAE and text encoders, and do not serve /v1/compare.")
     ] = False,
@@ -82,7 +80,7 @@ def serve(
             RewardEngine.from_pretrained(
                 model.model,
                 device=each,
-                dtype=None if dtype is None else getattr(torch, dtype.value),
+                dtype=None if dtype is None else getattr(torch, dtype),
                 latents_only=latents_only,
                 max_batch_size=max_batch_size,
                 revision=model.revision or "main",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from modeling_dina.evaluation.benchmarks import Benchmark, Ties, find_benchmark
 from modeling_dina.evaluation.benchmarks.preference_set import Item, Pairs, PreferenceSet
@@ -23,8 +24,7 @@ from modeling_dina.evaluation.statistics import (
     negative_log_likelihood,
 )
 from modeling_dina.files import Journal, write_json
-from modeling_dina.isolation import PROBE_PROMPT, error_text, isolate_failures, probe_image
-from modeling_dina.scoring_dina import check_prompt
+from modeling_dina.isolation import score_images
 
 LIBRARIES = ("dina-lrm", "torch", "transformers", "diffusers", "numpy", "pillow")
 
@@ -144,12 +144,18 @@ def score_items(
         for index, reading in zip(record["items"], record["readings"], strict=True)
     }
     errors: dict[int, str] = {}
+
+    def read(prompts: Sequence[str], images: Sequence[Image.Image]) -> list:
+        return np.moveaxis(reader.read(prompts, images), -1, 0).tolist()
+
     # Batches are the same whether a run was interrupted or not, and so is the last digit of their scores.
     for start in range(0, len(items), batch_size):
         progress(start, len(items))
         batch = [index for index in range(start, min(start + batch_size, len(items))) if index not in readings]
         if batch:
-            scores, failures = _score_batch({index: items[index] for index in batch}, reader)
+            inputs = {index: (items[index].prompt, items[index].open) for index in batch}
+            # One image's fault, NaN in half precision for instance, is not the others'.
+            scores, failures = score_images(read, inputs, fatal=(WrongCountError,))
             journal.append({"items": list(scores), "readings": list(scores.values())})
             readings |= scores
             errors |= failures
@@ -160,30 +166,6 @@ def score_items(
     for index, reading in readings.items():
         samples[..., index] = reading
     return samples, [{"name": items[index].name, "error": errors[index]} for index in sorted(errors)]
-
-
-def _score_batch(items: dict[int, Item], reader: RewardReader) -> tuple[dict[int, list], dict[int, str]]:
-    """Readings [R][D] of the items that can be scored, and why the others cannot."""
-    images, failures = {}, {}
-    for index, item in items.items():
-        try:
-            check_prompt(item.prompt)
-            images[index] = item.open()
-        except Exception as error:
-            failures[index] = error_text(error)
-
-    def read(indices: Sequence[int]) -> list:
-        readings = reader.read([items[index].prompt for index in indices], [images[index] for index in indices])
-        return np.moveaxis(readings, -1, 0).tolist()
-
-    def probe() -> None:
-        reader.read([PROBE_PROMPT], [probe_image()])
-
-    if not images:
-        return {}, failures
-    # One image's fault, NaN in half precision for instance, is not the others'.
-    scores, failed = isolate_failures(read, list(images), probe, fatal=(WrongCountError,))
-    return dict(scores), failures | dict(failed)
 
 
 def scored(rewards: Rewards, pairs: Pairs) -> np.ndarray:

@@ -42,7 +42,7 @@ def call(seed: int = 0, **options) -> dict:
 
 def scores(model, pipeline, latents, prompts=None):
     prompts = prompts or [PROMPT] * len(latents)
-    return DinaScorer.from_pipeline(model, pipeline).score(prompts=prompts, latents=latents).scores
+    return DinaScorer(model, pipeline).score(prompts=prompts, latents=latents).scores
 
 
 def test_best_of_n_decodes_the_best(model, pipeline):
@@ -61,7 +61,7 @@ def test_best_of_n_decodes_the_best(model, pipeline):
     torch.testing.assert_close(best.latents, candidates[expected.indices[:2]])
     assert [image.size for image in best.images] == [(64, 64)] * 2
     # The pictures are those of the latents: encoded again, they are near.
-    again = DinaScorer.from_pipeline(model, pipeline)._encode_images(best.images, (64, 64))
+    again = DinaScorer(model, pipeline)._encode_images(best.images, (64, 64))
     nearest = torch.cdist(again.flatten(1), candidates.flatten(1)).argmin(dim=1)
     assert nearest.tolist() == expected.indices[:2].tolist()
 

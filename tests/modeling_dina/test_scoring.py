@@ -183,7 +183,7 @@ def test_a_shared_pipeline_is_left_as_it_was(model, pipeline, images):
 
     before = state()
     weights = {key: value.clone() for key, value in pipeline.vae.state_dict().items()}
-    DinaScorer.from_pipeline(model, pipeline).score(prompts=PROMPTS, images=images)
+    DinaScorer(model, pipeline).score(prompts=PROMPTS, images=images)
     assert state() == before
     assert all(torch.equal(value, weights[key]) for key, value in pipeline.vae.state_dict().items())
 
@@ -194,9 +194,7 @@ def test_without_t5_and_transformer(folder, images):
     del model.config.conditioning["text_encoders"]["text_encoder_3"]
     pipe = StableDiffusion3Pipeline.from_pretrained(folder, transformer=None, text_encoder_3=None, tokenizer_3=None)
     whole = StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)
-    scores, expected = (
-        DinaScorer.from_pipeline(model, each).score(prompts=PROMPTS, images=images).scores for each in (pipe, whole)
-    )
+    scores, expected = (DinaScorer(model, each).score(prompts=PROMPTS, images=images).scores for each in (pipe, whole))
     torch.testing.assert_close(scores, expected, rtol=0, atol=1e-6)
     assert pipe.transformer is None
 

@@ -113,8 +113,8 @@ def _hash_image(cell: dict) -> str | None:
 def main(
     train: Annotated[str, typer.Argument(help="Training pairs: annotations, a folder, or a data set on the Hub.")],
     test: Annotated[str, typer.Argument(help="Test pairs, in the same form as TRAIN.")],
-    train_format: Annotated[Format, typer.Option("--format", help="Format of the training pairs.")] = Format.pairs,
-    test_format: Annotated[Format, typer.Option(help="Format of the test pairs.")] = Format.pairs,
+    train_format: Annotated[Format, typer.Option("--format", help="Format of the training pairs.")] = "pairs",
+    test_format: Annotated[Format, typer.Option(help="Format of the test pairs.")] = "pairs",
     image_root: Annotated[
         Path | None, typer.Option(help="Folder that image paths of the training pairs are relative to.")
     ] = None,

@@ -2,8 +2,8 @@
 named, not copied."""
 
 import os
-from enum import Enum
 from pathlib import Path
+from typing import Literal
 
 from datasets import Dataset, load_dataset, load_from_disk
 
@@ -12,32 +12,22 @@ from modeling_dina.data.tables import naming_row, read_parquet, read_rows, table
 from modeling_dina.options import loading
 from training.preference_data.schema import PAIR_FEATURES, as_pairs
 
-
-class Format(str, Enum):
-    """The package's own schema (pairs), or a data set as it is published."""
-
-    pairs = "pairs"
-    hpdv3 = "hpdv3"
-    hpdv2 = "hpdv2"
-    image_reward = "image_reward"
-    pick_a_pic = "pick_a_pic"
-    reference_cache = "reference_cache"
-
-
+# The package's own schema (pairs), or a data set as it is published.
+Format = Literal["pairs", "hpdv3", "hpdv2", "image_reward", "pick_a_pic", "reference_cache"]
 # The formats of annotations that give images by their paths.
 _READERS = {
-    Format.hpdv3: preferences.hpdv3,
-    Format.hpdv2: preferences.hpdv2,
-    Format.image_reward: preferences.image_reward,
+    "hpdv3": preferences.hpdv3,
+    "hpdv2": preferences.hpdv2,
+    "image_reward": preferences.image_reward,
 }
 
 
-def load_pairs(source: str, source_format: Format = Format.pairs, image_root: Path | None = None) -> Dataset:
+def load_pairs(source: str, source_format: Format = "pairs", image_root: Path | None = None) -> Dataset:
     """
     Preference pairs in the package's schema; those of the reference's cache hold latents in place of images.
 
     Args:
-        source: for `Format.pairs`, a folder that `Dataset.save_to_disk` wrote, or what `datasets.load_dataset` reads,
+        source: for "pairs", a folder that `Dataset.save_to_disk` wrote, or what `datasets.load_dataset` reads,
             a Hub id for one: its split "train". For Pick-a-Pic and the cache of the reference, a folder with Parquet
             files at any depth; for the others, a file of annotations. See the readers in
             `modeling_dina.data.preferences`.
@@ -48,14 +38,14 @@ def load_pairs(source: str, source_format: Format = Format.pairs, image_root: Pa
         ValueError: there are no pairs, or they are not as their format says.
     """
     match source_format:
-        case Format.pairs:
+        case "pairs":
             is_saved = os.path.isfile(os.path.join(source, "state.json"))
             with loading("source", source):
                 dataset = load_from_disk(source) if is_saved else load_dataset(source, split="train")
             pairs = as_pairs(dataset)
-        case Format.pick_a_pic:
+        case "pick_a_pic":
             pairs = _pick_a_pic(Path(source))
-        case Format.reference_cache:
+        case "reference_cache":
             pairs = _reference_cache(Path(source))
         case _:
             pairs = _from_annotations(Path(source), source_format, image_root or Path(source).parent)
@@ -73,7 +63,7 @@ def _from_annotations(annotations: Path, source_format: Format, root: Path) -> D
         for (image_a, image_b), _, target in annotation.pairs():
             assert isinstance(image_a, str)
             assert isinstance(image_b, str)
-            row = annotation.prompt, str(root / image_a), str(root / image_b), target, 1.0, source_format.value
+            row = annotation.prompt, str(root / image_a), str(root / image_b), target, 1.0, source_format
             for column, value in zip(columns.values(), row, strict=True):
                 column.append(value)
     return as_pairs(Dataset.from_dict(columns, features=PAIR_FEATURES))

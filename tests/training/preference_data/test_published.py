@@ -11,15 +11,15 @@ from PIL import Image
 
 from modeling_dina.evaluation.benchmarks import BENCHMARKS
 from training.preference_data.schema import PAIR_FEATURES
-from training.preference_data.sources import Format, load_pairs
+from training.preference_data.sources import load_pairs
 
 
 def reader(source_format):
     return lambda source, image_root=None: load_pairs(str(source), source_format, image_root)
 
 
-hpdv3, hpdv2, image_reward = map(reader, (Format.hpdv3, Format.hpdv2, Format.image_reward))
-pick_a_pic, reference_cache = map(reader, (Format.pick_a_pic, Format.reference_cache))
+hpdv3, hpdv2, image_reward = map(reader, ("hpdv3", "hpdv2", "image_reward"))
+pick_a_pic, reference_cache = map(reader, ("pick_a_pic", "reference_cache"))
 
 
 @pytest.fixture
