@@ -85,8 +85,13 @@ def draw_rewards(axes, comparison: Comparison) -> None:
     axes.set_ylabel("reward", fontsize=11, color=INK)
     title = f"mean ± standard deviation of {num_draws} noise draws" if num_draws > 1 else "one noise draw"
     axes.set_title(title, fontsize=10, color=INK)
-    axes.yaxis.set_major_locator(MaxNLocator(6))
+    plain_axes(axes, ticks=6)
+    axes.legend(frameon=False, fontsize=11, loc="best")
+
+
+def plain_axes(axes, ticks: int) -> None:
+    """Horizontal grid lines at about `ticks` values, and no frame at the top and on the right."""
+    axes.yaxis.set_major_locator(MaxNLocator(ticks))
     axes.grid(axis="y", color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=11, loc="best")

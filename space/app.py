@@ -17,12 +17,9 @@ from starlette.middleware import Middleware
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 import views
-from compare_tab import compare_tab
-from draws_tab import draws_tab
-from generate_tab import generate_tab
 from inputs import QUEUE, UploadsOnly, limit_decoding, opened_image, opened_images, read_examples
 from modeling_dina.options import EMBEDDED_MODEL, Mode, ModelOptions
-from rank_tab import rank_tab
+from tabs import compare_tab, draws_tab, generate_tab, rank_tab
 
 TITLE = "DiNa-LRM: a reward model that reads noise"
 STYLE = Path(__file__).with_name("style.css")

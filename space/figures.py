@@ -8,10 +8,10 @@ from html import escape
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.ticker import ScalarFormatter
 
 from judge import SamplingState
-from modeling_dina.plotting import COLORS, FAINT, INK, draw_rewards
+from modeling_dina.plotting import COLORS, FAINT, INK, draw_rewards, plain_axes
 from modeling_dina.scoring_dina import Comparison
 from views import percent
 
@@ -70,7 +70,7 @@ def settling_figure(comparisons: Sequence[Comparison], most_draws: int) -> str:
     scores.set_ylabel("score ± standard error")
     scores.legend(frameon=False, loc="best")
     for axes in (scores, probability):
-        _plain(axes)
+        plain_axes(axes, ticks=5)
     last = comparisons[-1]
     return to_svg(
         figure,
@@ -115,7 +115,7 @@ def sampling_figure(states: Sequence[SamplingState], best: int | None = None) ->
             color=color,
             fontweight=weight,
         )
-    _plain(axes)
+    plain_axes(axes, ticks=5)
     return to_svg(
         figure,
         f"Rewards of {len(last.scores)} noisy states after {percent(last.step / last.num_steps)} of the steps; "
@@ -144,10 +144,3 @@ def to_svg(figure: Figure, description: str) -> str:
         svg = svg.replace(color.lower(), page_color)
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1)
     return f'<figure class="dina-figure">{svg}</figure>'
-
-
-def _plain(axes) -> None:
-    axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.grid(axis="y", color=FAINT, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)

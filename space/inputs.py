@@ -14,18 +14,9 @@ from gradio.exceptions import InvalidPathError
 from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, traverse
 from PIL import Image
 
+import judge as limits
 import views
-from judge import (
-    MAX_DRAWS,
-    MAX_FILE_BYTES,
-    MAX_IMAGE_PIXELS,
-    MAX_PROMPT_CHARACTERS,
-    MAX_RANKED,
-    MAX_SEED,
-    MIN_RANKED,
-    Judge,
-    shortened,
-)
+from judge import Judge, shortened
 from modeling_dina.configuration_dina import ENSEMBLE_MODES
 from modeling_dina.images_dina import load_image
 
@@ -64,33 +55,27 @@ def _refusal(got: str) -> gr.Error:
 
 def limit_decoding() -> None:
     """Makes Pillow refuse pictures of more than `MAX_IMAGE_PIXELS` before decoding, in the whole process."""
-    Image.MAX_IMAGE_PIXELS = MAX_IMAGE_PIXELS
-
-
-def uploaded_path(upload, name: str) -> str:
-    """Returns the path of an upload in Gradio's form, a dictionary that declares itself a file.
-
-    Gradio has checked the paths in such dictionaries only. Any other dictionary could name any file of the host.
-    """
-    if upload is None:
-        raise ValueError(f"{name}: expected a picture, got none")
-    if not is_file_obj_with_meta(upload):
-        raise ValueError(f"{name}: expected an uploaded file, got {shortened(upload)}")
-    return upload["path"]
+    Image.MAX_IMAGE_PIXELS = limits.MAX_IMAGE_PIXELS
 
 
 def opened_image(upload, name: str) -> Image.Image:
-    """Opens an upload as an upright RGB image.
+    """Opens an upload, in Gradio's form, as an upright RGB image.
 
     Raises:
         ValueError: the file is missing, too large, or not a picture. The message has the name of the file but not its
             folder on this host.
     """
-    path = uploaded_path(upload, name)
+    if upload is None:
+        raise ValueError(f"{name}: expected a picture, got none")
+    # Gradio has checked only the paths of dictionaries that declare themselves files. Another could name any file of
+    # the host.
+    if not is_file_obj_with_meta(upload):
+        raise ValueError(f"{name}: expected an uploaded file, got {shortened(upload)}")
+    path = upload["path"]
     try:
         size = os.path.getsize(path)
-        if size > MAX_FILE_BYTES:
-            raise ValueError(f"{name}: expected at most {_megabytes(MAX_FILE_BYTES)}, got {_megabytes(size)}")
+        if size > limits.MAX_FILE_BYTES:
+            raise ValueError(f"{name}: expected at most {_megabytes(limits.MAX_FILE_BYTES)}, got {_megabytes(size)}")
         return load_image(path, name)
     except (ValueError, OSError) as error:
         message = str(error).replace(path, Path(path).name).removesuffix(PILLOWS_SUSPICION)
@@ -100,8 +85,8 @@ def opened_image(upload, name: str) -> Image.Image:
 def opened_images(uploads: Sequence | None) -> list[Image.Image]:
     """Opens the pictures of a ranking; see `opened_image`."""
     uploads = uploads or []
-    if not MIN_RANKED <= len(uploads) <= MAX_RANKED:
-        raise ValueError(f"pictures: expected {MIN_RANKED} to {MAX_RANKED}, got {len(uploads)}")
+    if not limits.MIN_RANKED <= len(uploads) <= limits.MAX_RANKED:
+        raise ValueError(f"pictures: expected {limits.MIN_RANKED} to {limits.MAX_RANKED}, got {len(uploads)}")
     return [opened_image(upload, f"picture {place}") for place, upload in enumerate(uploads, start=1)]
 
 
@@ -124,7 +109,7 @@ def prompt_box(value: str, label: str = "Prompt") -> gr.Textbox:
         label=label,
         info="What the pictures should show.",
         placeholder="a large red circle left of a small blue square",
-        max_length=MAX_PROMPT_CHARACTERS,
+        max_length=limits.MAX_PROMPT_CHARACTERS,
         lines=1,
         max_lines=4,
     )
@@ -166,7 +151,7 @@ def noise_settings(judge: Judge, with_draws: bool = True) -> list[gr.components.
         )
         draws = gr.Slider(
             1,
-            MAX_DRAWS,
+            limits.MAX_DRAWS,
             value=max(config.default_num_draws, 4),
             step=1,
             label="Draws",
@@ -180,7 +165,7 @@ def noise_settings(judge: Judge, with_draws: bool = True) -> list[gr.components.
             info="features: the head reads all levels together. mean: mean of their scores. precision: mean weighted "
             "by certainty.",
         )
-        seed = gr.Number(0, label="Noise seed", precision=0, minimum=0, maximum=MAX_SEED, step=1)
+        seed = gr.Number(0, label="Noise seed", precision=0, minimum=0, maximum=limits.MAX_SEED, step=1)
     return [sigmas, draws, mode, seed] if with_draws else [sigmas, mode, seed]
 
 
@@ -216,20 +201,23 @@ def run_on(
 
 
 def example_buttons(
-    examples: Sequence[dict], values: Sequence[list], inputs: Sequence[gr.components.Component], note: gr.Markdown
+    above: gr.Column, examples: Sequence[dict], inputs: Sequence[gr.components.Component], note: gr.Markdown
 ) -> Dependency:
-    """Buttons that fill the inputs and show the example's note. Returns their event, for `run_on`."""
-    buttons = gr.Examples(
-        [[*value, example["note"]] for value, example in zip(values, examples, strict=True)],
-        [*inputs, note],
-        example_labels=[example["title"] for example in examples],
-        label="Examples",
-        api_visibility="private",
-        cache_examples=False,
-    )
+    """Buttons in the column `above` that fill the inputs, a prompt and its pictures, and show the example's note until
+    an input changes. Returns their event, for `run_on`."""
+    is_gallery = isinstance(inputs[1], gr.Gallery)
+    values = [
+        [each["prompt"], *([each["images"]] if is_gallery else each["images"]), each["note"]] for each in examples
+    ]
+    with above:
+        buttons = gr.Examples(
+            values,
+            [*inputs, note],
+            example_labels=[example["title"] for example in examples],
+            label="Examples",
+            api_visibility="private",
+            cache_examples=False,
+        )
+    changes = [each.upload if isinstance(each, gr.Gallery) else each.input for each in inputs]
+    gr.on(changes, None, None, note, js="() => ''", api_visibility="private")
     return buttons.load_input_event
-
-
-def clear_when_changed(note: gr.Markdown, inputs: Sequence[gr.components.Component]) -> None:
-    """Clears the note of an example when its inputs change."""
-    gr.on([component.input for component in inputs], None, None, note, js="() => ''", api_visibility="private")
