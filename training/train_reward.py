@@ -97,11 +97,6 @@ class ModelArguments:
                 super(DinaConfig, default).__setattr__(name, value)
         self.noise_levels = NoiseLevels(self.sigma_density, self.sigma_parameters)
 
-    @property
-    def frozen_dtype(self) -> torch.dtype:
-        """Dtype of the frozen weights."""
-        return getattr(torch, self.backbone_dtype)
-
     def config_fields(self) -> dict[str, Any]:
         """Fields of the `DinaConfig` of the model to train."""
         fields: dict[str, Any] = dict(self.reward_fields)
@@ -156,8 +151,9 @@ def make_trainable(model: DinaRewardModel, arguments: ModelArguments) -> Prefere
     bfloat16."""
     if arguments.backbone == "frozen":
         model.backbone.requires_grad_(False)
+    frozen_dtype = getattr(torch, arguments.backbone_dtype)
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else arguments.frozen_dtype)
+        parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else frozen_dtype)
     return PreferenceObjective(model, arguments.loss, margin=arguments.margin, learn_variance=arguments.learn_variance)
 
 
@@ -293,14 +289,9 @@ def tell_cost(model_arguments: ModelArguments, data_arguments: DataArguments, ar
     """Print the cost of a run, without weights or network."""
     with names_reward_config():
         config = offline_config(model_arguments.base_model, model_arguments.config_fields())
-    print_dry_run(
-        f"DiNa-LRM on {model_arguments.base_model}",
-        config,
-        lambda model: make_trainable(model, model_arguments),
-        data_arguments.train_data,
-        args,
-        ema=bool(args.ema_decay),
-    )
+    with torch.device("meta"):
+        objective = make_trainable(DinaRewardModel(config), model_arguments)
+    print_dry_run(f"DiNa-LRM on {model_arguments.base_model}", objective, data_arguments.train_data, args)
 
 
 if __name__ == "__main__":

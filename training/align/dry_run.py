@@ -10,22 +10,11 @@ from peft import LoraConfig
 from modeling_dina import DinaConfig, DinaRewardModel
 from modeling_dina.backbone_dina import read_transformer_config
 from modeling_dina.configuration_dina import SD35_MEDIUM_TRANSFORMER
+from training import costs
 from training.align.algorithm import AlgorithmArguments
 from training.align.arguments import AlignArguments
 from training.align.policy import ATTENTION
 from training.align.run import ALGORITHMS
-from training.costs import (
-    KNOWN_BASE,
-    count_flops,
-    count_parameters,
-    input_shapes,
-    kept_bytes,
-    memory_rows,
-    print_rows,
-    recomputed_bytes,
-    training_bytes,
-    weight_bytes,
-)
 
 LATENT_FACTOR = 8  # pixels a latent, of every Stable Diffusion 3 VAE
 
@@ -43,10 +32,12 @@ class Cost:
     """
 
     def __init__(self, arguments: AlignArguments, algorithm_arguments: AlgorithmArguments) -> None:
-        config, transformer_config = offline_reward(arguments.reward_model), offline_policy(arguments.policy)
+        is_here = os.path.isdir(arguments.reward_model)  # of a Hub id, the default: DiNa-LRM on SD3.5 Medium
+        config = DinaConfig.from_pretrained(arguments.reward_model) if is_here else DinaConfig()
+        transformer_config = offline_policy(arguments.policy)
         dtype, algorithm = getattr(torch, arguments.dtype), ALGORITHMS[arguments.algorithm]
         side = arguments.resolution // LATENT_FACTOR if arguments.resolution else None
-        shapes = input_shapes(transformer_config, config.max_sequence_length, side)
+        shapes = costs.input_shapes(transformer_config, config.max_sequence_length, side)
         with torch.device("meta"):
             transformer = SD3Transformer2DModel.from_config(transformer_config).requires_grad_(False)
             for weight in transformer.parameters():
@@ -57,7 +48,7 @@ class Cost:
             reward = DinaRewardModel(config).requires_grad_(False)
             reward.backbone.to(dtype)
             latents, embeds, pooled = (torch.empty(1, *shape, dtype=dtype) for shape in shapes)
-        self.parameters, self.trainable = count_parameters(transformer)
+        self.parameters, self.trainable = costs.count_parameters(transformer)
         evaluations = algorithm_arguments.evaluations()
         draws = arguments.reward_draws or config.default_num_draws
         levels = 1 if evaluations.noisy else draws * len(arguments.reward_sigmas or config.default_sigmas)
@@ -68,27 +59,27 @@ class Cost:
         def judge(needs_gradient: bool = algorithm.needs_gradient) -> torch.Tensor:
             return reward(latents.detach().requires_grad_(needs_gradient), 0.5, embeds, pooled).scores
 
-        activations = kept_bytes(transformer, velocity)
+        activations = costs.kept_bytes(transformer, velocity)
         if arguments.gradient_checkpointing:
             tokens = latents.shape[-1] ** 2 // transformer_config["patch_size"] ** 2 + embeds.shape[1]
             width = transformer_config["num_attention_heads"] * transformer_config["attention_head_dim"]
-            activations = recomputed_bytes(
+            activations = costs.recomputed_bytes(
                 activations, transformer_config["num_layers"], tokens * width * dtype.itemsize
             )
             transformer.enable_gradient_checkpointing()
-        kept = evaluations.kept * activations + levels * algorithm.needs_gradient * kept_bytes(reward, judge)
+        kept = evaluations.kept * activations + levels * algorithm.needs_gradient * costs.kept_bytes(reward, judge)
         self.memory = {
-            "weights": weight_bytes(transformer),
-            "reward": weight_bytes(reward),
-            **training_bytes(self.trainable, algorithm.averages),
+            "weights": costs.weight_bytes(transformer),
+            "reward": costs.weight_bytes(reward),
+            **costs.training_bytes(self.trainable, algorithm.averages),
             "activations": arguments.batch_size * kept,
         }
         prompts = arguments.prompts_per_update
         gate = 0 if arguments.gate == "none" else arguments.gate_draws * len(config.default_sigmas)
         with torch.no_grad():
-            sampling, judged = count_flops(velocity), count_flops(partial(judge, False))
-        update = count_flops(lambda: velocity().sum().backward())
-        rewarded = count_flops(lambda: judge().sum().backward()) if algorithm.needs_gradient else judged
+            sampling, judged = costs.count_flops(velocity), costs.count_flops(partial(judge, False))
+        update = costs.count_flops(lambda: velocity().sum().backward())
+        rewarded = costs.count_flops(lambda: judge().sum().backward()) if algorithm.needs_gradient else judged
         self.flops = {
             "sampling": prompts * evaluations.sampling * sampling,
             "reward": prompts * evaluations.judged * (levels * rewarded + gate * judged),
@@ -100,14 +91,9 @@ def offline_policy(source: str) -> dict:
     """The transformer's configuration, without asking the Hub; ValueError where it is not known."""
     if os.path.isdir(source):
         return read_transformer_config("sd3", source)[0]
-    if source != KNOWN_BASE:
-        raise ValueError(f"policy: expected a folder or {KNOWN_BASE} for a dry run, got {source}")
+    if source != costs.KNOWN_BASE:
+        raise ValueError(f"policy: expected a folder or {costs.KNOWN_BASE} for a dry run, got {source}")
     return SD35_MEDIUM_TRANSFORMER
-
-
-def offline_reward(source: str) -> DinaConfig:
-    """The reward model's configuration, without asking the Hub; of a Hub id, that of DiNa-LRM on SD3.5 Medium."""
-    return DinaConfig.from_pretrained(source) if os.path.isdir(source) else DinaConfig()
 
 
 def print_dry_run(arguments: AlignArguments, algorithm_arguments: AlgorithmArguments) -> None:
@@ -118,7 +104,7 @@ def print_dry_run(arguments: AlignArguments, algorithm_arguments: AlgorithmArgum
         "parameters of the policy": f"{cost.parameters / 1e6:,.1f} M",
         "trainable parameters": f"{cost.trainable / 1e6:,.2f} M",
         **{name: f"{flops / 1e12:,.2f} T" for name, flops in parts.items()},
-        **memory_rows(cost.memory, "a process, without VAE and text encoders"),
+        **costs.memory_rows(cost.memory, "a process, without VAE and text encoders"),
         "updates": f"{arguments.updates:,}",
     }
-    print_rows(f"{arguments.algorithm} of {arguments.policy}", rows)
+    costs.print_rows(f"{arguments.algorithm} of {arguments.policy}", rows)

@@ -2,29 +2,16 @@
 
 import math
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
-from transformers import TrainingArguments
 
 from modeling_dina import DinaConfig, DinaRewardModel
 from modeling_dina.backbone_dina import read_transformer_config
-from training.costs import (
-    ADAM_BYTES,
-    KNOWN_BASE,
-    count_flops,
-    count_parameters,
-    input_shapes,
-    kept_bytes,
-    memory_rows,
-    print_rows,
-    recomputed_bytes,
-    training_bytes,
-    weight_bytes,
-)
+from training import costs
 from training.reward.objective import PreferenceObjective
+from training.reward.trainer import RewardTrainingArguments
 from training.world.groups import FIRST
 
 ADAM_8BIT_BYTES = 2
@@ -35,14 +22,15 @@ def offline_config(base_model: str, fields: dict) -> DinaConfig:
     The config that training would have, without asking the Hub.
 
     Raises:
-        ValueError: `base_model` is neither a folder nor `KNOWN_BASE`, and `fields` has no transformer_config.
+        ValueError: `base_model` is neither a folder nor `costs.KNOWN_BASE`, and `fields` has no transformer_config.
     """
     fields = {"base_model": base_model, **fields}
     if "transformer_config" not in fields and os.path.isdir(base_model):
         fields["transformer_config"], _ = read_transformer_config(fields.get("backbone_type", "sd3"), base_model)
-    elif "transformer_config" not in fields and base_model != KNOWN_BASE:
+    elif "transformer_config" not in fields and base_model != costs.KNOWN_BASE:
         raise ValueError(
-            f"base_model: expected a folder, {KNOWN_BASE}, or a transformer_config in reward_config, got {base_model}"
+            f"base_model: expected a folder, {costs.KNOWN_BASE}, or a transformer_config in reward_config, "
+            f"got {base_model}"
         )
     return DinaConfig(**fields)
 
@@ -55,67 +43,53 @@ def count_pairs(source: str) -> int | None:
     return sum(pq.read_metadata(path).num_rows for path in paths) if paths else None
 
 
-def pair_inputs(config: DinaConfig, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def pair_inputs(config: DinaConfig) -> dict[str, torch.Tensor]:
     """A pair of the size that the backbone was trained at, on the meta device, as `PreferenceObjective` takes it."""
-    latent, embeds, pooled = input_shapes(config.transformer_config, config.max_sequence_length)
+    latent, embeds, pooled = costs.input_shapes(config.transformer_config, config.max_sequence_length)
     shapes = {"latents": (2, 1, *latent), "noise": (1, *latent), "sigma": (1,), "target": (1,)}
-    inputs = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    conditioning = {"prompt_embeds": (1, *embeds), "pooled_prompt_embeds": (1, *pooled)}
-    return inputs | {name: torch.empty(shape, device="meta", dtype=dtype) for name, shape in conditioning.items()}
+    shapes |= {"prompt_embeds": (1, *embeds), "pooled_prompt_embeds": (1, *pooled)}
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
-def activation_bytes(model: DinaRewardModel, config: DinaConfig, checkpointing: bool, half: bool) -> int:
+def activation_bytes(model: DinaRewardModel, checkpointing: bool, half: bool) -> int:
     """Bytes that one pair keeps for the backward pass."""
-    dtype = torch.bfloat16 if half else torch.float32
+    config, dtype = model.config, torch.bfloat16 if half else torch.float32
     model.backbone.to(dtype)
-    inputs = pair_inputs(config, dtype)
-    latents = inputs["latents"].flatten(0, 1).requires_grad_()
-    conditioning = [
-        inputs[name].repeat(2, *[1] * (inputs[name].ndim - 1)) for name in ("prompt_embeds", "pooled_prompt_embeds")
-    ]
-    timestep = torch.empty(2, device="meta")
+    latent, *texts = costs.input_shapes(config.transformer_config, config.max_sequence_length)
+    latents, timestep = torch.empty(2, *latent, device="meta", requires_grad=True), torch.empty(2, device="meta")
+    conditioning = [torch.empty(2, *shape, device="meta", dtype=dtype) for shape in texts]
     outputs = []
-    backbone = kept_bytes(model, lambda: outputs.append(model.backbone(latents, timestep, *conditioning)))
-    head = kept_bytes(model, lambda: model.head(outputs))
+    backbone = costs.kept_bytes(model, lambda: outputs.append(model.backbone(latents, timestep, *conditioning)))
+    head = costs.kept_bytes(model, lambda: model.head(outputs))
     if checkpointing and config.num_layers:
         tokens = outputs[0].visual[0].nbytes + outputs[0].text[0].nbytes
-        backbone = recomputed_bytes(backbone, config.num_layers, tokens)
+        backbone = costs.recomputed_bytes(backbone, config.num_layers, tokens)
     return backbone + head
 
 
 def print_dry_run(
-    title: str,
-    config: DinaConfig,
-    build: Callable[[DinaRewardModel], PreferenceObjective],
-    train_data: list[str],
-    args: TrainingArguments,
-    ema: bool,
+    title: str, objective: PreferenceObjective, train_data: list[str], args: RewardTrainingArguments
 ) -> None:
     """
     Print parameters, FLOPs, memory and steps of a run.
 
     Args:
         title: of the table.
-        config: from `offline_config`.
-        build: makes the objective of a model, with everything frozen that is not to be trained.
-        train_data: as in the run.
-        args: of the run.
-        ema: whether averaged weights are kept.
+        objective: on the meta device, with everything frozen that is not to be trained.
+        train_data, args: of the run.
     """
-    with torch.device("meta"):
-        objective = build(DinaRewardModel(config))
-    parameters, trainable = count_parameters(objective)
+    parameters, trainable = costs.count_parameters(objective)
     batch, checkpointing = args.per_device_train_batch_size, bool(args.activation_checkpointing)
     pairs_a_step = batch * args.gradient_accumulation_steps * args.world_size
-    optimizer_bytes = ADAM_8BIT_BYTES if "8bit" in str(args.optim) else ADAM_BYTES
+    optimizer_bytes = ADAM_8BIT_BYTES if "8bit" in str(args.optim) else costs.ADAM_BYTES
     memory = {
-        "weights": weight_bytes(objective),
-        **training_bytes(trainable, averages=int(ema), optimizer_bytes=optimizer_bytes),
-        "activations": batch * activation_bytes(objective.model, config, checkpointing, args.bf16),
+        "weights": costs.weight_bytes(objective),
+        **costs.training_bytes(trainable, averages=int(bool(args.ema_decay)), optimizer_bytes=optimizer_bytes),
+        "activations": batch * activation_bytes(objective.model, checkpointing, args.bf16),
     }
     if checkpointing:
         objective.gradient_checkpointing_enable()
-    flops = count_flops(lambda: objective(**pair_inputs(config, torch.float32)).sum().backward())
+    flops = costs.count_flops(lambda: objective(**pair_inputs(objective.model.config)).sum().backward())
     counts = [count_pairs(source) for source in train_data]
     pairs = None if None in counts else sum(filter(None, counts))
     rows = {
@@ -123,8 +97,8 @@ def print_dry_run(
         "trainable parameters": f"{trainable / 1e6:,.1f} M",
         "pairs a step": f"{pairs_a_step} = {batch} x {args.gradient_accumulation_steps} x {args.world_size} processes",
         "FLOPs a step": f"{flops * pairs_a_step / 1e12:,.2f} T",
-        **memory_rows(memory, "a process, without text encoders"),
+        **costs.memory_rows(memory, "a process, without text encoders"),
         "pairs": "unknown: train_data is not here yet" if pairs is None else f"{pairs:,}",
         "steps an epoch": "unknown" if pairs is None else f"{math.ceil(pairs / pairs_a_step):,}",
     }
-    print_rows(title, rows)
+    costs.print_rows(title, rows)
