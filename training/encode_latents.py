@@ -24,7 +24,7 @@ from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
 from modeling_dina.conditioning_dina import Location
-from modeling_dina.data.images import open_image
+from modeling_dina.data.tables import open_image
 from modeling_dina.files import atomic_path, load_or_compute, write_text
 from modeling_dina.identity import parts_identity
 from modeling_dina.isolation import error_text, isolate_failures

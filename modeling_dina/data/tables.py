@@ -1,5 +1,6 @@
 """Rows of public data sets from their JSON and Parquet files. Errors name the file or the row at fault."""
 
+import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
 from PIL import Image
 
-from modeling_dina.data.images import open_image
+from modeling_dina.images_dina import load_image, read_image
 
 Kind = TypeVar("Kind")
 # Rows of Parquet that are held in memory at a time.
@@ -101,6 +102,29 @@ class Row:
 def _open_cell(cells: Dataset, index: int, column: str) -> Image.Image:
     value = _only(cells[index][column][0].as_py(), column)
     return open_image({"bytes": value, "path": None} if isinstance(value, bytes) else value, column)
+
+
+def open_image(cell: dict, name: str = "image") -> Image.Image:
+    """
+    Decodes an image as `modeling_dina.images_dina.load_image` does.
+
+    Args:
+        cell: {"bytes", "path"}, as `datasets.Image(decode=False)` gives it; the path is read where bytes are None.
+        name: what errors call it.
+
+    Returns:
+        A PIL image of mode "RGB".
+
+    Raises:
+        ValueError: there is no image, or one that cannot be used.
+    """
+    if not cell or (cell["bytes"] is None and cell["path"] is None):
+        raise ValueError(f"{name}: expected bytes or a path, got neither")
+    if cell["bytes"] is None:
+        return load_image(cell["path"], name)
+    if cell["path"]:
+        name = f"{name} ({cell['path']})"
+    return read_image(io.BytesIO(cell["bytes"]), name)
 
 
 def _only(value: Any, column: str) -> Any:

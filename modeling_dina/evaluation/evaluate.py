@@ -12,17 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from modeling_dina.evaluation import statistics
 from modeling_dina.evaluation.benchmarks import Benchmark, Ties, find_benchmark
 from modeling_dina.evaluation.benchmarks.preference_set import Item, Pairs, PreferenceSet
 from modeling_dina.evaluation.rewards import RewardReader, Rewards, WrongCountError
-from modeling_dina.evaluation.statistics import (
-    agreement,
-    best_tie_threshold,
-    brier_score,
-    calibration_error,
-    clustered_mean,
-    negative_log_likelihood,
-)
 from modeling_dina.files import Journal, write_json
 from modeling_dina.isolation import score_images
 
@@ -183,15 +176,15 @@ def measure(benchmark: Benchmark, rewards: Rewards, test: Pairs, validation: Pai
         case Ties.predicted:
             if not len(validation):
                 raise ValueError("data: expected pairs of the validation split that can be scored, got none")
-            threshold = best_tie_threshold(rewards.difference(validation), validation.label)
-            outcomes = agreement(difference, test.label, ties="predicted", threshold=threshold)
+            threshold = statistics.best_tie_threshold(rewards.difference(validation), validation.label)
+            outcomes = statistics.agreement(difference, test.label, ties="predicted", threshold=threshold)
             extras["tie_threshold"] = threshold
         case Ties.correct:
-            outcomes = np.where(test.label == 0.5, 1.0, agreement(difference, test.label, ties="wrong"))
+            outcomes = np.where(test.label == 0.5, 1.0, statistics.agreement(difference, test.label, ties="wrong"))
         case Ties.dropped:
-            outcomes, used = agreement(difference, test.label, ties="wrong"), test.label != 0.5
+            outcomes, used = statistics.agreement(difference, test.label, ties="wrong"), test.label != 0.5
         case Ties.half:
-            outcomes = agreement(difference, test.label, ties="wrong")
+            outcomes = statistics.agreement(difference, test.label, ties="wrong")
     if not used.any():
         raise ValueError("data: expected pairs that are no ties and can be scored, got none")
     if "tievote" in test.category:
@@ -200,7 +193,7 @@ def measure(benchmark: Benchmark, rewards: Rewards, test: Pairs, validation: Pai
         extras["four_way_accuracy"] = float(matched.mean())
 
     def accuracy(chosen: np.ndarray) -> dict[str, Any]:
-        mean = clustered_mean(
+        mean = statistics.clustered_mean(
             outcomes[chosen], test.cluster[chosen], equal_clusters=benchmark.equal_prompts, seed=seed
         )
         return {"accuracy": mean.pop("mean"), **mean}
@@ -221,7 +214,7 @@ def likelihood(log_win: np.ndarray, log_loss: np.ndarray, target: np.ndarray) ->
     """How well the probabilities that a is preferred predict the observed ones."""
     probability = np.exp(log_win)
     return {
-        "log_likelihood": -negative_log_likelihood(log_win, log_loss, target),
-        "brier_score": brier_score(probability, target),
-        "calibration_error": calibration_error(probability, target),
+        "log_likelihood": -statistics.negative_log_likelihood(log_win, log_loss, target),
+        "brier_score": statistics.brier_score(probability, target),
+        "calibration_error": statistics.calibration_error(probability, target),
     }

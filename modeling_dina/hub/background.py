@@ -10,6 +10,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Condition, Thread
+from typing import NamedTuple
 
 from huggingface_hub.utils import disable_progress_bars
 
@@ -55,18 +56,9 @@ def _steps(steps: Collection[int]) -> str:
     return f"step{'s' if len(steps) > 1 else ''} {', '.join(map(str, steps))}" if steps else "nothing"
 
 
-@dataclass(frozen=True)
-class _Snapshot:
+class _Snapshot(NamedTuple):
     step: int
-    folder: Path
-
-    @property
-    def model(self) -> Path:
-        return self.folder / "model"
-
-    @property
-    def training_state(self) -> Path:
-        return self.folder / "training-state"
+    folder: Path  # with the subfolders "model" and, if it is pushed, "training-state"
 
 
 class CheckpointPusher:
@@ -164,13 +156,11 @@ class CheckpointPusher:
         self._snapshots.mkdir(parents=True, exist_ok=True)
         place = Path(tempfile.mkdtemp(prefix=f"{step}-", dir=self._snapshots))
         try:
-            snapshot = _Snapshot(step, place)
-            _link(folder, published_files(folder), snapshot.model)
+            _link(folder, published_files(folder), place / "model")
             if training_state is not None:
-                _link(
-                    Path(training_state), published_files(training_state, but=IGNORED_FILES), snapshot.training_state
-                )
-            return snapshot
+                state = Path(training_state)
+                _link(state, published_files(state, but=IGNORED_FILES), place / "training-state")
+            return _Snapshot(step, place)
         except BaseException:
             shutil.rmtree(place, ignore_errors=True)
             raise
@@ -190,13 +180,14 @@ class CheckpointPusher:
             return self._uploading
 
     def _upload(self, snapshot: _Snapshot) -> None:
+        state = snapshot.folder / "training-state"
         try:
             commit = push_folder(
-                snapshot.model,
+                snapshot.folder / "model",
                 self._report.repo_id,
                 private=self._private,
                 message=f"Step {snapshot.step}",
-                training_state=snapshot.training_state if snapshot.training_state.is_dir() else None,
+                training_state=state if state.is_dir() else None,
             )
         except Exception as error:
             with self._changed:

@@ -1,12 +1,13 @@
 """One reward model on one device, which processes batches of requests, independent of network and queue."""
 
+import io
 import logging
 from collections.abc import Sequence
 
 import torch
 
 from modeling_dina import DinaRewardModel
-from modeling_dina.data.images import open_image
+from modeling_dina.images_dina import read_image
 
 from .comparison import CompareRequest
 from .protocol import ScoreRequest
@@ -116,10 +117,7 @@ class RewardEngine:
 
     def _compare(self, request: CompareRequest) -> Answer | Exception:
         try:
-            images = [
-                open_image({"bytes": data, "path": None}, f"images[{index}]")
-                for index, data in enumerate(request.images)
-            ]
+            images = [read_image(io.BytesIO(data), f"images[{i}]") for i, data in enumerate(request.images)]
         except ValueError as error:
             return error
         ranking = self.scorer.rank(prompt=request.prompt, images=images)

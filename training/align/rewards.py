@@ -7,11 +7,16 @@ from functools import reduce
 from typing import Literal, NamedTuple
 
 import torch
+from diffusers import StableDiffusion3Pipeline
 from torch import nn
 
 from modeling_dina import DinaRewardModel
 from modeling_dina.thurstone_dina import spread_over_draws
 from training.align.policy import Conditioning
+from training.world.annotators import IMPRESSION_NOISE
+from training.world.latents import decode
+from training.world.scenes import describe
+from training.world.utility import true_utility
 
 
 class Judgement(NamedTuple):
@@ -115,6 +120,28 @@ class PixelReward(Reward):
     def judge(self, latents, conditioning, sigma, seed):
         scores = self.network(self.decode(latents), conditioning.prompt_embeds, conditioning.pooled_prompt_embeds)
         return Judgement(scores, torch.full_like(scores, torch.nan), torch.full_like(scores, self.variance))
+
+
+class UtilityReward(Reward):
+    """The true utility of the small world, measured on the decoded picture; it has no gradient.
+
+    Its variance is that of an annotator's impression.
+
+    Args:
+        pipeline: whose VAE decodes.
+    """
+
+    differentiable = False
+
+    def __init__(self, pipeline: StableDiffusion3Pipeline) -> None:
+        self.pipeline = pipeline
+
+    def judge(self, latents, conditioning, sigma, seed):
+        pictures = decode(self.pipeline, latents)
+        described = map(describe, conditioning.prompts)
+        utilities = [true_utility(text, picture) for text, picture in zip(described, pictures, strict=True)]
+        scores = latents.new_tensor(utilities)
+        return Judgement(scores, torch.zeros_like(scores), torch.full_like(scores, IMPRESSION_NOISE**2))
 
 
 class WeightedReward(Reward):

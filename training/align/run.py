@@ -21,9 +21,8 @@ from training.align.nft import DiffusionNFT
 from training.align.policy import Policy
 from training.align.prompts import Prompts
 from training.align.refl import ReFL
-from training.align.rewards import DinaReward, Gate, PixelReward, Reward, WeightedReward
+from training.align.rewards import DinaReward, Gate, PixelReward, Reward, UtilityReward, WeightedReward
 from training.align.trainer import STATE, AlignmentTrainer
-from training.align.utility_reward import UtilityReward
 from training.arguments import load_config, parse, peek, read_config
 from training.reward.pixel_model import PixelRewardModel
 from training.run_control import checkpoint_to_resume

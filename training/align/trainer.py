@@ -97,20 +97,21 @@ class AlignmentTrainer:
         process = self.update * self.accelerator.num_processes + self.accelerator.process_index
         asked = self.prompts.batch(process * arguments.prompts_per_update, arguments.prompts_per_update)
         experience = self.algorithm.collect(self.policy.encode(asked), draws)
-        means = Means(experience.metrics)
+        measured: dict[str, list[torch.Tensor]] = defaultdict(list)
         nonfinite = int(experience.metrics.get("nonfinite", 0))
         order = torch.randperm(len(experience), generator=draws.generator)
         for rows in order.tensor_split(self.algorithm.optimizer_steps):
-            nonfinite += self.optimizer_step(experience.select(rows.to(self.policy.device)), draws, means)
+            nonfinite += self.optimizer_step(experience.select(rows.to(self.policy.device)), draws, measured)
         self.algorithm.after_update()
         self.update += 1
         self.seconds += time.perf_counter() - started
         self.count_nonfinite(nonfinite)
-        self.log({**means.values(), "seconds": self.seconds, "nonfinite": self.nonfinite}, "train")
+        means = {name: torch.cat(values).mean().item() for name, values in measured.items()}
+        self.log({**experience.metrics, **means, "seconds": self.seconds, "nonfinite": self.nonfinite}, "train")
 
-    def optimizer_step(self, batch: Experience, draws: Draws, means: "Means") -> int:
+    def optimizer_step(self, batch: Experience, draws: Draws, measured: dict[str, list]) -> int:
         """One step on the mean loss of a batch's items. Returns how many of them had no finite loss and were dropped,
-        plus one if the gradient was not finite and no step was taken."""
+        plus one if the gradient was not finite and no step was taken. `measured` gets loss and metrics by name."""
         nonfinite = 0
         for rows in torch.arange(len(batch), device=self.policy.device).split(self.arguments.batch_size):
             part, seed = batch.select(rows), draws.seed + int(rows[0])
@@ -122,14 +123,15 @@ class AlignmentTrainer:
                 if not finite.any():
                     continue
                 loss, metrics = self.algorithm.loss(part.select(finite), seed)
-            means.add({"loss": loss, **metrics})
+            for name, values in {"loss": loss, **metrics}.items():
+                measured[name].append(values.detach())
             self.accelerator.backward(loss.sum() / len(batch))
         norm = self.gather_gradients()
         if norm.isfinite():
             torch.nn.utils.clip_grads_with_norm_(self.policy.parameters, self.arguments.max_grad_norm, norm)
             self.optimizer.step()
             self.average.step(self.policy.parameters)
-            means.add({"gradient_norm": norm[None]})
+            measured["gradient_norm"].append(norm[None])
         self.optimizer.zero_grad()
         return nonfinite + int(not norm.isfinite())
 
@@ -240,26 +242,3 @@ class AlignmentTrainer:
         """The arguments that a run cannot go on with others of."""
         every = asdict(self.arguments) | asdict(self.algorithm.arguments)
         return {name: value for name, value in every.items() if name not in FREE_ARGUMENTS}
-
-
-class Means:
-    """Running means of metrics.
-
-    Args:
-        initial: values that are means already.
-    """
-
-    def __init__(self, initial: dict[str, float]) -> None:
-        self.initial = initial
-        self.sums: dict[str, float] = defaultdict(float)
-        self.counts: dict[str, int] = defaultdict(int)
-
-    def add(self, metrics: dict[str, torch.Tensor]) -> None:
-        """Take in values [N] by name."""
-        for name, values in metrics.items():
-            self.sums[name] += values.detach().sum().item()
-            self.counts[name] += len(values)
-
-    def values(self) -> dict[str, float]:
-        """The means by name."""
-        return self.initial | {name: total / self.counts[name] for name, total in self.sums.items()}

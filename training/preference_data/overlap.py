@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from datasets import Dataset, Features, Value
 
-from modeling_dina.data.images import open_image
+from modeling_dina.data.tables import open_image
 from modeling_dina.options import exit_on_bad_input, loading
 from training.preference_data.sources import Format, load_pairs
 
@@ -60,17 +60,12 @@ def find_overlap(train: Dataset, test: Dataset) -> Overlap:
     Args:
         train, test: results of `hash_pairs`. An unreadable image equals no other.
     """
-    prompts, images = set(), set()
-    for row in test:
-        prompts.add(row["prompt"])
-        images |= {row["image_a"], row["image_b"]} - {None}
-    overlap = Overlap([], [])
-    for index, row in enumerate(train):
-        if row["prompt"] in prompts:
-            overlap.prompts.append(index)
-        if not images.isdisjoint((row["image_a"], row["image_b"])):
-            overlap.images.append(index)
-    return overlap
+    prompts, images = set(test["prompt"]), {*test["image_a"], *test["image_b"]} - {None}
+    pairs = zip(train["image_a"], train["image_b"], strict=True)
+    return Overlap(
+        prompts=[index for index, prompt in enumerate(train["prompt"]) if prompt in prompts],
+        images=[index for index, pair in enumerate(pairs) if not images.isdisjoint(pair)],
+    )
 
 
 def find_duplicates(pairs: Dataset) -> list[list[int]]:

@@ -42,12 +42,7 @@ class ShapeBatchSampler(Sampler[list[int]]):
         self._members = [np.flatnonzero(kind_of == kind) for kind in range(len(kinds))]
         sizes = np.bincount(kind_of)
         self._batches = _even_batches(sizes, np.maximum(1, max_area // kinds.prod(axis=1)), num_replicas)
-        self._identity = {
-            "samples": len(shapes),
-            "max_area": max_area,
-            "num_replicas": num_replicas,
-            "seed": seed,
-        }
+        self._identity = {"samples": len(shapes), "max_area": max_area, "num_replicas": num_replicas, "seed": seed}
         self.rank = rank
         self.epoch = 0
         self.step = 0

@@ -57,11 +57,7 @@ def sum_agreement(
         samples_a, samples_b = ensemble.samples.chunk(2, dim=-1)
         scores_a, scores_b = ensemble.scores[None].chunk(2, dim=-1)
         weights = precision_weights(ensemble.variance) if mode == "precision" else None
-        read["ensemble"] = (
-            scores_a,
-            scores_b,
-            pair_statistics(samples_a, samples_b, ensemble.variance, weights),
-        )
+        read["ensemble"] = scores_a, scores_b, pair_statistics(samples_a, samples_b, ensemble.variance, weights)
         for name, (a, b, statistics) in read.items():
             sums[name] = sums.get(name, 0) + _sum_pairs(a.mean(dim=0) - b.mean(dim=0), statistics, target, weight)
     return sums
@@ -72,11 +68,8 @@ def _sum_pairs(
 ) -> torch.Tensor:
     agreed = agreement(*(each.double().cpu().numpy() for each in (difference, target)), ties="half")
     squared_error = (statistics.win_probability - target).square()
-    return (
-        torch.stack([weight * torch.from_numpy(agreed).to(weight), weight * squared_error, weight])
-        .double()
-        .sum(dim=-1)
-    )
+    sums = torch.stack([weight * torch.from_numpy(agreed).to(weight), weight * squared_error, weight])
+    return sums.double().sum(dim=-1)
 
 
 def mean_agreement(sums: dict[str, torch.Tensor]) -> dict[str, float]:

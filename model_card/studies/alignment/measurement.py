@@ -10,8 +10,7 @@ from modeling_dina import DinaRewardModel
 from training.align.arguments import AlignArguments
 from training.align.evaluation import Evaluation, diversity
 from training.align.policy import Policy
-from training.align.rewards import DinaReward, PixelReward, Reward
-from training.align.utility_reward import UtilityReward
+from training.align.rewards import DinaReward, PixelReward, Reward, UtilityReward
 from training.reward.pixel_model import PixelRewardModel
 
 CANDIDATES = (4, 16)

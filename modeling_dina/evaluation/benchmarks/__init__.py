@@ -3,14 +3,16 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import islice
 from pathlib import Path
 from pkgutil import resolve_name
 
 from huggingface_hub import snapshot_download
 
 from modeling_dina.data import preferences
+from modeling_dina.data.tables import read_rows
+from modeling_dina.evaluation.benchmarks.image_files import ImageFiles
 from modeling_dina.evaluation.benchmarks.preference_set import PreferenceSet
-from modeling_dina.evaluation.benchmarks.published import published
 from modeling_dina.options import loading
 
 
@@ -48,6 +50,52 @@ class Benchmark:
     files: tuple[str, ...] = ()
     needs_data: bool = True
     command: str = "dina evaluate"
+
+
+def published(
+    reader: preferences.Reader,
+    *,
+    images: tuple[str, ...] = (),
+    starts: tuple[str, ...] = ("",),
+    archives: tuple[str, ...] = (),
+    **splits: tuple[str, ...],
+) -> Callable[[Path | None, int | None], PreferenceSet]:
+    """
+    What `Benchmark.read` is for a published data set.
+
+    Args:
+        reader: of the data set.
+        images: columns that hold images where its files are Parquet.
+        starts, archives: see `ImageFiles`.
+        splits: for each split, patterns of where its rows may be, the best first: one JSON file, or Parquet files.
+
+    Returns:
+        A function of the data set's folder and of how many usable rows of each split to take (None for all). It
+        raises a ValueError where a split is missing, empty or damaged.
+    """
+
+    def read(folder: Path | None, limit: int | None) -> PreferenceSet:
+        if folder is None:
+            raise ValueError("data: expected a folder, got None")
+        files = ImageFiles(folder, starts, archives)
+        gathered = PreferenceSet()
+        for split, patterns in splits.items():
+            paths = next((found for pattern in patterns if (found := sorted(folder.glob(pattern)))), None)
+            if not paths:
+                raise ValueError(f"data: expected {' or '.join(patterns)} in {folder}, got none")
+            rows = list(read_rows(paths, "data", images))
+            if not rows:
+                raise ValueError(f"data: expected rows in {paths[0]}, got none")
+            for annotation in islice(reader(rows, split, gathered.row), limit):
+                cluster = annotation.cluster or annotation.prompt
+                common = {"category": annotation.category, "split": split}
+                for pair, label, target in annotation.pairs():
+                    a, b = (files.item(annotation.prompt, image) for image in pair)
+                    gathered.add_pair(cluster, a, b, label, target=target, **common)
+        files.unpack()
+        return gathered
+
+    return read
 
 
 BENCHMARKS = {

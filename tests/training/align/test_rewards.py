@@ -10,8 +10,7 @@ from safetensors.torch import load_file, save_file
 from modeling_dina import DinaRewardModel
 from training.align.policy import Policy
 from training.align.prompts import Prompts
-from training.align.rewards import DinaReward, Gate, Judgement, PixelReward, Reward, WeightedReward
-from training.align.utility_reward import UtilityReward
+from training.align.rewards import DinaReward, Gate, Judgement, PixelReward, Reward, UtilityReward, WeightedReward
 from training.reward.pixel_model import PixelRewardModel
 from training.world.annotators import IMPRESSION_NOISE
 from training.world.latents import decode

@@ -4,12 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import (
-    AutoencoderKL,
-    FlowMatchEulerDiscreteScheduler,
-    SD3Transformer2DModel,
-    StableDiffusion3Pipeline,
-)
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from diffusers.training_utils import compute_density_for_timestep_sampling
 from torch import nn
 from torch.nn.functional import mse_loss
@@ -18,17 +13,9 @@ from torch.utils.data import Dataset
 from modeling_dina.files import atomic_path
 from modeling_dina.noising_dina import rectified_flow_state
 from training.world.latents import Shard, build_shards, encode, load_shards
+from training.world.models import text
 from training.world.models.pictures import Pictures
 from training.world.models.stage import train_stage
-from training.world.models.text import (
-    CLIP_WIDTH,
-    MAX_LENGTH,
-    T5_WIDTH,
-    build_clip_encoder,
-    build_clip_tokenizer,
-    build_t5_encoder,
-    build_t5_tokenizer,
-)
 from training.world.seeds import Seed
 
 WIDTH = 128
@@ -67,7 +54,7 @@ class FlowMatchingObjective(nn.Module):
 
     def forward(self, latents: torch.Tensor, caption: list[str]) -> dict[str, torch.Tensor]:
         prompt_embeds, _, pooled_prompt_embeds, _ = self.encode_prompt(
-            caption, None, None, do_classifier_free_guidance=False, max_sequence_length=MAX_LENGTH
+            caption, None, None, do_classifier_free_guidance=False, max_sequence_length=text.MAX_LENGTH
         )
         sigma = compute_density_for_timestep_sampling("logit_normal", len(latents), 0.0, 1.0, device=latents.device)
         noise = torch.randn_like(latents)
@@ -78,7 +65,7 @@ class FlowMatchingObjective(nn.Module):
 
 def new_pipeline(vae: AutoencoderKL) -> StableDiffusion3Pipeline:
     """The whole generator around a trained autoencoder; text encoders and transformer start at random."""
-    clip_tokenizer, t5_tokenizer = build_clip_tokenizer(), build_t5_tokenizer()
+    clip_tokenizer, t5_tokenizer = text.build_clip_tokenizer(), text.build_t5_tokenizer()
     transformer = SD3Transformer2DModel(
         sample_size=8,
         patch_size=2,
@@ -88,8 +75,8 @@ def new_pipeline(vae: AutoencoderKL) -> StableDiffusion3Pipeline:
         num_attention_heads=4,
         attention_head_dim=WIDTH // 4,
         caption_projection_dim=WIDTH,
-        joint_attention_dim=T5_WIDTH,
-        pooled_projection_dim=2 * CLIP_WIDTH,
+        joint_attention_dim=text.T5_WIDTH,
+        pooled_projection_dim=2 * text.CLIP_WIDTH,
         pos_embed_max_size=8,
         qk_norm="rms_norm",
     )
@@ -97,11 +84,11 @@ def new_pipeline(vae: AutoencoderKL) -> StableDiffusion3Pipeline:
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
         vae=vae,
-        text_encoder=build_clip_encoder(clip_tokenizer),
+        text_encoder=text.build_clip_encoder(clip_tokenizer),
         tokenizer=clip_tokenizer,
-        text_encoder_2=build_clip_encoder(clip_tokenizer),
+        text_encoder_2=text.build_clip_encoder(clip_tokenizer),
         tokenizer_2=clip_tokenizer,
-        text_encoder_3=build_t5_encoder(t5_tokenizer),
+        text_encoder_3=text.build_t5_encoder(t5_tokenizer),
         tokenizer_3=t5_tokenizer,
     )
 
