@@ -45,11 +45,7 @@ def parts_identity(location: Location, parts: Sequence[str], **hub) -> str | dic
 
 
 def scoring_settings(
-    scorer: DinaScorer,
-    *,
-    sigmas: Sequence[float] | None = None,
-    num_draws: int | None = None,
-    mode: str | None = None,
+    scorer: DinaScorer, *, sigmas: Sequence[float] | None = None, num_draws: int | None = None, mode: str | None = None
 ) -> dict[str, Any]:
     """
     All settings that a scorer's results depend on, except prompts, images, seed and library versions, as JSON values.

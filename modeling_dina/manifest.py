@@ -90,13 +90,7 @@ def _read_parquet(path: Path) -> list[dict | str]:
 
 
 def rank_manifest(
-    scorer: DinaScorer,
-    manifest: Path,
-    out: Path,
-    *,
-    progress: Callable[[int, int], None],
-    seed: int = 0,
-    **ensemble,
+    scorer: DinaScorer, manifest: Path, out: Path, *, progress: Callable[[int, int], None], seed: int = 0, **ensemble
 ) -> pd.DataFrame:
     """
     Score every row of a manifest and write the table `out` with the columns row, prompt, image, score, spread, rank (1

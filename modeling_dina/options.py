@@ -21,8 +21,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 EMBEDDED_MODEL = str(Path(__file__).parent / "tiny")
 EMBEDDED_NOTE = "The embedded model scores only 64 x 64 scenes of coloured shapes; use --model to choose another."
 
-console = Console()
-error_console = Console(stderr=True)
+console = Console(highlight=False)
+error_console = Console(stderr=True, highlight=False)
 
 Mode = Literal["features", "mean", "precision"]  # as in `DinaConfig.ensemble_mode`
 DtypeOption = Annotated[
@@ -55,7 +55,7 @@ def exit_on_bad_input() -> Iterator[None]:
 def fail(message: str, cause: Exception) -> NoReturn:
     """Print an error as one line on stderr and exit with code 2."""
     message = " ".join(message.split())
-    error_console.print(f"[bold red]Error:[/] {escape(message)}", soft_wrap=True, highlight=False)
+    error_console.print(f"[bold red]Error:[/] {escape(message)}", soft_wrap=True)
     raise SystemExit(2) from cause
 
 
@@ -109,7 +109,7 @@ class SourceOptions(HubOptions):
         """Check the path of the model, and print a note if it is the embedded one."""
         check_model(self.model)
         if self.model == EMBEDDED_MODEL:
-            error_console.print(EMBEDDED_NOTE, style="dim", highlight=False)
+            error_console.print(EMBEDDED_NOTE, style="dim")
 
 
 @dataclass

@@ -10,26 +10,11 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
+from modeling_dina import options
 from modeling_dina.cli.evaluation import calibrate, evaluate
 from modeling_dina.cli.serving import serve
 from modeling_dina.files import atomic_path
-from modeling_dina.options import (
-    BatchSizeOption,
-    EnsembleOptions,
-    HubOptions,
-    JsonOption,
-    ModelOptions,
-    SourceOptions,
-    check_output,
-    console,
-    error_console,
-    exit_on_bad_input,
-    fail,
-    loading,
-    quieten_libraries,
-    scoring_progress,
-    with_option_groups,
-)
+from modeling_dina.options import console, error_console
 
 # The extra of the package that a command needs.
 EXTRAS = {"serve": "serving", "evaluate": "evaluation", "calibrate": "evaluation"}
@@ -44,13 +29,13 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx):
         try:
-            with exit_on_bad_input():
+            with options.exit_on_bad_input():
                 return super().invoke(ctx)
         except ModuleNotFoundError as error:
             extra = EXTRAS.get(ctx.invoked_subcommand)
             if extra is None:
                 raise
-            fail(f"{ctx.invoked_subcommand}: expected dina-lrm[{extra}] to be installed, got: {error}", error)
+            options.fail(f"{ctx.invoked_subcommand}: expected dina-lrm[{extra}] to be installed, got: {error}", error)
 
 
 app = typer.Typer(
@@ -62,16 +47,16 @@ app = typer.Typer(
 
 
 @app.command()
-@with_option_groups
+@options.with_option_groups
 def score(
     images: ImagesArgument,
     prompt: Annotated[
         list[str], typer.Option(help="Prompt: one for all images, or one per image, in the same order.")
     ],
     *,
-    model: ModelOptions,
-    ensemble: EnsembleOptions,
-    as_json: JsonOption = False,
+    model: options.ModelOptions,
+    ensemble: options.EnsembleOptions,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Score images for their prompts. Scores of different prompts are not comparable."""
     prompts = prompt * len(images) if len(prompt) == 1 else prompt
@@ -85,25 +70,24 @@ def score(
 
 
 @app.command()
-@with_option_groups
+@options.with_option_groups
 def compare(
     image_a: Annotated[Path, typer.Argument(help="File of the first image.")],
     image_b: Annotated[Path, typer.Argument(help="File of the second image.")],
     prompt: PromptOption,
     *,
-    model: ModelOptions,
-    ensemble: EnsembleOptions,
-    as_json: JsonOption = False,
+    model: options.ModelOptions,
+    ensemble: options.EnsembleOptions,
+    as_json: options.JsonOption = False,
     plot: Annotated[
-        Path | None,
-        typer.Option(help="Write a figure of both images and their rewards at each noise level."),
+        Path | None, typer.Option(help="Write a figure of both images and their rewards at each noise level.")
     ] = None,
 ) -> None:
     """Compare two images: the probability that the first is preferred, and its uncertainty."""
     from modeling_dina.images_dina import load_image
 
     if plot is not None:
-        check_output("plot", plot, PLOT_SUFFIXES)
+        options.check_output("plot", plot, PLOT_SUFFIXES)
     images = [load_image(image_a, "IMAGE_A"), load_image(image_b, "IMAGE_B")]
     result = model.open_scorer().compare(
         prompt=prompt, images=images, with_levels=plot is not None, **ensemble.arguments()
@@ -116,11 +100,11 @@ def compare(
         return _print_json(result.to_dict())
     _print_comparison(prompt, [image_a, image_b], result)
     if plot is not None:
-        console.print(f"wrote {escape(str(plot))}", highlight=False)
+        console.print(f"wrote {escape(str(plot))}")
 
 
 @app.command()
-@with_option_groups
+@options.with_option_groups
 def rank(
     images: Annotated[list[Path] | None, typer.Argument(help="Image files for one prompt.", metavar="IMAGE")] = None,
     prompt: Annotated[str | None, typer.Option(help="Prompt for which the images are ranked.")] = None,
@@ -132,45 +116,45 @@ def rank(
         Path | None,
         typer.Option(help="Table to write for a manifest, as .csv, .jsonl or .parquet. An interrupted run resumes."),
     ] = None,
-    batch_size: BatchSizeOption = 8,
+    batch_size: options.BatchSizeOption = 8,
     *,
-    model: ModelOptions,
-    ensemble: EnsembleOptions,
-    as_json: JsonOption = False,
+    model: options.ModelOptions,
+    ensemble: options.EnsembleOptions,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Rank images for one prompt, or all rows of a manifest within their prompts. The table records an error for each
     row that cannot be scored; the exit code is 1 if no row could be scored."""
-    options = ensemble.arguments()
+    noise = ensemble.arguments()
     if manifest is None and out is None and prompt is not None and images:
-        result = model.open_scorer(batch_size=batch_size).rank(prompt=prompt, images=images, **options)
+        result = model.open_scorer(batch_size=batch_size).rank(prompt=prompt, images=images, **noise)
         return _print_json(result.to_dict()) if as_json else _print_ranking(prompt, images, result)
     if manifest is None or out is None or prompt is not None or images:
         raise ValueError("rank: expected --prompt and image files, or --manifest and --out, got another combination")
 
-    quieten_libraries()
+    options.quieten_libraries()
     from modeling_dina.manifest import TABLE_SUFFIXES, rank_manifest, read_manifest
 
-    check_output("out", out, TABLE_SUFFIXES)
+    options.check_output("out", out, TABLE_SUFFIXES)
     if out.exists():
         raise ValueError(f"out: expected a new file, got {out}, which exists")
     read_manifest(manifest)  # reports a bad manifest before a large model is loaded
     scorer = model.open_scorer(batch_size=batch_size)
-    with scoring_progress() as advance:
-        table = rank_manifest(scorer, manifest, out, progress=advance, **options)
+    with options.scoring_progress() as advance:
+        table = rank_manifest(scorer, manifest, out, progress=advance, **noise)
     errors = int(table["error"].notna().sum())
     if as_json:
         _print_json({"rows": len(table), "errors": errors, "out": str(out)})
     else:
-        console.print(f"{len(table)} rows, {errors} with an error: {escape(str(out))}", highlight=False)
+        console.print(f"{len(table)} rows, {errors} with an error: {escape(str(out))}")
     if errors == len(table):
         first = f"row {table['row'][0]}: {table['error'][0]}"
         message = f"[bold red]Error:[/] no row could be scored; {escape(first)}"
-        error_console.print(message, soft_wrap=True, highlight=False)
+        error_console.print(message, soft_wrap=True)
         raise typer.Exit(1)
 
 
 @app.command()
-@with_option_groups
+@options.with_option_groups
 def convert(
     official_dir: Annotated[Path, typer.Argument(help="Folder of a checkpoint in the published layout.")],
     out_dir: Annotated[Path, typer.Argument(help="New folder for the converted model.")],
@@ -182,13 +166,13 @@ def convert(
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the backbone on the Hub.")] = None,
     *,
-    hub: HubOptions,
+    hub: options.HubOptions,
     keep_adapter: Annotated[
         bool, typer.Option("--keep-adapter", help="Write only LoRA and head, which are loaded on top of the backbone.")
     ] = False,
 ) -> None:
     """Convert a published checkpoint to a folder that AutoModel can load."""
-    quieten_libraries()
+    options.quieten_libraries()
     from modeling_dina.modeling_dina import DinaRewardModel
 
     out_dir = out_dir.absolute()
@@ -196,13 +180,13 @@ def convert(
         raise ValueError(f"OUT_DIR: expected a new or an empty folder, got {out_dir}")
     # The converted model refers to its backbone, so a relative path must become absolute.
     source = os.path.abspath(backbone) if backbone and os.path.isdir(backbone) else backbone
-    with loading("OFFICIAL_DIR, backbone", f"{official_dir} on {backbone or 'the backbone it names'}"):
+    with options.loading("OFFICIAL_DIR, backbone", f"{official_dir} on {backbone or 'the backbone it names'}"):
         model = DinaRewardModel.from_official(
             official_dir, source, revision=revision, keep_adapter=keep_adapter, **hub.hub_arguments()
         )
     with atomic_path(out_dir) as partial:
         model.save_pretrained(partial, adapter_only=keep_adapter)
-    console.print(f"wrote {escape(str(out_dir))}", highlight=False)
+    console.print(f"wrote {escape(str(out_dir))}")
 
 
 @app.command()
@@ -224,18 +208,18 @@ def push(
 
     check_model_folder(folder)
     commit = push_folder(folder, repo_id, private=not public, tag=tag)
-    console.print(commit.commit_url, soft_wrap=True, highlight=False)
+    console.print(commit.commit_url, soft_wrap=True)
 
 
 @app.command()
-@with_option_groups
-def info(model: SourceOptions, as_json: JsonOption = False) -> None:
+@options.with_option_groups
+def info(model: options.SourceOptions, as_json: options.JsonOption = False) -> None:
     """Show a model's configuration, its size, and where its text encoders and VAE come from."""
-    quieten_libraries()
+    options.quieten_libraries()
     from modeling_dina.modeling_dina import DinaRewardModel
 
     model.check()
-    with loading("model", model.model):
+    with options.loading("model", model.model):
         loaded = DinaRewardModel.from_pretrained(
             model.model, dtype="auto", revision=model.revision or "main", **model.hub_arguments()
         )
@@ -269,8 +253,7 @@ def _print_comparison(prompt: str, images: list[Path], result) -> None:
     console.print(table)
     console.print(
         f"uncertainty: {result.entropy:.2f} nats ({result.disagreement:.3f} from noise levels and draws); "
-        f"standard error of the score difference: {_number(result.difference_error)}",
-        highlight=False,
+        f"standard error of the score difference: {_number(result.difference_error)}"
     )
 
 

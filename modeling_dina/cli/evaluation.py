@@ -8,22 +8,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from modeling_dina.options import (
-    EMBEDDED_MODEL,
-    BatchSizeOption,
-    DeviceOption,
-    DtypeOption,
-    EnsembleOptions,
-    HubOptions,
-    JsonOption,
-    ModelOptions,
-    check_output,
-    console,
-    error_console,
-    exit_on_bad_input,
-    scoring_progress,
-    with_option_groups,
-)
+from modeling_dina import options
+from modeling_dina.options import console, error_console
 
 BenchmarkOption = Annotated[
     str,
@@ -36,12 +22,12 @@ DataOption = Annotated[
 ]
 
 
-@with_option_groups
+@options.with_option_groups
 def evaluate(
     benchmark: BenchmarkOption,
     out: Annotated[Path, typer.Option(help="JSON file for the results. An interrupted run resumes.")],
-    model: ModelOptions,
-    ensemble: EnsembleOptions,
+    model: options.ModelOptions,
+    ensemble: options.EnsembleOptions,
     scorer: Annotated[
         str | None,
         typer.Option(
@@ -49,7 +35,7 @@ def evaluate(
         ),
     ] = None,
     data: DataOption = None,
-    batch_size: BatchSizeOption = 16,
+    batch_size: options.BatchSizeOption = 16,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Read only this many rows or prompts of each split.")
     ] = None,
@@ -63,15 +49,15 @@ def evaluate(
     from modeling_dina.evaluation.rewards import shown
 
     # This includes scoring, which is where errors in the scorer or the data appear.
-    with exit_on_bad_input():
-        check_output("out", out, (".json",))
+    with options.exit_on_bad_input():
+        options.check_output("out", out, (".json",))
         found = find_benchmark(benchmark)
         folder, revision = find_data(found, data)
         with error_console.status("reading the benchmark"):
             preferences = found.read(folder, limit)
         reader = open_reader(scorer, model, ensemble, batch_size=batch_size)
         settings = {"data": data and shown(data), "data_revision": revision, "limit": limit}
-        with scoring_progress() as advance:
+        with options.scoring_progress() as advance:
             results = measure(
                 benchmark,
                 preferences,
@@ -95,19 +81,21 @@ def repeat_command(benchmark: str, is_callable: bool, settings: dict[str, Any], 
     from modeling_dina.evaluation.benchmarks import find_benchmark
     from modeling_dina.evaluation.rewards import shown
 
-    options = {
+    chosen = {
         "benchmark": benchmark,
         "scorer" if is_callable else "model": settings["model"],
         "data": settings["data"],
     }
-    options |= {"sigmas": settings["sigmas"] and ",".join(map(str, settings["sigmas"]))}
-    options |= {name: settings[name] for name in ("draws", "mode", "seed", "limit")}
-    options["out"] = f"{shown(str(out.parent.resolve()))}/{out.name}"
-    given = [f"--{name} {value}" for name, value in options.items() if value is not None]
+    chosen |= {"sigmas": settings["sigmas"] and ",".join(map(str, settings["sigmas"]))}
+    chosen |= {name: settings[name] for name in ("draws", "mode", "seed", "limit")}
+    chosen["out"] = f"{shown(str(out.parent.resolve()))}/{out.name}"
+    given = [f"--{name} {value}" for name, value in chosen.items() if value is not None]
     return " ".join([find_benchmark(benchmark).command, *given])
 
 
-def open_reader(scorer: str | None, model: ModelOptions, ensemble: EnsembleOptions, *, batch_size: int):
+def open_reader(
+    scorer: str | None, model: options.ModelOptions, ensemble: options.EnsembleOptions, *, batch_size: int
+):
     """The reader of the callable `module:function` that `scorer` names, or the model that the options describe.
 
     Raises:
@@ -117,7 +105,7 @@ def open_reader(scorer: str | None, model: ModelOptions, ensemble: EnsembleOptio
 
     if scorer is not None:
         given = {name: value for name, value in ensemble.arguments().items() if name != "seed" and value is not None}
-        if model.model != EMBEDDED_MODEL:
+        if model.model != options.EMBEDDED_MODEL:
             given["model"] = model.model
         if given:
             raise ValueError(f"scorer: expected no model and no noise levels with a callable, got {given}")
@@ -142,32 +130,31 @@ def print_results(results: dict[str, Any]) -> None:
     console.print(table)
     console.print(
         f"{results['prompts']} prompts, {results['pairs']} pairs ({results['ties']} ties, {results['used']} used), "
-        f"{results['failed_pairs']} of them without a score; {results['failures']} images or rows failed",
-        highlight=False,
+        f"{results['failed_pairs']} of them without a score; {results['failures']} images or rows failed"
     )
     for failure in results["failed"][:5]:
-        console.print(f"  {escape(failure['name'])}: {escape(failure['error'])}", highlight=False)
+        console.print(f"  {escape(failure['name'])}: {escape(failure['error'])}")
     if results["size_differences"]:
-        console.print(f"differs from the published sizes: {results['size_differences']}", highlight=False)
+        console.print(f"differs from the published sizes: {results['size_differences']}")
 
 
-@with_option_groups
+@options.with_option_groups
 def calibrate(
     model: Annotated[Path, typer.Option(help="Folder of the model to calibrate.")],
     benchmark: BenchmarkOption,
-    hub: HubOptions,
+    hub: options.HubOptions,
     out: Annotated[
         Path | None, typer.Option(help="New folder for a calibrated copy. Default: change the model's own config.")
     ] = None,
     data: DataOption = None,
     limit: Annotated[int | None, typer.Option(min=2, help="Read only this many rows or prompts.")] = None,
-    batch_size: BatchSizeOption = 16,
+    batch_size: options.BatchSizeOption = 16,
     seed: Annotated[
         int, typer.Option(min=0, help="Seed of the noise and of the split into fitted and held-out prompts.")
     ] = 0,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    as_json: JsonOption = False,
+    device: options.DeviceOption = None,
+    dtype: options.DtypeOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Fit temperature, mean and standard deviation of a model's scores to preferences, and report on held-out
     prompts."""
@@ -177,7 +164,7 @@ def calibrate(
 
     if not (model / "config.json").is_file():
         raise ValueError(f"model: expected a model folder, got {model}")
-    if out is None and model.resolve() == Path(EMBEDDED_MODEL).resolve():
+    if out is None and model.resolve() == Path(options.EMBEDDED_MODEL).resolve():
         raise ValueError(
             "out: expected a folder for a copy of the model in the package, which stays as it is, got none"
         )
@@ -188,9 +175,9 @@ def calibrate(
     folder, _ = find_data(source, data)
     with error_console.status("reading the benchmark"):
         preferences = source.read(folder, limit)
-    options = ModelOptions(**vars(hub), model=str(model), device=device, dtype=dtype)
-    reader = DinaReader(options.open_scorer(batch_size=batch_size), str(model), seed=seed)
-    with scoring_progress() as advance:
+    chosen = options.ModelOptions(**vars(hub), model=str(model), device=device, dtype=dtype)
+    reader = DinaReader(chosen.open_scorer(batch_size=batch_size), str(model), seed=seed)
+    with options.scoring_progress() as advance:
         result = fit(
             benchmark,
             preferences,
@@ -206,10 +193,9 @@ def calibrate(
         return print(json.dumps(result, allow_nan=False))
     console.print(
         f"temperature {result['temperature']:.4f}, score mean {result['score_mean']:.4f}, "
-        f"score std {result['score_std']:.4f}, fitted to {result['pairs_fitted']} pairs",
-        highlight=False,
+        f"score std {result['score_std']:.4f}, fitted to {result['pairs_fitted']} pairs"
     )
     for name in ("before", "after"):
         numbers = ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in result[name].items())
-        console.print(f"{name}, on {result['pairs_held_out']} held-out pairs: {numbers}", highlight=False)
-    console.print(f"wrote {out or model}", highlight=False)
+        console.print(f"{name}, on {result['pairs_held_out']} held-out pairs: {numbers}")
+    console.print(f"wrote {out or model}")

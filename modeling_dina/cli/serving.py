@@ -5,33 +5,26 @@ from typing import Annotated
 
 import typer
 
-from modeling_dina.options import (
-    DtypeOption,
-    SourceOptions,
-    error_console,
-    loading,
-    quieten_libraries,
-    usable_device,
-    with_option_groups,
-)
+from modeling_dina import options
+from modeling_dina.options import error_console
 from modeling_dina.serving import TOKEN_VARIABLE
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-@with_option_groups
+@options.with_option_groups
 def serve(
     *,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="TCP port to listen on; 0 takes any free port.")] = 8000,
-    model: SourceOptions,
+    model: options.SourceOptions,
     device: Annotated[
         list[str] | None,
         typer.Option(
             help="Device of a worker; repeat it for several workers. Default: cuda if available.", show_default=False
         ),
     ] = None,
-    dtype: DtypeOption = None,
+    dtype: options.DtypeOption = None,
     latents_only: Annotated[
         bool, typer.Option("--latents-only", help="Do not load VAE and text encoders, and do not serve /v1/compare.")
     ] = False,
@@ -62,20 +55,20 @@ def serve(
     clients must send it as a bearer token."""
     import torch
 
-    quieten_libraries()
+    options.quieten_libraries()
     from modeling_dina.serving.bodies import BodyLimits
     from modeling_dina.serving.engine import RewardEngine
     from modeling_dina.serving.server import serve_engines
 
     chosen: list[str | None] = [*device] if device else [None]
-    devices = [usable_device(each) for each in chosen]
+    devices = [options.usable_device(each) for each in chosen]
     token = os.environ.get(TOKEN_VARIABLE) or None
     if token is None and host not in LOOPBACK:
         error_console.print(
             f"Anyone who reaches {host} can send requests: {TOKEN_VARIABLE} is not set.", style="yellow"
         )
     model.check()
-    with loading("model", model.model):
+    with options.loading("model", model.model):
         engines = [
             RewardEngine.from_pretrained(
                 model.model,

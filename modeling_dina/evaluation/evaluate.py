@@ -119,11 +119,7 @@ def count(benchmark: Benchmark, test: Pairs, validation: Pairs) -> dict[str, int
 
 
 def score_items(
-    items: list[Item],
-    reader: RewardReader,
-    journal: Journal,
-    batch_size: int,
-    progress: Callable[[int, int], None],
+    items: list[Item], reader: RewardReader, journal: Journal, batch_size: int, progress: Callable[[int, int], None]
 ) -> tuple[np.ndarray, list[dict[str, str]]]:
     """
     Rewards of all items that the journal does not hold yet, and of those that it does.

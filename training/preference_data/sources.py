@@ -15,11 +15,7 @@ from training.preference_data.schema import PAIR_FEATURES, as_pairs
 # The package's own schema (pairs), or a data set as it is published.
 Format = Literal["pairs", "hpdv3", "hpdv2", "image_reward", "pick_a_pic", "reference_cache"]
 # The formats of annotations that give images by their paths.
-_READERS = {
-    "hpdv3": preferences.hpdv3,
-    "hpdv2": preferences.hpdv2,
-    "image_reward": preferences.image_reward,
-}
+_READERS = {"hpdv3": preferences.hpdv3, "hpdv2": preferences.hpdv2, "image_reward": preferences.image_reward}
 
 
 def load_pairs(source: str, source_format: Format = "pairs", image_root: Path | None = None) -> Dataset:

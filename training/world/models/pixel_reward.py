@@ -114,10 +114,7 @@ def votes_dataset(
         assert groups.latents is not None
         features.append(encode_pictures(model, pipeline.vae, groups.latents))
     return FeatureDataset(
-        torch.cat(features),
-        encode_captions(pipeline, captions)[0],
-        torch.from_numpy(cast_votes(utilities)),
-        epochs,
+        torch.cat(features), encode_captions(pipeline, captions)[0], torch.from_numpy(cast_votes(utilities)), epochs
     )
 
 
