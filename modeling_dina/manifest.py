@@ -45,7 +45,10 @@ def read_manifest(path: Path) -> list[Row]:
         problem = "is not a file" if path.exists() else "does not exist"
         raise ValueError(f"manifest: expected a file, got {path}, which {problem}")
     try:
-        records = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[suffix](path)
+        if suffix == ".parquet":
+            records = pd.read_parquet(path).to_dict("records")
+        else:
+            records = _read_csv(path) if suffix == ".csv" else _read_jsonl(path)
     except (csv.Error, ValueError, OSError) as error:
         raise ValueError(f"manifest: cannot read {path}: {error}") from error
     if not records:
@@ -83,10 +86,6 @@ def _read_jsonl(path: Path) -> list[dict | str]:
             is_object = isinstance(record, dict)
             records.append(record if is_object else f"line {number}: expected a JSON object, got {line[:40]}")
     return records
-
-
-def _read_parquet(path: Path) -> list[dict | str]:
-    return pd.read_parquet(path).to_dict("records")
 
 
 def rank_manifest(

@@ -22,6 +22,7 @@ from modeling_dina.options import EMBEDDED_MODEL, Mode, ModelOptions
 from tabs import compare_tab, draws_tab, generate_tab, rank_tab
 
 TITLE = "DiNa-LRM: a reward model that reads noise"
+EMBEDDED_NOTE = "This small model scores 64 x 64 scenes of coloured shapes and nothing else, least of all photographs."
 STYLE = Path(__file__).with_name("style.css")
 # Interval between deletions of temporary files, and their maximum age, in seconds.
 DELETE_CACHE = (600, 3600)
@@ -174,7 +175,8 @@ def serve(model: str) -> None:
     """
     limit_decoding()
     judge = Judge(ModelOptions(model=model).open_scorer())
-    page = build_page(judge, Generator.beside(judge), _note(model))
+    note = EMBEDDED_NOTE if model == EMBEDDED_MODEL else f"The model: {model}."
+    page = build_page(judge, Generator.beside(judge), note)
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
     page.launch(
         theme=theme(),
@@ -186,12 +188,6 @@ def serve(model: str) -> None:
         ssr_mode=False,
         enable_monitoring=False,
     )
-
-
-def _note(model: str) -> str:
-    if model == EMBEDDED_MODEL:
-        return "This small model scores 64 x 64 scenes of coloured shapes and nothing else, least of all photographs."
-    return f"The model: {model}."
 
 
 if __name__ == "__main__":

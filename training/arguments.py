@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -69,7 +68,7 @@ def parse(*dataclass_types: Any, argv: Sequence[str] | None = None) -> tuple:
     usage = "%(prog)s [--config FILE] [--FIELD VALUE ...]"
     parser = _Parser(dataclass_types, usage=usage, allow_abbrev=False)
     parser.add_argument("--config", type=Path, help="YAML file of defaults for all other flags.")
-    chosen, flags = _config_parser().parse_known_args(_given(argv))
+    chosen, flags = _config_parser().parse_known_args(argv)
     from_file = {} if chosen.config is None else read_config(chosen.config)
     return _instances(parser, [*_as_flags(from_file), *flags])
 
@@ -78,7 +77,7 @@ def peek(name: str, argv: Sequence[str] | None = None) -> Any:
     """What the flags, or else the file, say of one field, before the others can be parsed; None if neither does."""
     parser = _config_parser()
     parser.add_argument(f"--{name}")
-    chosen, _ = parser.parse_known_args(_given(argv))
+    chosen, _ = parser.parse_known_args(argv)
     value = getattr(chosen, name)
     return read_config(chosen.config).get(name) if value is None and chosen.config is not None else value
 
@@ -112,10 +111,6 @@ def read_mapping(name: str, text: str, shown: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{name}: expected a mapping of fields to values, got {shown}, a {type(values).__name__}")
     return values
-
-
-def _given(argv: Sequence[str] | None) -> list[str]:
-    return sys.argv[1:] if argv is None else list(argv)
 
 
 def _config_parser() -> argparse.ArgumentParser:

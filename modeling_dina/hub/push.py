@@ -153,13 +153,10 @@ def published_files(folder: str | Path, *, but: tuple[str, ...] = IGNORED_FILES 
     for place, folders, names in os.walk(folder, followlinks=True):
         here = Path(place)
         # A link to an enclosing folder would be followed without end.
-        folders[:] = [name for name in folders if published(name) and not _encloses(here / name, here)]
+        above = {here.resolve(), *here.resolve().parents}
+        folders[:] = [name for name in folders if published(name) and (here / name).resolve() not in above]
         found += [here / name for name in names if published(name)]
     return sorted(path.relative_to(folder).as_posix() for path in found if path.is_file())
-
-
-def _encloses(folder: Path, place: Path) -> bool:
-    return place.resolve().is_relative_to(folder.resolve())
 
 
 def check_model_folder(folder: str | Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from diffusers import StableDiffusion3Pipeline
 from diffusers.training_utils import cast_training_params
+from diffusers.utils.torch_utils import randn_tensor
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 
 from modeling_dina.conditioning_dina import encode_prompts
@@ -93,9 +94,8 @@ class Policy:
 
     def noise(self, count: int, generator: torch.Generator) -> torch.Tensor:
         """`count` states of pure noise, from a CPU generator: the same on every device."""
-        return torch.randn(count, *self.latent_shape, generator=generator, dtype=torch.float32, device="cpu").to(
-            self.device
-        )
+        shape = (count, *self.latent_shape)
+        return randn_tensor(shape, generator=generator, device=self.device, dtype=torch.float32)
 
     def sigmas(self, num_steps: int) -> torch.Tensor:
         """The scheduler's `num_steps + 1` falling noise levels, from 1 to 0."""

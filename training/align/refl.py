@@ -163,10 +163,8 @@ class ReFL(Algorithm):
         latents, asked = self.reference_samples
         rows = torch.randint(len(latents), (count,), generator=generator, device="cpu").to(latents.device)
         sigma = logit_normal_levels(count, generator).to(latents.device)
-        noise = torch.randn(count, *latents.shape[1:], generator=generator, dtype=torch.float32, device="cpu").to(
-            latents.device
-        )
-        states, asked = rectified_flow_state(latents[rows], noise, sigma), asked.select(rows)
+        states = rectified_flow_state(latents[rows], self.policy.noise(count, generator), sigma)
+        asked = asked.select(rows)
         with torch.no_grad(), self.policy.reference():
             expected = self.policy.velocity(states, sigma, asked)
         return (self.policy.velocity(states, sigma, asked) - expected).square().mean(dim=(1, 2, 3))
