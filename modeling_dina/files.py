@@ -11,8 +11,7 @@ from typing import Any
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """
-    A path at which the block writes a file or a folder, which replaces `path` when the block ends.
+    """A path at which the block writes a file or a folder, which replaces `path` when the block ends.
 
     It is a hidden name beside `path`, `.name.partial.suffix`, where nothing is yet. If the block raises an exception,
     what it wrote is removed and `path` stays as it was. Files are flushed to disk before they are renamed, so that
@@ -85,8 +84,7 @@ def load_or_compute(path: Path, make: Callable[[], Any]) -> Any:
 
 
 class Journal:
-    """
-    A file of JSON lines: the settings that the results belong to, then the results. Each batch of them is on the disk
+    """A file of JSON lines: the settings that the results belong to, then the results. Each batch of them is on the disk
     before the next is begun; a line cut off by a crash is forgotten.
 
     Args:

@@ -20,8 +20,7 @@ def isolate_failures(
     probe: Callable[[], object],
     fatal: tuple[type[Exception], ...] = (),
 ) -> tuple[list[tuple[Item, Result]], list[tuple[Item, str]]]:
-    """
-    Apply a function to a batch. If it raises an exception, both halves are tried, and so on down to single items.
+    """Apply a function to a batch. If it raises an exception, both halves are tried, and so on down to single items.
     Failures are attributed to items only if `probe` still works, because with a lost device or a broken model every
     item would fail.
 
@@ -68,8 +67,7 @@ def score_images(
     inputs: Mapping[int, tuple[Any, Callable[[], Image.Image]]],
     fatal: tuple[type[Exception], ...] = (),
 ) -> tuple[dict[int, Result], dict[int, str]]:
-    """
-    Score a batch of images. A bad prompt or image does not affect the other images.
+    """Score a batch of images. A bad prompt or image does not affect the other images.
 
     Args:
         score: maps prompts and images to one result per image.

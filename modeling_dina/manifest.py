@@ -32,8 +32,7 @@ class Row(NamedTuple):
 
 
 def read_manifest(path: Path) -> list[Row]:
-    """
-    Read the rows of a CSV, JSON-lines or Parquet file with the columns "prompt" and "image".
+    """Read the rows of a CSV, JSON-lines or Parquet file with the columns "prompt" and "image".
 
     Raises:
         ValueError: the file is missing, unreadable or empty, or lacks a column. A bad row does not raise.
@@ -91,8 +90,7 @@ def _read_jsonl(path: Path) -> list[dict | str]:
 def rank_manifest(
     scorer: DinaScorer, manifest: Path, out: Path, *, progress: Callable[[int, int], None], seed: int = 0, **ensemble
 ) -> pd.DataFrame:
-    """
-    Score every row of a manifest and write the table `out` with the columns row, prompt, image, score, spread, rank (1
+    """Score every row of a manifest and write the table `out` with the columns row, prompt, image, score, spread, rank (1
     is the best image of its prompt) and error. A row without a score has an error.
 
     Args:

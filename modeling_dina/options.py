@@ -38,8 +38,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 
 @contextmanager
 def exit_on_bad_input() -> Iterator[None]:
-    """
-    Exit on bad input, with one line on stderr and exit code 2.
+    """Exit on bad input, with one line on stderr and exit code 2.
 
     Every entry point uses it around the code that reads and checks its input. Training itself stays outside, because
     an error there is not bad input and should show its traceback.

@@ -19,8 +19,7 @@ INK, FAINT = "#222222", "#d9d9d9"
 
 
 def plot_comparison(path: Path, prompt: str, images: Sequence[Image.Image], comparison: Comparison) -> None:
-    """
-    Plot two images and their rewards against the noise level, as mean and standard deviation over draws, and write
+    """Plot two images and their rewards against the noise level, as mean and standard deviation over draws, and write
     the figure atomically.
 
     Args:

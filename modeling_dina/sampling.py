@@ -33,8 +33,7 @@ OWN_ARGUMENTS = ("num_images_per_prompt", "output_type", "return_dict", "prompt_
 
 @dataclass(frozen=True, eq=False)
 class BestOfN:
-    """
-    The best of N candidates, best first.
+    """The best of N candidates, best first.
 
     Attributes:
         images: decoded images of the best candidates.
@@ -58,8 +57,7 @@ def best_of_n(
     batch_size: int = 8,
     **call: Any,
 ) -> BestOfN:
-    """
-    Sample candidates, score their latents, and decode the best.
+    """Sample candidates, score their latents, and decode the best.
 
     Args:
         pipeline: generator: a `StableDiffusion3Pipeline` with the reward model's latent space and text encoders.
@@ -148,8 +146,7 @@ class _RewardCallback(PipelineCallback):
 
 
 class PruneCandidates(_RewardCallback):
-    """
-    Continues with only the best candidates of each prompt, scored on their noisy states. It does not work with the
+    """Continues with only the best candidates of each prompt, scored on their noisy states. It does not work with the
     pipeline's `skip_guidance_layers`, for which the pipeline stores embeddings that a callback cannot change.
 
     Generators and latents with one entry per candidate are consumed before the first step, so pruning does not affect
@@ -199,8 +196,7 @@ def _check_scheduler(scheduler) -> None:
 
 
 class GuideByReward(_RewardCallback):
-    """
-    Samples from the generator's distribution tilted towards the reward, p(x) exp(scale r(x)).
+    """Samples from the generator's distribution tilted towards the reward, p(x) exp(scale r(x)).
 
     This adds scale times the reward's gradient to the score of the noisy distribution. As the score of a rectified
     flow is -(x + (1 - s) v) / s, it adds -s / (1 - s) times that to the velocity. The correction of a step from s to

@@ -31,8 +31,7 @@ SYSTEM_MONO_FONTS = ["ui-monospace", "Menlo", "Consolas", "monospace"]
 
 
 def build_page(judge: Judge, generator: Generator | None, note: str) -> gr.Blocks:
-    """
-    Builds the page and its API.
+    """Builds the page and its API.
 
     Args:
         judge: scores the pictures.
@@ -163,8 +162,7 @@ def _refusing(function: Callable) -> Callable:
 
 
 def serve(model: str) -> None:
-    """
-    Serves the page until it is interrupted. Gradio takes host and port from GRADIO_SERVER_NAME, by default 127.0.0.1,
+    """Serves the page until it is interrupted. Gradio takes host and port from GRADIO_SERVER_NAME, by default 127.0.0.1,
     and GRADIO_SERVER_PORT, by default the first free port from 7860.
 
     Args:

@@ -87,8 +87,7 @@ def shortened(value) -> str:
 
 
 class Judge:
-    """
-    A scorer that refuses requests beyond the limits.
+    """A scorer that refuses requests beyond the limits.
 
     Every method raises a ValueError or TypeError that names the argument, what was expected and what came. `sigmas`,
     `num_draws` and `mode` are those of `DinaRewardModel.reward`; None takes the model's defaults.
@@ -142,8 +141,7 @@ class Judge:
 
 @dataclass(frozen=True)
 class SamplingState:
-    """
-    The state of sampling N pictures after one step.
+    """The state of sampling N pictures after one step.
 
     Attributes:
         step: steps taken, from 1.
@@ -161,8 +159,7 @@ class SamplingState:
 
 
 class Generator:
-    """
-    A diffusers pipeline whose noisy states the reward model scores during sampling.
+    """A diffusers pipeline whose noisy states the reward model scores during sampling.
 
     Args:
         pipeline: the generator, on the judge's device.
@@ -191,8 +188,7 @@ class Generator:
     def sample(
         self, prompt: str, count: int, guidance_scale: float, num_steps: int, seed: int
     ) -> Iterator[SamplingState]:
-        """
-        Generates `count` pictures from the seeds `seed`, `seed` + 1, …, and yields the state after every step. The
+        """Generates `count` pictures from the seeds `seed`, `seed` + 1, …, and yields the state after every step. The
         last state has the finished pictures. Closing the iterator stops the sampling.
 
         Raises:

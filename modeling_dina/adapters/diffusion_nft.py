@@ -36,11 +36,10 @@ def latent_reward(
     def reward(
         latents: torch.Tensor, prompts: Sequence[str], metadata: Any, only_strict: bool = True
     ) -> tuple[dict[str, list[float]], dict]:
-        """
-        Args:
-            latents: clean, in model space, [B, C, H, W]: `latents[:, -1]` of the rollout.
-            prompts: B prompts.
-            metadata, only_strict: not read.
+        """Args:
+        latents: clean, in model space, [B, C, H, W]: `latents[:, -1]` of the rollout.
+        prompts: B prompts.
+        metadata, only_strict: not read.
         """
         scores, details = score(latents, prompts, metadata)
         return {"dina": scores, "avg": scores}, details

@@ -43,8 +43,7 @@ class DinaReward(PointwiseRewardModel):
         pooled_prompt_embeds: list[torch.Tensor] | None = None,
         **kwargs,
     ) -> RewardModelOutput:
-        """
-        Args:
+        """Args:
             prompt: B prompts.
             all_latents: of each sample, the states that were kept, [stored, C, H, W].
             latent_index_map: of each sample, where the state after each step is among those, [T + 1]; negative where

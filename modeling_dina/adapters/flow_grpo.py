@@ -35,12 +35,11 @@ def dina_score(model: str | DinaScorer, device: str | torch.device | None = None
     channels = scorer.model.config.transformer_config["in_channels"]
 
     def score(images, prompts: Sequence[str], metadata) -> tuple[list[float], dict]:
-        """
-        Args:
-            images: pictures, a tensor [B, 3, H, W] in [0, 1] or a uint8 array [B, H, W, 3]; or clean latents in model
-                space [B, C, h, w].
-            prompts: B prompts.
-            metadata: not read.
+        """Args:
+        images: pictures, a tensor [B, 3, H, W] in [0, 1] or a uint8 array [B, H, W, 3]; or clean latents in model
+            space [B, C, h, w].
+        prompts: B prompts.
+        metadata: not read.
         """
         given = {"latents": images} if _is_latent(images, channels) else {"images": _to_pil(images)}
         return scorer.score(prompts=list(prompts), **given, **ensemble).scores.tolist(), {}

@@ -39,8 +39,7 @@ def compute_score(
     seed: int = 0,
     **kwargs,
 ) -> dict[str, float]:
-    """
-    The reward of one sample.
+    """The reward of one sample.
 
     Args:
         solution_image: its clean latents in model space, [C, H, W] or [1, C, H, W].
