@@ -9,8 +9,8 @@ from typing import Any
 
 
 def register(package: ModuleType, model_type: str, config: str, model: str) -> None:
-    """Add a configuration class and a model class, by name, to the mappings of `AutoConfig` and `AutoModel`: immediately
-    if transformers has already loaded a mapping, otherwise as soon as it does.
+    """Add a configuration class and a model class, by name, to the mappings of `AutoConfig` and `AutoModel`:
+    immediately if transformers has already loaded a mapping, otherwise as soon as it does.
 
     Args:
         package: module that has both classes as attributes.

@@ -84,8 +84,8 @@ def load_or_compute(path: Path, make: Callable[[], Any]) -> Any:
 
 
 class Journal:
-    """A file of JSON lines: the settings that the results belong to, then the results. Each batch of them is on the disk
-    before the next is begun; a line cut off by a crash is forgotten.
+    """A file of JSON lines: the settings that the results belong to, then the results. Each batch of them is on the
+    disk before the next is begun; a line cut off by a crash is forgotten.
 
     Args:
         path: of the file. It is begun if there is none, and gone on with if its settings are these.

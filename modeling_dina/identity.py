@@ -46,7 +46,8 @@ def parts_identity(location: Location, parts: Sequence[str], **hub) -> str | dic
 def scoring_settings(
     scorer: DinaScorer, *, sigmas: Sequence[float] | None = None, num_draws: int | None = None, mode: str | None = None
 ) -> dict[str, Any]:
-    """All settings that a scorer's results depend on, except prompts, images, seed and library versions, as JSON values.
+    """All settings that a scorer's results depend on, except prompts, images, seed and library versions, as JSON
+    values.
 
     Args:
         scorer: a scorer whose model and pipeline were loaded from a folder or from the Hub.

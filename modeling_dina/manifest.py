@@ -90,8 +90,8 @@ def _read_jsonl(path: Path) -> list[dict | str]:
 def rank_manifest(
     scorer: DinaScorer, manifest: Path, out: Path, *, progress: Callable[[int, int], None], seed: int = 0, **ensemble
 ) -> pd.DataFrame:
-    """Score every row of a manifest and write the table `out` with the columns row, prompt, image, score, spread, rank (1
-    is the best image of its prompt) and error. A row without a score has an error.
+    """Score every row of a manifest and write the table `out` with the columns row, prompt, image, score, spread, rank
+    (1 is the best image of its prompt) and error. A row without a score has an error.
 
     Args:
         scorer: a scorer whose model was loaded from a folder or from the Hub.

@@ -162,8 +162,8 @@ def _refusing(function: Callable) -> Callable:
 
 
 def serve(model: str) -> None:
-    """Serves the page until it is interrupted. Gradio takes host and port from GRADIO_SERVER_NAME, by default 127.0.0.1,
-    and GRADIO_SERVER_PORT, by default the first free port from 7860.
+    """Serves the page until it is interrupted. Gradio takes host and port from GRADIO_SERVER_NAME, by default
+    127.0.0.1, and GRADIO_SERVER_PORT, by default the first free port from 7860.
 
     Args:
         model: folder or Hub id of a reward model.
