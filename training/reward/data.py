@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets
 from torch.utils.data import DataLoader
@@ -13,14 +14,17 @@ from training.preference_data.sampler import ShapeBatchSampler
 
 def load_pairs(folders: Sequence[str | Path]) -> Dataset:
     """
-    The pairs of several folders that `training.encode_latents` wrote, one after another; see `read_latents`.
+    The pairs of several folders that `training.encode_latents` wrote, one after another, with their numbers in the
+    column "row"; see `read_latents`.
 
     Raises:
         ValueError: a folder is none of these, or is not encoded to its end.
     """
     parts = [read_latents(Path(folder)) for folder in folders]
-    # Joining drops the transform that unpacks latents.
-    return concatenate_datasets(parts).with_transform(parts[0].format["format_kwargs"]["transform"])
+    pairs = concatenate_datasets(parts)
+    # A row's noise depends on its number. Joining drops the transform that unpacks latents.
+    numbered = pairs.add_column("row", np.arange(len(pairs)))
+    return numbered.with_transform(parts[0].format["format_kwargs"]["transform"])
 
 
 class PairLoader(DataLoader):
@@ -45,7 +49,7 @@ class PairLoader(DataLoader):
             latent_shapes(pairs), max_area=max_area, num_replicas=num_replicas, rank=rank, seed=seed
         )
         super().__init__(
-            _Indexed(pairs),
+            pairs,
             batch_sampler=self.pair_sampler,
             collate_fn=collate_pairs,
             num_workers=num_workers,
@@ -57,25 +61,8 @@ class PairLoader(DataLoader):
         self.pair_sampler.set_epoch(epoch)
 
 
-class _Indexed(torch.utils.data.Dataset):
-    """Rows that know their own number."""
-
-    def __init__(self, pairs: Dataset) -> None:
-        self._pairs = pairs
-
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def __getitems__(self, indices: list[int]) -> list[dict]:
-        rows = self._pairs[indices]
-        return [
-            {"row": index, **{name: values[position] for name, values in rows.items()}}
-            for position, index in enumerate(indices)
-        ]
-
-
 def collate_pairs(rows: list[dict]) -> dict[str, torch.Tensor | list]:
-    """Rows of `_Indexed` to a batch as `PairLoader` describes it."""
+    """Rows of `load_pairs` to a batch as `PairLoader` describes it."""
     sides = [torch.stack([row[f"latents_{side}"] for row in rows]) for side in "ab"]
     return {
         "index": [row["row"] for row in rows],

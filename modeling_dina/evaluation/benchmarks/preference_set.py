@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from PIL import Image
@@ -57,13 +57,12 @@ class Pairs:
     def shuffled_sides(self, seed: int) -> "Pairs":
         """The same pairs, each turned round with probability one half."""
         turned = np.random.default_rng(seed).random(len(self)) < 0.5
-        return Pairs(
-            cluster=self.cluster,
+        return replace(
+            self,
             a=np.where(turned, self.b, self.a),
             b=np.where(turned, self.a, self.b),
             label=np.where(turned, 1 - self.label, self.label),
             target=np.where(turned, 1 - self.target, self.target),
-            category=self.category,
         )
 
 
