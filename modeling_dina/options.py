@@ -51,11 +51,11 @@ def exit_on_bad_input() -> Iterator[None]:
         fail(str(error), error)
 
 
-def fail(message: str, cause: Exception) -> NoReturn:
-    """Print an error as one line on stderr and exit with code 2."""
+def fail(message: str, cause: Exception | None = None, code: int = 2) -> NoReturn:
+    """Print an error as one line on stderr and exit."""
     message = " ".join(message.split())
     error_console.print(f"[bold red]Error:[/] {escape(message)}", soft_wrap=True)
-    raise SystemExit(2) from cause
+    raise SystemExit(code) from cause
 
 
 def _noise_levels(text: str) -> list[float]:
@@ -85,7 +85,7 @@ class HubOptions:
     def hub_arguments(self) -> dict[str, Any]:
         """The options that are set, as keyword arguments of the loaders of transformers and diffusers."""
         given = {
-            "cache_dir": None if self.cache_dir is None else str(self.cache_dir),
+            "cache_dir": self.cache_dir and str(self.cache_dir),
             "token": self.token,
             "local_files_only": self.local_files_only,
         }

@@ -175,13 +175,6 @@ def load_data(name: str, sources: Sequence[str], base_model: str, args: RewardTr
         return load_pairs(folders)
 
 
-def train(
-    model_arguments: ModelArguments, data_arguments: DataArguments, args: RewardTrainingArguments
-) -> Path | None:
-    """Run `prepare` and `complete`."""
-    return complete(prepare(model_arguments, data_arguments, args))
-
-
 def prepare(
     model_arguments: ModelArguments, data_arguments: DataArguments, args: RewardTrainingArguments
 ) -> RewardTrainer:

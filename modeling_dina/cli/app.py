@@ -14,7 +14,7 @@ from modeling_dina import options
 from modeling_dina.cli.evaluation import calibrate, evaluate
 from modeling_dina.cli.serving import serve
 from modeling_dina.files import atomic_path
-from modeling_dina.options import console, error_console
+from modeling_dina.options import console
 
 # The extra of the package that a command needs.
 EXTRAS = {"serve": "serving", "evaluate": "evaluation", "calibrate": "evaluation"}
@@ -147,10 +147,7 @@ def rank(
     else:
         console.print(f"{len(table)} rows, {errors} with an error: {escape(str(out))}")
     if errors == len(table):
-        first = f"row {table['row'][0]}: {table['error'][0]}"
-        message = f"[bold red]Error:[/] no row could be scored; {escape(first)}"
-        error_console.print(message, soft_wrap=True)
-        raise typer.Exit(1)
+        options.fail(f"no row could be scored; row {table['row'][0]}: {table['error'][0]}", code=1)
 
 
 @app.command()

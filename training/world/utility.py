@@ -52,11 +52,7 @@ def true_utility(description: Description, image: np.ndarray) -> float:
 
     `4 fidelity + 2 exp(-defect / 0.12)`: how far the picture shows what is asked, and how clean it is.
     """
-    return utility_of_reading(description, read(image))
-
-
-def utility_of_reading(description: Description, reading: Reading) -> float:
-    """`true_utility` of a picture that has been read already, to judge one picture under several captions."""
+    reading = read(image)
     quality = math.exp(-reading.defect / DEFECT_SCALE)
     return FIDELITY_WEIGHT * fidelity(description, reading.regions) + QUALITY_WEIGHT * quality
 

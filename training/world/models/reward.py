@@ -7,7 +7,7 @@ from training.arguments import load_config
 from training.encode_world import write_pairs
 from training.reward.trainer import RewardTrainingArguments
 from training.run_control import last_checkpoint
-from training.train_reward import DataArguments, ModelArguments, train
+from training.train_reward import DataArguments, ModelArguments, complete, prepare
 from training.world.groups import Groups, pairwise_accuracy
 
 CONFIG = Path(__file__).parents[2] / "configs" / "small_world.yaml"
@@ -40,7 +40,7 @@ def train_reward(directory: Path, groups: dict[str, Groups], validation: Groups)
         output_dir=directory / "reward_training",
         report_to="none",
     )
-    folder = train(*arguments)
+    folder = complete(prepare(*arguments))
     if folder is not None:
         curve = learning_curve(directory / "reward_training", validation, sigmas=arguments[2].eval_sigmas)
         (directory / "learning_curve.jsonl").write_text("".join(json.dumps(point) + "\n" for point in curve))
