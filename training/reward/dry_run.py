@@ -43,8 +43,9 @@ def count_pairs(source: str) -> int | None:
     return sum(pq.read_metadata(path).num_rows for path in paths) if paths else None
 
 
-def pair_inputs(config: DinaConfig) -> dict[str, torch.Tensor]:
+def pair_inputs(model: DinaRewardModel) -> dict[str, torch.Tensor]:
     """A pair of the size that the backbone was trained at, on the meta device, as `PreferenceObjective` takes it."""
+    config = model.config
     latent, embeds, pooled = costs.input_shapes(config.transformer_config, config.max_sequence_length)
     shapes = {"latents": (2, 1, *latent), "noise": (1, *latent), "sigma": (1,), "target": (1,)}
     shapes |= {"prompt_embeds": (1, *embeds), "pooled_prompt_embeds": (1, *pooled)}
@@ -89,7 +90,7 @@ def print_dry_run(
     }
     if checkpointing:
         objective.gradient_checkpointing_enable()
-    flops = costs.count_flops(lambda: objective(**pair_inputs(objective.model.config)).sum().backward())
+    flops = costs.count_flops(lambda: objective(**pair_inputs(objective.model)).sum().backward())
     counts = [count_pairs(source) for source in train_data]
     pairs = None if None in counts else sum(filter(None, counts))
     rows = {
