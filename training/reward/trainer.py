@@ -110,8 +110,10 @@ class RewardTrainer(Trainer):
         encode_prompts: maps texts to embeddings [B, L, D] and pooled embeddings [B, P], without gradients.
         noise_levels: distribution of the training noise levels.
         pairs, validation_pairs: data sets from `load_pairs`.
-        pusher: pushes every checkpoint to the Hub; only in the main process.
         card_settings: training settings to list in the model card.
+
+    Attributes:
+        pusher: pushes every checkpoint to the Hub, if it is set; only in the main process.
 
     Raises:
         ValueError: pairs cannot be divided between the processes.
@@ -128,7 +130,6 @@ class RewardTrainer(Trainer):
         noise_levels: NoiseLevels,
         pairs: Dataset,
         validation_pairs: Dataset | None = None,
-        pusher: CheckpointPusher | None = None,
         card_settings: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(objective, args, train_dataset=pairs, eval_dataset=validation_pairs)
@@ -136,7 +137,7 @@ class RewardTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.encode_prompts = encode_prompts
         self.noise_levels = noise_levels
-        self.pusher = pusher
+        self.pusher: CheckpointPusher | None = None
         self.card_settings = card_settings or {}
         self.ema: EMAModel | None = None
         self._resumed_from: Path | None = None

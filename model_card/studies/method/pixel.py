@@ -13,8 +13,8 @@ from training.world.annotators import IMPRESSION_NOISE
 from training.world.groups import Groups, cast_votes
 from training.world.latents import Shard, build_shards, load_shards, to_pixels
 from training.world.models.pixel_reward import (
-    FeatureDataset,
     encode_pictures,
+    feature_dataset,
     fit_pixel_reward,
     fresh_pixel_reward,
     score_groups,
@@ -40,7 +40,7 @@ def train_pixels(material: Material, seed: int, steps: int, folder: Path) -> Pix
     votes = torch.from_numpy(cast_votes(groups.utilities))
     fit_pixel_reward(
         model,
-        FeatureDataset(picture_features(model, material, "train", groups, "latents"), embeds, votes, EPOCHS),
+        feature_dataset(picture_features(model, material, "train", groups, "latents"), embeds, votes, EPOCHS),
         folder,
         batch_size=max(1, EPOCHS * len(groups) // steps),
         warmup_steps=steps // 10,

@@ -11,7 +11,7 @@ import torch
 import typer
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, StackDataset
 from tqdm import tqdm
 from transformers import set_seed
 
@@ -28,7 +28,9 @@ from training.world.models.stage import train_stage
 from training.world.seeds import Seed
 
 
-class FeatureDataset(Dataset):
+def feature_dataset(
+    features: torch.Tensor, prompt_embeds: torch.Tensor, votes: torch.Tensor, epochs: int
+) -> ConcatDataset:
     """
     Groups of pictures as vision features, with the share of votes that each pair's first picture got.
 
@@ -38,20 +40,7 @@ class FeatureDataset(Dataset):
         votes: [G, 6].
         epochs: how often the groups are gone through.
     """
-
-    def __init__(self, features: torch.Tensor, prompt_embeds: torch.Tensor, votes: torch.Tensor, epochs: int) -> None:
-        self.features, self.prompt_embeds, self.votes, self.epochs = features, prompt_embeds, votes, epochs
-
-    def __len__(self) -> int:
-        return self.epochs * len(self.features)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        row = index % len(self.features)
-        return {
-            "features": self.features[row].float(),
-            "prompt_embeds": self.prompt_embeds[row].float(),
-            "targets": self.votes[row].float(),
-        }
+    return ConcatDataset([StackDataset(features=features, prompt_embeds=prompt_embeds, targets=votes)] * epochs)
 
 
 class VotesObjective(nn.Module):
@@ -62,15 +51,15 @@ class VotesObjective(nn.Module):
         self.model = model
 
     def forward(self, features, prompt_embeds, targets) -> dict[str, torch.Tensor]:
-        scores = score_groups(self.model, features, prompt_embeds)
+        scores, targets = score_groups(self.model, features, prompt_embeds), targets.float()
         variance = scores.new_tensor(IMPRESSION_NOISE**2)
         return {"loss": likelihood_loss(scores[:, FIRST], scores[:, SECOND], variance, variance, targets).mean()}
 
 
 def score_groups(model: PixelRewardModel, features: torch.Tensor, prompt_embeds: torch.Tensor) -> torch.Tensor:
-    """Scores [G, 4] of features [G, 4, tokens, channels] under prompt_embeds [G, L, D]."""
-    embeds = prompt_embeds.repeat_interleave(GROUP_SIZE, dim=0)
-    return model.read(features.flatten(0, 1), embeds).unflatten(0, (-1, GROUP_SIZE))
+    """Scores [G, 4] of features [G, 4, tokens, channels] under prompt_embeds [G, L, D], in float32."""
+    embeds = prompt_embeds.float().repeat_interleave(GROUP_SIZE, dim=0)
+    return model.read(features.float().flatten(0, 1), embeds).unflatten(0, (-1, GROUP_SIZE))
 
 
 @torch.no_grad()
@@ -91,7 +80,7 @@ def measure(model: PixelRewardModel, pipeline: StableDiffusion3Pipeline, groups:
     embeds, _ = encode_captions(pipeline, groups.captions)
     features = encode_pictures(model, pipeline.vae, groups.latents)
     batches = zip(features.split(64), embeds.split(64), strict=True)
-    scores = torch.cat([score_groups(model, pictures.float(), text.float()) for pictures, text in batches])
+    scores = torch.cat([score_groups(model, pictures, text) for pictures, text in batches])
     return pairwise_accuracy(scores.numpy(), groups.utilities)
 
 
@@ -105,7 +94,7 @@ def test_groups(folder: Path, pipeline: StableDiffusion3Pipeline, count: int) ->
 
 def votes_dataset(
     model: PixelRewardModel, pipeline: StableDiffusion3Pipeline, sets: Sequence[Groups], epochs: int
-) -> FeatureDataset:
+) -> ConcatDataset:
     """The groups of several sets, one after another, with votes that are one draw."""
     captions = [caption for groups in sets for caption in groups.captions]
     utilities = torch.cat([torch.from_numpy(groups.utilities) for groups in sets]).numpy()
@@ -113,7 +102,7 @@ def votes_dataset(
     for groups in sets:
         assert groups.latents is not None
         features.append(encode_pictures(model, pipeline.vae, groups.latents))
-    return FeatureDataset(
+    return feature_dataset(
         torch.cat(features), encode_captions(pipeline, captions)[0], torch.from_numpy(cast_votes(utilities)), epochs
     )
 
@@ -151,7 +140,7 @@ def fresh_pixel_reward(vae: AutoencoderKL, text_width: int) -> PixelRewardModel:
 
 
 def fit_pixel_reward(
-    model: PixelRewardModel, votes: FeatureDataset, out: Path, *, batch_size: int = 64, **arguments
+    model: PixelRewardModel, votes: ConcatDataset, out: Path, *, batch_size: int = 64, **arguments
 ) -> None:
     """
     Train a fresh pixel reward, and save it in `out`, the checkpoints of an interrupted training beside it.
