@@ -5,7 +5,7 @@ It is trained on the votes that the latent reward is trained on.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -40,7 +40,9 @@ def feature_dataset(
         votes: [G, 6].
         epochs: how often the groups are gone through.
     """
-    return ConcatDataset([StackDataset(features=features, prompt_embeds=prompt_embeds, targets=votes)] * epochs)
+    # A tensor is as good as a data set here, though the annotations do not say so.
+    tensors: dict[str, Any] = {"features": features, "prompt_embeds": prompt_embeds, "targets": votes}
+    return ConcatDataset([StackDataset(**tensors)] * epochs)
 
 
 class VotesObjective(nn.Module):
