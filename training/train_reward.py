@@ -298,14 +298,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     with exit_on_bad_input():
         arguments = parse(ModelArguments, DataArguments, RewardTrainingArguments, argv=argv)
         if arguments[-1].dry_run:
-            return tell_cost(*arguments)
+            return print_cost(*arguments)
         trainer = prepare(*arguments)
     if complete(trainer) is None:
         sys.exit(TERMINATED)
     return None
 
 
-def tell_cost(model_arguments: ModelArguments, data_arguments: DataArguments, args: RewardTrainingArguments) -> None:
+def print_cost(model_arguments: ModelArguments, data_arguments: DataArguments, args: RewardTrainingArguments) -> None:
     """Print the cost of a run, without weights or network."""
     with names_reward_config():
         config = offline_config(model_arguments.base_model, model_arguments.config_fields())

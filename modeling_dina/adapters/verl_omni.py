@@ -55,8 +55,8 @@ def compute_score(
     """
     tensors = {"solution_image": solution_image, **{name: extra_info.get(name) for name in EMBEDDINGS}}
     inputs = [_one(name, values, rank).to(device) for (name, values), rank in zip(tensors.items(), RANKS, strict=True)]
-    judged = load_model(model, device).reward(*inputs, sigmas=sigmas, num_draws=num_draws, seed=seed)
-    return {"score": judged.scores.item()}
+    output = load_model(model, device).reward(*inputs, sigmas=sigmas, num_draws=num_draws, seed=seed)
+    return {"score": output.scores.item()}
 
 
 EMBEDDINGS = ("prompt_embeds", "pooled_prompt_embeds")

@@ -58,7 +58,7 @@ def evaluate(
     """Measure how often a reward agrees with people on a preference benchmark."""
     from modeling_dina.evaluation.benchmarks import find_benchmark, find_data
     from modeling_dina.evaluation.evaluate import evaluate as measure
-    from modeling_dina.evaluation.rewards import shown
+    from modeling_dina.evaluation.rewards import display_path
 
     # This includes scoring, which is where errors in the scorer or the data appear.
     with exit_on_bad_input():
@@ -67,13 +67,13 @@ def evaluate(
         folder, revision = find_data(found, data)
         with error_console.status("reading the benchmark"):
             preferences = found.read(folder, limit)
-        reader = open_reader(scorer, model, ensemble, batch_size=batch_size)
-        settings = {"data": data and shown(data), "data_revision": revision, "limit": limit}
+        evaluator = open_evaluator(scorer, model, ensemble, batch_size=batch_size)
+        settings = {"data": data and display_path(data), "data_revision": revision, "limit": limit}
         with scoring_progress() as advance:
             results = measure(
                 benchmark,
                 preferences,
-                reader,
+                evaluator,
                 out,
                 batch_size=batch_size,
                 folder=folder,
@@ -81,7 +81,7 @@ def evaluate(
                 strict=strict,
                 settings=settings,
                 command=repeat_command(
-                    benchmark, scorer is not None, reader.settings | settings | {"seed": ensemble.seed}, out
+                    benchmark, scorer is not None, evaluator.settings | settings | {"seed": ensemble.seed}, out
                 ),
                 progress=advance,
             )
@@ -91,7 +91,7 @@ def evaluate(
 def repeat_command(benchmark: str, is_callable: bool, settings: dict[str, Any], out: Path) -> str:
     """The command that measures the same again, every option written out."""
     from modeling_dina.evaluation.benchmarks import find_benchmark
-    from modeling_dina.evaluation.rewards import shown
+    from modeling_dina.evaluation.rewards import display_path
 
     options = {
         "benchmark": benchmark,
@@ -100,18 +100,18 @@ def repeat_command(benchmark: str, is_callable: bool, settings: dict[str, Any], 
     }
     options |= {"sigmas": settings["sigmas"] and ",".join(map(str, settings["sigmas"]))}
     options |= {name: settings[name] for name in ("draws", "mode", "seed", "limit")}
-    options["out"] = f"{shown(str(out.parent.resolve()))}/{out.name}"
+    options["out"] = f"{display_path(str(out.parent.resolve()))}/{out.name}"
     given = [f"--{name} {value}" for name, value in options.items() if value is not None]
     return " ".join([find_benchmark(benchmark).command, *given])
 
 
-def open_reader(scorer: str | None, model: ModelOptions, ensemble: EnsembleOptions, *, batch_size: int):
-    """The reader of the callable `module:function` that `scorer` names, or the model that the options describe.
+def open_evaluator(scorer: str | None, model: ModelOptions, ensemble: EnsembleOptions, *, batch_size: int):
+    """The evaluator of the callable `module:function` that `scorer` names, or the model that the options describe.
 
     Raises:
         ValueError: both are given, or what is given cannot be loaded.
     """
-    from modeling_dina.evaluation.rewards import CallableReader, DinaReader
+    from modeling_dina.evaluation.rewards import CallableEvaluator, DinaEvaluator
 
     if scorer is not None:
         given = {name: value for name, value in ensemble.arguments().items() if name != "seed" and value is not None}
@@ -119,8 +119,8 @@ def open_reader(scorer: str | None, model: ModelOptions, ensemble: EnsembleOptio
             given["model"] = model.model
         if given:
             raise ValueError(f"scorer: expected no model and no noise levels with a callable, got {given}")
-        return CallableReader(scorer)
-    return DinaReader(model.open_scorer(batch_size=batch_size), model.model, **ensemble.arguments())
+        return CallableEvaluator(scorer)
+    return DinaEvaluator(model.open_scorer(batch_size=batch_size), model.model, **ensemble.arguments())
 
 
 def print_results(results: dict[str, Any]) -> None:
@@ -175,7 +175,7 @@ def calibrate(
     prompts."""
     from modeling_dina.evaluation.benchmarks import find_benchmark, find_data
     from modeling_dina.evaluation.calibration import calibrate as fit
-    from modeling_dina.evaluation.rewards import DinaReader
+    from modeling_dina.evaluation.rewards import DinaEvaluator
 
     if not (model / "config.json").is_file():
         raise ValueError(f"model: expected a model folder, got {model}")
@@ -191,12 +191,12 @@ def calibrate(
     with error_console.status("reading the benchmark"):
         preferences = source.read(folder, limit)
     options = ModelOptions(**vars(hub), model=str(model), device=device, dtype=dtype)
-    reader = DinaReader(options.open_scorer(batch_size=batch_size), str(model), seed=seed)
+    evaluator = DinaEvaluator(options.open_scorer(batch_size=batch_size), str(model), seed=seed)
     with scoring_progress() as advance:
         result = fit(
             benchmark,
             preferences,
-            reader,
+            evaluator,
             model,
             out,
             batch_size=batch_size,

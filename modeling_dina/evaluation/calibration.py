@@ -18,7 +18,7 @@ from scipy.optimize import minimize_scalar
 from modeling_dina.evaluation.benchmarks import Ties, find_benchmark
 from modeling_dina.evaluation.benchmarks.preference_set import Pairs, PreferenceSet
 from modeling_dina.evaluation.evaluate import content_of, likelihood, run_settings, score_items, scored
-from modeling_dina.evaluation.rewards import DinaReader, Rewards
+from modeling_dina.evaluation.rewards import DinaEvaluator, Rewards
 from modeling_dina.evaluation.statistics import negative_log_likelihood
 from modeling_dina.files import Journal, atomic_path, write_text
 
@@ -38,7 +38,7 @@ class Calibration:
 def calibrate(
     name: str,
     preferences: PreferenceSet,
-    reader: DinaReader,
+    evaluator: DinaEvaluator,
     model: Path,
     out: Path | None,
     *,
@@ -55,7 +55,7 @@ def calibrate(
     Args:
         name: of the benchmark.
         preferences: what its `read` returned.
-        reader: of the model.
+        evaluator: of the model.
         model: the model's folder.
         out: a new folder for a calibrated copy; None changes the model's own config.
         batch_size: images at a time; it changes no result.
@@ -78,14 +78,14 @@ def calibrate(
     place = (out or model).absolute()
     journal = Journal(
         place.with_name(f"{place.name}.calibration.partial"),
-        content_of(name, preferences, data_folder) | run_settings(reader, seed),
+        content_of(name, preferences, data_folder) | run_settings(evaluator, seed),
     )
-    samples, failures = score_items(preferences.items, reader, journal, batch_size, progress)
-    rewards = reader.ensemble(samples)
+    samples, failures = score_items(preferences.items, evaluator, journal, batch_size, progress)
+    rewards = evaluator.ensemble(samples)
     fitted, held = split_by_cluster(pairs[scored(rewards, pairs)], seed)
     if not len(fitted) or not len(held):
         raise ValueError(f"data: expected preferences for two prompts or more, got {len(fitted) + len(held)} pairs")
-    config = reader.scorer.model.config
+    config = evaluator.scorer.model.config
     current = Calibration(config.temperature, config.score_mean, config.score_std)
     found = fit_calibration(rewards, fitted, current)
     reports = {

@@ -13,7 +13,7 @@ import numpy as np
 
 from modeling_dina.evaluation.benchmarks import Benchmark, Ties, find_benchmark
 from modeling_dina.evaluation.benchmarks.preference_set import Item, Pairs, PreferenceSet
-from modeling_dina.evaluation.rewards import RewardReader, Rewards, WrongCountError
+from modeling_dina.evaluation.rewards import RewardEvaluator, Rewards, WrongCountError
 from modeling_dina.evaluation.statistics import (
     agreement,
     best_tie_threshold,
@@ -32,7 +32,7 @@ LIBRARIES = ("dina-lrm", "torch", "transformers", "diffusers", "numpy", "pillow"
 def evaluate(
     name: str,
     preferences: PreferenceSet,
-    reader: RewardReader,
+    evaluator: RewardEvaluator,
     out: Path,
     *,
     batch_size: int,
@@ -49,7 +49,7 @@ def evaluate(
     Args:
         name: of the benchmark.
         preferences: what its `read` returned.
-        reader: what is evaluated.
+        evaluator: what is evaluated.
         out: JSON file for the results; until it is written, scores are kept in a journal beside it.
         batch_size: images at a time; it changes no result.
         folder: that the benchmark was read from.
@@ -71,11 +71,11 @@ def evaluate(
     if not found["used"]:
         raise ValueError(f"data: expected pairs that count, got {found}; failures: {preferences.failures[:3]}")
 
-    settings = run_settings(reader, seed) | (settings or {})
+    settings = run_settings(evaluator, seed) | (settings or {})
     journal = Journal(Path(f"{out}.partial"), content_of(name, preferences, folder) | settings)
-    samples, failed = score_items(preferences.items, reader, journal, batch_size, progress)
+    samples, failed = score_items(preferences.items, evaluator, journal, batch_size, progress)
     failures = [*preferences.failures, *failed]
-    ensemble = reader.ensemble(samples)
+    ensemble = evaluator.ensemble(samples)
     if not scored(ensemble, test).any():
         journal.remove()
         raise ValueError(f"data: expected pairs that can be scored, got none; failures: {failures[:3]}")
@@ -93,7 +93,7 @@ def evaluate(
         "size_differences": differences,
         "levels": [
             {"sigma": sigma, **measure(benchmark, rewards, test, validation, seed)}
-            for sigma, rewards in reader.levels(samples).items()
+            for sigma, rewards in evaluator.levels(samples).items()
         ],
         "settings": {key: value for key, value in settings.items() if key != "revision"},
     }
@@ -108,9 +108,9 @@ def content_of(name: str, preferences: PreferenceSet, folder: Path | None) -> di
     return {"benchmark": name, "preferences": preferences.fingerprint(), "folder": place}
 
 
-def run_settings(reader: RewardReader, seed: int) -> dict[str, Any]:
-    """What rewards depend on: those of the reader, the seed, and the libraries' versions."""
-    return {**reader.settings, "seed": seed, "libraries": {library: version(library) for library in LIBRARIES}}
+def run_settings(evaluator: RewardEvaluator, seed: int) -> dict[str, Any]:
+    """What rewards depend on: those of the evaluator, the seed, and the libraries' versions."""
+    return {**evaluator.settings, "seed": seed, "libraries": {library: version(library) for library in LIBRARIES}}
 
 
 def count(benchmark: Benchmark, test: Pairs, validation: Pairs) -> dict[str, int]:
@@ -127,7 +127,7 @@ def count(benchmark: Benchmark, test: Pairs, validation: Pairs) -> dict[str, int
 
 def score_items(
     items: list[Item],
-    reader: RewardReader,
+    evaluator: RewardEvaluator,
     journal: Journal,
     batch_size: int,
     progress: Callable[[int, int], None],
@@ -138,31 +138,31 @@ def score_items(
     Returns:
         Readings [R, D, N], NaN for items that cannot be scored; and {"name", "error"} of those.
     """
-    readings = {
-        index: reading
+    rewards = {
+        index: reward
         for record in journal.records
-        for index, reading in zip(record["items"], record["readings"], strict=True)
+        for index, reward in zip(record["items"], record["readings"], strict=True)
     }
     errors: dict[int, str] = {}
     # Batches are the same whether a run was interrupted or not, and so is the last digit of their scores.
     for start in range(0, len(items), batch_size):
         progress(start, len(items))
-        batch = [index for index in range(start, min(start + batch_size, len(items))) if index not in readings]
+        batch = [index for index in range(start, min(start + batch_size, len(items))) if index not in rewards]
         if batch:
-            scores, failures = _score_batch({index: items[index] for index in batch}, reader)
+            scores, failures = _score_batch({index: items[index] for index in batch}, evaluator)
             journal.append({"items": list(scores), "readings": list(scores.values())})
-            readings |= scores
+            rewards |= scores
             errors |= failures
     progress(len(items), len(items))
 
-    shape = np.shape(next(iter(readings.values()), [[np.nan]]))
+    shape = np.shape(next(iter(rewards.values()), [[np.nan]]))
     samples = np.full((*shape, len(items)), np.nan)
-    for index, reading in readings.items():
-        samples[..., index] = reading
+    for index, reward in rewards.items():
+        samples[..., index] = reward
     return samples, [{"name": items[index].name, "error": errors[index]} for index in sorted(errors)]
 
 
-def _score_batch(items: dict[int, Item], reader: RewardReader) -> tuple[dict[int, list], dict[int, str]]:
+def _score_batch(items: dict[int, Item], evaluator: RewardEvaluator) -> tuple[dict[int, list], dict[int, str]]:
     """Readings [R][D] of the items that can be scored, and why the others cannot."""
     images, failures = {}, {}
     for index, item in items.items():
@@ -173,11 +173,11 @@ def _score_batch(items: dict[int, Item], reader: RewardReader) -> tuple[dict[int
             failures[index] = error_text(error)
 
     def read(indices: Sequence[int]) -> list:
-        readings = reader.read([items[index].prompt for index in indices], [images[index] for index in indices])
-        return np.moveaxis(readings, -1, 0).tolist()
+        rewards = evaluator.score([items[index].prompt for index in indices], [images[index] for index in indices])
+        return np.moveaxis(rewards, -1, 0).tolist()
 
     def probe() -> None:
-        reader.read([PROBE_PROMPT], [probe_image()])
+        evaluator.score([PROBE_PROMPT], [probe_image()])
 
     if not images:
         return {}, failures

@@ -52,7 +52,7 @@ class Rewards:
         return log_win.numpy(), log_loss.numpy()
 
 
-class RewardReader(Protocol):
+class RewardEvaluator(Protocol):
     """What is evaluated.
 
     Attributes:
@@ -61,7 +61,7 @@ class RewardReader(Protocol):
 
     settings: dict[str, Any]
 
-    def read(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> np.ndarray:
+    def score(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> np.ndarray:
         """Rewards [R, D, B] of B images: R readings, D draws."""
 
     def ensemble(self, samples: np.ndarray) -> Rewards:
@@ -71,7 +71,7 @@ class RewardReader(Protocol):
         """The rewards of each noise level alone; empty where there are none."""
 
 
-class DinaReader:
+class DinaEvaluator:
     """
     Rewards of a DiNa model, with one pass of VAE and backbone for all levels and the ensemble.
 
@@ -94,14 +94,14 @@ class DinaReader:
     ):
         model = scorer.model
         settings = scoring_settings(scorer, sigmas=sigmas, num_draws=num_draws, mode=mode)
-        self.settings = {"model": shown(source), **settings}
+        self.settings = {"model": display_path(source), **settings}
         self.sigmas, self.num_draws, self.mode = settings["sigmas"], settings["draws"], settings["mode"]
         self.seed = seed
         levels = model.noise_path.snap(torch.tensor(self.sigmas))
         self.variance = model.variance(levels).double().numpy()
         self.scorer = scorer
 
-    def read(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> np.ndarray:
+    def score(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> np.ndarray:
         # Modes that average levels need no more than the levels' samples.
         mode = "features" if self.mode == "features" else "mean"
         options = {"sigmas": self.sigmas, "num_draws": self.num_draws, "mode": mode, "seed": self.seed}
@@ -128,7 +128,7 @@ class WrongCountError(TypeError):
     """A scorer did not return one number for each image, for which no image is to blame."""
 
 
-class CallableReader:
+class CallableEvaluator:
     """
     Rewards of a callable on (prompts, images) that returns one number each.
 
@@ -149,7 +149,7 @@ class CallableReader:
         unknown = ("revision", "conditioning", "sigmas", "draws", "mode", "text_length")
         self.settings = {"model": source, **dict.fromkeys(unknown)}
 
-    def read(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> np.ndarray:
+    def score(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> np.ndarray:
         values = [float(value) for value in self.function(list(prompts), list(images))]
         if len(values) != len(images):
             raise WrongCountError(f"scorer: expected {len(images)} numbers for as many images, got {len(values)}")
@@ -164,7 +164,7 @@ class CallableReader:
         return {}
 
 
-def shown(source: str) -> str:
+def display_path(source: str) -> str:
     """A folder as seen from here where it lies below, so that reports do not depend on the machine; else as it is."""
     relative = os.path.relpath(source) if os.path.isdir(source) else source
     return source if relative.startswith("..") else relative

@@ -23,16 +23,16 @@ def check_compatible(pipeline: StableDiffusion3Pipeline, policy: str, model: Din
     Raises:
         ValueError: naming both, and what differs between them.
     """
-    generator, read = pipeline.transformer.config, model.config.transformer_config
+    generator, expected = pipeline.transformer.config, model.config.transformer_config
     for name, meaning in (
         ("in_channels", "latent channels"),
         ("joint_attention_dim", "width of prompt_embeds"),
         ("pooled_projection_dim", "width of pooled_prompt_embeds"),
     ):
-        if generator[name] != read[name]:
+        if generator[name] != expected[name]:
             raise ValueError(
                 f"policy, reward_model: expected the same {meaning}, got {generator[name]} of {policy} and "
-                f"{read[name]} of {reward}"
+                f"{expected[name]} of {reward}"
             )
     if model.conditioning_location()[0] == pipeline.config["_name_or_path"]:
         return

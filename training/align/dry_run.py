@@ -65,7 +65,7 @@ class Cost:
         def velocity() -> torch.Tensor:
             return transformer(latents, embeds, pooled, torch.empty(1, device="meta")).sample
 
-        def judge(needs_gradient: bool = algorithm.needs_gradient) -> torch.Tensor:
+        def score(needs_gradient: bool = algorithm.needs_gradient) -> torch.Tensor:
             return reward(latents.detach().requires_grad_(needs_gradient), 0.5, embeds, pooled).scores
 
         activations = kept_bytes(transformer, velocity)
@@ -76,22 +76,22 @@ class Cost:
                 activations, transformer_config["num_layers"], tokens * width * dtype.itemsize
             )
             transformer.enable_gradient_checkpointing()
-        kept = evaluations.kept * activations + levels * algorithm.needs_gradient * kept_bytes(reward, judge)
+        stored = evaluations.stored * activations + levels * algorithm.needs_gradient * kept_bytes(reward, score)
         self.memory = {
             "weights": weight_bytes(transformer),
             "reward": weight_bytes(reward),
             **training_bytes(self.trainable, algorithm.averages),
-            "activations": arguments.batch_size * kept,
+            "activations": arguments.batch_size * stored,
         }
         prompts = arguments.prompts_per_update
         gate = 0 if arguments.gate == "none" else arguments.gate_draws * len(config.default_sigmas)
         with torch.no_grad():
-            sampling, judged = count_flops(velocity), count_flops(partial(judge, False))
+            sampling, scoring = count_flops(velocity), count_flops(partial(score, False))
         update = count_flops(lambda: velocity().sum().backward())
-        rewarded = count_flops(lambda: judge().sum().backward()) if algorithm.needs_gradient else judged
+        rewarded = count_flops(lambda: score().sum().backward()) if algorithm.needs_gradient else scoring
         self.flops = {
             "sampling": prompts * evaluations.sampling * sampling,
-            "reward": prompts * evaluations.judged * (levels * rewarded + gate * judged),
+            "reward": prompts * evaluations.scored * (levels * rewarded + gate * scoring),
             "update": prompts * evaluations.update * update,
         }
 

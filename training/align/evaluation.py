@@ -19,8 +19,8 @@ from training.world.seeds import Seed
 
 GRID = 16
 # A watched reward has turned when it lies below its best by this many standard errors of the paired difference.
-TURNED = 2.0
-WATCH = ("best", "best_weights", "waited")
+SIGNIFICANCE = 2.0
+STATE_FIELDS = ("best", "best_weights", "waited")
 
 
 class Evaluation:
@@ -86,7 +86,7 @@ class Evaluation:
         variety = {"diversity": diversity(results["latents"], each).mean().item()} if each > 1 else {}
         return metrics | errors | variety
 
-    def has_turned(self, results: dict[str, torch.Tensor], average: EMAModel) -> bool:
+    def should_stop(self, results: dict[str, torch.Tensor], average: EMAModel) -> bool:
         """Whether patience with the watched reward ends with these results of the averaged weights."""
         if not self.arguments.patience:
             return False
@@ -96,7 +96,7 @@ class Evaluation:
             self.best_weights = [weight.clone() for weight in average.shadow_params]
             return False
         difference = watched - self.best
-        surely = difference.mean() < -TURNED * difference.std() / len(difference) ** 0.5
+        surely = difference.mean() < -SIGNIFICANCE * difference.std() / len(difference) ** 0.5
         self.waited = self.waited + 1 if surely else 0
         return self.waited >= self.arguments.patience
 
@@ -110,9 +110,9 @@ class Evaluation:
         for path in paths.values():
             path.parent.mkdir(parents=True, exist_ok=True)
         save_file(results, paths["evaluations"])
-        shown = self.policy.decode(results["latents"][:GRID].to(self.policy.device)).cpu()
-        columns = math.isqrt(len(shown))
-        images = self.policy.pipeline.image_processor.postprocess(shown[: columns**2])
+        images = self.policy.decode(results["latents"][:GRID].to(self.policy.device)).cpu()
+        columns = math.isqrt(len(images))
+        images = self.policy.pipeline.image_processor.postprocess(images[: columns**2])
         make_image_grid(images, columns, columns).save(paths["samples"])
         for tracker in trackers:
             if tracker.name == "trackio":
@@ -124,11 +124,11 @@ class Evaluation:
 
     def state_dict(self) -> dict:
         """How far patience has gone, for a checkpoint."""
-        return {name: getattr(self, name) for name in WATCH}
+        return {name: getattr(self, name) for name in STATE_FIELDS}
 
     def load_state_dict(self, state: dict) -> None:
         """Restore `state_dict`; other entries of `state` are ignored."""
-        for name in WATCH:
+        for name in STATE_FIELDS:
             setattr(self, name, state[name])
 
 

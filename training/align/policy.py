@@ -136,10 +136,10 @@ class Policy:
         """Rollouts of all B samples, `batch_size` at a time; arguments as in `rollout.rollout`."""
         parts = []
         for rows in torch.arange(len(noise), device=noise.device).split(batch_size):
-            asked = conditioning.select(rows)
+            selected = conditioning.select(rows)
 
-            def velocity(latents, sigma, asked=asked):
-                return self.velocity(latents, sigma, asked, guidance_scale)
+            def velocity(latents, sigma, selected=selected):
+                return self.velocity(latents, sigma, selected, guidance_scale)
 
             parts.append(rollout(velocity, noise[rows], sigmas, dynamics, stochastic, generator))
         return Rollout(*(torch.cat(values, dim=1) for values in zip(*parts, strict=True)))

@@ -164,13 +164,13 @@ def build_reward(name: str, arguments: AlignArguments, policy: Policy, model: Di
 @torch.no_grad()
 def sample_reference(policy: Policy, prompts: Prompts, arguments: AlignArguments) -> Samples:
     """Clean samples of the generator as it began, a function of the run's seed."""
-    asked = policy.encode(prompts.batch(REFERENCE_PROMPTS, arguments.reference_samples))
+    conditioning = policy.encode(prompts.batch(REFERENCE_PROMPTS, arguments.reference_samples))
     with policy.reference():
         path = policy.sample(
-            asked,
-            policy.noise(len(asked), torch.Generator().manual_seed(arguments.seed)),
+            conditioning,
+            policy.noise(len(conditioning), torch.Generator().manual_seed(arguments.seed)),
             policy.sigmas(arguments.eval_steps),
             batch_size=arguments.sampling_batch_size,
             guidance_scale=arguments.eval_guidance_scale,
         )
-    return Samples(path.states[-1], asked)
+    return Samples(path.states[-1], conditioning)

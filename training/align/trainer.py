@@ -95,8 +95,8 @@ class AlignmentTrainer:
         started = time.perf_counter()
         draws, arguments = self.draws(), self.arguments
         process = self.update * self.accelerator.num_processes + self.accelerator.process_index
-        asked = self.prompts.batch(process * arguments.prompts_per_update, arguments.prompts_per_update)
-        experience = self.algorithm.collect(self.policy.encode(asked), draws)
+        prompts = self.prompts.batch(process * arguments.prompts_per_update, arguments.prompts_per_update)
+        experience = self.algorithm.collect(self.policy.encode(prompts), draws)
         means = Means(experience.metrics)
         nonfinite = int(experience.metrics.get("nonfinite", 0))
         order = torch.randperm(len(experience), generator=draws.generator)
@@ -162,7 +162,7 @@ class AlignmentTrainer:
         self.log(self.evaluation.summarize(results), "eval")
         if self.accelerator.is_main_process:
             self.evaluation.write(results, self.update, self.accelerator.trackers)
-        return self.evaluation.has_turned(results, self.average)
+        return self.evaluation.should_stop(results, self.average)
 
     # ---- logs and checkpoints ----
 

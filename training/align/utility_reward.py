@@ -3,7 +3,7 @@
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from training.align.rewards import Judgement, Reward
+from training.align.rewards import Reward, RewardOutput
 from training.world.annotators import IMPRESSION_NOISE
 from training.world.latents import decode
 from training.world.scenes import describe
@@ -24,9 +24,9 @@ class UtilityReward(Reward):
     def __init__(self, pipeline: StableDiffusion3Pipeline) -> None:
         self.pipeline = pipeline
 
-    def judge(self, latents, conditioning, sigma, seed):
+    def score(self, latents, conditioning, sigma, seed):
         pictures = decode(self.pipeline, latents)
         described = map(describe, conditioning.prompts)
         utilities = [true_utility(text, picture) for text, picture in zip(described, pictures, strict=True)]
         scores = latents.new_tensor(utilities)
-        return Judgement(scores, torch.zeros_like(scores), torch.full_like(scores, IMPRESSION_NOISE**2))
+        return RewardOutput(scores, torch.zeros_like(scores), torch.full_like(scores, IMPRESSION_NOISE**2))

@@ -50,12 +50,12 @@ def candidates(description: Description, count: int, rng: np.random.Generator) -
     shared = int(rng.integers(2**32)) if rng.random() < 0.5 else None
     images = []
     for _ in range(count):
-        shown = description
+        edited = description
         for _ in range(rng.choice(3, p=(0.35, 0.5, 0.15))):
-            shown = edit(shown, rng)
+            edited = edit(edited, rng)
         if rng.random() < 0.07:
-            shown = sample_description(rng)
-        image = draw(arrange(shown, rng if shared is None else np.random.default_rng(shared)))
+            edited = sample_description(rng)
+        image = draw(arrange(edited, rng if shared is None else np.random.default_rng(shared)))
         images.append(spoil(image, rng) if rng.random() < 0.4 else image)
     return images
 

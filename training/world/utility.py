@@ -16,10 +16,10 @@ from scipy.optimize import linear_sum_assignment
 from training.world.scenes import COLORS, IMAGE_SIZE, RELATIONS, SHAPES, Description, Thing, outline
 
 CHROMA_THRESHOLD = 0.22
-SMALLEST_REGION = 24  # pixels
+MIN_REGION_AREA = 24  # pixels
 SIZE_BOUNDARY = 9.0  # radius in pixels between small and large
 EXTRA_PENALTY = 0.3
-WHOLE_REGION = 60  # pixels from which an extra region counts in full
+FULL_REGION_AREA = 60  # pixels from which an extra region counts in full
 RELATION_SHARE = 0.3
 # Root mean square distance from a clean drawing (pixels in [0, 1]) at which the quality has fallen to 1/e.
 DEFECT_SCALE = 0.12
@@ -40,7 +40,7 @@ class Region:
 
 
 @dataclass(frozen=True)
-class Reading:
+class Decomposition:
     """What was found in a picture: its regions, and its root mean square distance from a clean drawing of them."""
 
     regions: tuple[Region, ...]
@@ -52,13 +52,9 @@ def true_utility(description: Description, image: np.ndarray) -> float:
 
     `4 fidelity + 2 exp(-defect / 0.12)`: how far the picture shows what is asked, and how clean it is.
     """
-    return utility_of_reading(description, read(image))
-
-
-def utility_of_reading(description: Description, reading: Reading) -> float:
-    """`true_utility` of a picture that has been read already, to judge one picture under several captions."""
-    quality = math.exp(-reading.defect / DEFECT_SCALE)
-    return FIDELITY_WEIGHT * fidelity(description, reading.regions) + QUALITY_WEIGHT * quality
+    decomposition = decompose(image)
+    quality = math.exp(-decomposition.defect / DEFECT_SCALE)
+    return FIDELITY_WEIGHT * fidelity(description, decomposition.regions) + QUALITY_WEIGHT * quality
 
 
 def fidelity(description: Description, regions: tuple[Region, ...]) -> float:
@@ -69,7 +65,7 @@ def fidelity(description: Description, regions: tuple[Region, ...]) -> float:
     things = description.things
     fits = np.array([[_fit(thing, region) for region in regions] for thing in things]).reshape(len(things), -1)
     rows, columns = linear_sum_assignment(fits, maximize=True)
-    shown = fits[rows, columns].sum() / len(things)
+    score = fits[rows, columns].sum() / len(things)
     if description.relation:
         related = 0.0
         if len(rows) == 2:
@@ -78,9 +74,9 @@ def fidelity(description: Description, regions: tuple[Region, ...]) -> float:
             across = abs((first.x - second.x) * uy + (first.y - second.y) * ux)
             # The relation counts only as far as the two things are there to have it.
             related = fits[rows, columns].min() / (1 + math.exp(-(along - across) / 3))
-        shown = (1 - RELATION_SHARE) * shown + RELATION_SHARE * related
-    extra = sum(min(1, region.area / WHOLE_REGION) for index, region in enumerate(regions) if index not in columns)
-    return shown - EXTRA_PENALTY * min(2, extra)
+        score = (1 - RELATION_SHARE) * score + RELATION_SHARE * related
+    extra = sum(min(1, region.area / FULL_REGION_AREA) for index, region in enumerate(regions) if index not in columns)
+    return score - EXTRA_PENALTY * min(2, extra)
 
 
 def _fit(thing: Thing, region: Region) -> float:
@@ -91,7 +87,7 @@ def _fit(thing: Thing, region: Region) -> float:
     return fit
 
 
-def read(image: np.ndarray) -> Reading:
+def decompose(image: np.ndarray) -> Decomposition:
     """Take an RGB uint8 image [64, 64, 3] apart."""
     pixels = image.astype(np.float32) / 255
     chroma = pixels.max(-1) - pixels.min(-1)
@@ -100,11 +96,11 @@ def read(image: np.ndarray) -> Reading:
     regions = []
     sizes = np.bincount(labels.ravel())
     for index in range(1, count + 1):
-        if sizes[index] >= SMALLEST_REGION:
-            region, template, rgb = _read_region(pixels, labels == index)
+        if sizes[index] >= MIN_REGION_AREA:
+            region, template, rgb = _fit_region(pixels, labels == index)
             regions.append(region)
             ideal += template[..., None] * (rgb - ideal)
-    return Reading(tuple(regions), float(np.sqrt(np.mean((pixels - ideal) ** 2))))
+    return Decomposition(tuple(regions), float(np.sqrt(np.mean((pixels - ideal) ** 2))))
 
 
 def _background(pixels: np.ndarray, free: np.ndarray) -> np.ndarray:
@@ -123,7 +119,7 @@ def _plane() -> np.ndarray:
     return np.stack([x, y, np.ones_like(x)], axis=-1).reshape(-1, 3)
 
 
-def _read_region(pixels: np.ndarray, mask: np.ndarray) -> tuple[Region, np.ndarray, np.ndarray]:
+def _fit_region(pixels: np.ndarray, mask: np.ndarray) -> tuple[Region, np.ndarray, np.ndarray]:
     """The region under a mask, what a clean drawing of it covers, and its colour."""
     area = float(mask.sum())
     rows, columns = np.nonzero(mask)

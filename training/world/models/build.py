@@ -27,7 +27,7 @@ from training.world.models.reward import train_reward
 from training.world.seeds import Seed
 
 # A scaled build has no fewer pictures than fill a batch of the autoencoder and of the generator.
-LEAST_PICTURES, LEAST_GROUPS = 32, 4
+MIN_PICTURES, MIN_GROUPS = 32, 4
 
 
 def build(
@@ -57,10 +57,10 @@ def build_models(out: Path, scale: float) -> tuple[StableDiffusion3Pipeline, Din
         typer.Exit: a SIGTERM ended the reward training; there is a checkpoint to resume from.
     """
 
-    def amount(count: int, least: int = LEAST_GROUPS) -> int:
+    def amount(count: int, least: int = MIN_GROUPS) -> int:
         return max(least, round(count * scale))
 
-    images = amount(64_000, LEAST_PICTURES), amount(75_000, LEAST_PICTURES)
+    images = amount(64_000, MIN_PICTURES), amount(75_000, MIN_PICTURES)
     pipeline = build_pipeline(out, images=images, sample=amount(1024))
     vae = pipeline.vae
     rendered = rendered_groups(out / "rendered", vae, groups=amount(24_000), seed=Seed.RENDERED)
@@ -118,10 +118,10 @@ def pack(pipeline: StableDiffusion3Pipeline, model: DinaRewardModel, directory: 
             ).save_pretrained(partial / name)
         model.save_pretrained(partial)
         for path in partial.rglob("*.json"):
-            _forget_origin(path)
+            _remove_source_path(path)
 
 
-def _forget_origin(path: Path) -> None:
+def _remove_source_path(path: Path) -> None:
     """Take the folder that diffusers last loaded a part from out of its configuration."""
     config = json.loads(path.read_text())
     if isinstance(config, dict) and config.pop("_name_or_path", None):

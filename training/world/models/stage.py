@@ -64,10 +64,10 @@ def train_stage(
         callbacks=[MinuteLog(), *callbacks],
         data_collator=default_collate,
     )
-    trainer.train(resume_from_checkpoint=_last_whole_checkpoint(output_dir))
+    trainer.train(resume_from_checkpoint=_last_complete_checkpoint(output_dir))
 
 
-def _last_whole_checkpoint(output_dir: Path) -> str | None:
+def _last_complete_checkpoint(output_dir: Path) -> str | None:
     """The newest checkpoint that was written to its end: its state is the last file to be written."""
     steps = [int(path.parent.name.split("-")[1]) for path in output_dir.glob("checkpoint-*/trainer_state.json")]
     return str(output_dir / f"checkpoint-{max(steps)}") if steps else None
