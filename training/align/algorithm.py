@@ -124,7 +124,7 @@ class Algorithm(ABC):
         self.policy, self.reward, self.arguments, self.gate = policy, reward, arguments, gate
         self.reference_samples, self.batch_size, self.gather = reference_samples, batch_size, gather
         if self.needs_gradient and not reward.differentiable:
-            raise ValueError(f"rewards: {type(self).__name__} needs differentiable ones, got one that is not")
+            raise ValueError(f"rewards: expected differentiable ones for {type(self).__name__}, got one that is not")
         self.check()
 
     @abstractmethod
@@ -161,7 +161,7 @@ class Algorithm(ABC):
 
 
 def calls_per_step(guidance_scale: float) -> int:
-    """Number of evaluations of the transformer per velocity: 2 with guidance, 1 without."""
+    """Number of evaluations of the transformer per sampler step: 2 with guidance, 1 without."""
     return 1 if guidance_scale == 1 else 2
 
 

@@ -1,4 +1,4 @@
-"""What an alignment run would cost, counted without weights, prompts or network."""
+"""The cost of an alignment run, computed without weights, prompts or network."""
 
 import os
 from functools import partial
@@ -27,19 +27,19 @@ from training.costs import (
     weight_bytes,
 )
 
-LATENT_FACTOR = 8  # pixels a latent, of every Stable Diffusion 3 VAE
+LATENT_FACTOR = 8  # image pixels per latent along each side, for every Stable Diffusion 3 VAE
 
 
 class Cost:
-    """FLOPs and bytes of a run's parts, for one sample.
+    """FLOPs and memory of a run in one process, without VAE and text encoders.
 
     Args:
-        arguments, algorithm_arguments: of the run.
+        arguments, algorithm_arguments: arguments of the run.
 
     Attributes:
-        flops: by part of an update: "sampling", "reward" and "update".
-        memory: bytes in one process, by what they hold; without VAE and text encoders.
-        parameters, trainable: of the transformer with its LoRA.
+        flops: FLOPs per update for "sampling", "reward" and "update".
+        memory: bytes by content, such as "weights".
+        parameters, trainable: numbers of all and of trainable parameters of the transformer with its LoRA.
     """
 
     def __init__(self, arguments: AlignArguments, algorithm_arguments: AlgorithmArguments) -> None:
@@ -97,7 +97,7 @@ class Cost:
 
 
 def offline_policy(source: str) -> dict:
-    """The transformer's configuration, without asking the Hub; ValueError where it is not known."""
+    """The transformer's configuration, without access to the Hub; raises a ValueError if it is unknown."""
     if os.path.isdir(source):
         return read_transformer_config("sd3", source)[0]
     if source != KNOWN_BASE:
@@ -106,19 +106,19 @@ def offline_policy(source: str) -> dict:
 
 
 def offline_reward(source: str) -> DinaConfig:
-    """The reward model's configuration, without asking the Hub; of a Hub id, that of DiNa-LRM on SD3.5 Medium."""
+    """The reward model's configuration, without access to the Hub; DiNa-LRM on SD3.5 Medium for any Hub id."""
     return DinaConfig.from_pretrained(source) if os.path.isdir(source) else DinaConfig()
 
 
 def print_dry_run(arguments: AlignArguments, algorithm_arguments: AlgorithmArguments) -> None:
     """Print parameters, FLOPs and memory of a run."""
     cost = Cost(arguments, algorithm_arguments)
-    parts = {f"FLOPs an update in one process: {name}": flops for name, flops in cost.flops.items()}
+    parts = {f"FLOPs per update in one process: {name}": flops for name, flops in cost.flops.items()}
     rows = {
         "parameters of the policy": f"{cost.parameters / 1e6:,.1f} M",
         "trainable parameters": f"{cost.trainable / 1e6:,.2f} M",
         **{name: f"{flops / 1e12:,.2f} T" for name, flops in parts.items()},
-        **memory_rows(cost.memory, "a process, without VAE and text encoders"),
+        **memory_rows(cost.memory, "per process, without VAE and text encoders"),
         "updates": f"{arguments.updates:,}",
     }
     print_rows(f"{arguments.algorithm} of {arguments.policy}", rows)

@@ -110,9 +110,9 @@ class ReFL(Algorithm):
         if not arguments.scores_clean and arguments.last_step == last:
             raise ValueError(f"last_step: expected below {last}, where the last state is still noisy, got {last}")
         if not arguments.scores_clean and not self.reward.accepts_noise:
-            raise ValueError("scored: expected rewards that read noise for 'state', got one that reads clean latents")
+            raise ValueError("scored: expected rewards on noisy latents for 'state', got one on clean latents")
         if arguments.needs_reference_samples and self.reference_samples is None:
-            raise ValueError("hold_weight: expected reference_samples to hold on to, got none")
+            raise ValueError("hold_weight: expected reference_samples, got none")
 
     def collect(self, conditioning, draws):
         arguments, policy = self.arguments, self.policy

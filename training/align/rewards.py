@@ -52,7 +52,9 @@ class Reward(ABC):
             seed: seed of noise that the reward adds itself.
         """
         if sigma is not None and not self.accepts_noise:
-            raise ValueError(f"sigma: {type(self).__name__} judges clean latents only, got noise levels")
+            raise ValueError(
+                f"sigma: expected None for {type(self).__name__}, which scores clean latents, got noise levels"
+            )
         finite = latents.detach().isfinite().flatten(1).all(dim=1)
         if finite.all():
             return self.score(latents, conditioning, sigma, seed)

@@ -11,12 +11,12 @@ from training.world.utility import true_utility
 
 
 class UtilityReward(Reward):
-    """The true utility of the small world, measured on the decoded picture; it has no gradient.
+    """The true utility of the small world, measured on the decoded picture, without gradient.
 
-    Its variance is that of an annotator's impression.
+    Its variance is that of an annotator's estimate.
 
     Args:
-        pipeline: whose VAE decodes.
+        pipeline: pipeline whose VAE decodes latents.
     """
 
     differentiable = False

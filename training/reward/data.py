@@ -13,29 +13,29 @@ from training.preference_data.sampler import ShapeBatchSampler
 
 def load_pairs(folders: Sequence[str | Path]) -> Dataset:
     """
-    The pairs of several folders that `training.encode_latents` wrote, one after another; see `read_latents`.
+    Load and concatenate the pairs of several folders written by `training.encode_latents`; see `read_latents`.
 
     Raises:
-        ValueError: a folder is none of these, or is not encoded to its end.
+        ValueError: a folder has no latents or is incomplete.
     """
     parts = [read_latents(Path(folder)) for folder in folders]
-    # Joining drops the transform that unpacks latents.
+    # Concatenation drops the transform that unpacks latents.
     return concatenate_datasets(parts).with_transform(parts[0].format["format_kwargs"]["transform"])
 
 
 class PairLoader(DataLoader):
     """
-    Batches of one latent shape, shared out among processes; every pair once an epoch.
+    Batches of one latent shape, divided between processes, with every pair once per epoch.
 
-    A batch holds "index" (rows of `pairs`) and "prompt", both lists, "latents" [2, B, C, H, W] of images a and b in
+    A batch contains the lists "index" (rows of `pairs`) and "prompt", "latents" [2, B, C, H, W] of images a and b in
     float32, "target" [B] and "weight" [B].
 
     Args:
-        pairs: from `load_pairs`.
-        max_area: most latent cells (height x width) in a batch, counting one image a pair.
-        num_replicas, rank: processes, and which of them this is.
-        seed: of the order.
-        num_workers: processes that read ahead.
+        pairs: data set from `load_pairs`.
+        max_area: maximum number of latent positions (height x width) in a batch, counting one image per pair.
+        num_replicas, rank: number of processes, and index of this process.
+        seed: seed of the order.
+        num_workers: number of processes that prefetch.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class PairLoader(DataLoader):
 
 
 class _Indexed(torch.utils.data.Dataset):
-    """Rows that know their own number."""
+    """Rows with their indices."""
 
     def __init__(self, pairs: Dataset) -> None:
         self._pairs = pairs
@@ -75,7 +75,7 @@ class _Indexed(torch.utils.data.Dataset):
 
 
 def collate_pairs(rows: list[dict]) -> dict[str, torch.Tensor | list]:
-    """Rows of `_Indexed` to a batch as `PairLoader` describes it."""
+    """Collate rows of `_Indexed` to a batch of `PairLoader`."""
     sides = [torch.stack([row[f"latents_{side}"] for row in rows]) for side in "ab"]
     return {
         "index": [row["row"] for row in rows],

@@ -1,4 +1,4 @@
-"""What a run would cost, counted without weights, data or network."""
+"""The cost of a training run, computed without weights, data or network."""
 
 import math
 import os
@@ -32,7 +32,11 @@ ADAM_8BIT_BYTES = 2
 
 def offline_config(base_model: str, fields: dict) -> DinaConfig:
     """
-    The config that training would have, without asking the Hub.
+    Create the config of the model to train, without access to the Hub.
+
+    Args:
+        base_model: folder or Hub id of the base model.
+        fields: fields of the config.
 
     Raises:
         ValueError: `base_model` is neither a folder nor `KNOWN_BASE`, and `fields` has no transformer_config.
@@ -48,7 +52,7 @@ def offline_config(base_model: str, fields: dict) -> DinaConfig:
 
 
 def count_pairs(source: str) -> int | None:
-    """Pairs of one of `train_data`; None where it is not here yet."""
+    """Number of pairs in one source of `train_data`; None if the folder does not exist yet."""
     if source.startswith("world:"):
         return int(source.split(":")[1]) * len(FIRST)
     paths = list((Path(source) / "data").glob("train-*.parquet"))
@@ -56,7 +60,7 @@ def count_pairs(source: str) -> int | None:
 
 
 def pair_inputs(config: DinaConfig, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """A pair of the size that the backbone was trained at, on the meta device, as `PreferenceObjective` takes it."""
+    """Arguments of `PreferenceObjective` for one pair of the backbone's training size, on the meta device."""
     latent, embeds, pooled = input_shapes(config.transformer_config, config.max_sequence_length)
     shapes = {"latents": (2, 1, *latent), "noise": (1, *latent), "sigma": (1,), "target": (1,)}
     inputs = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
@@ -65,7 +69,7 @@ def pair_inputs(config: DinaConfig, dtype: torch.dtype) -> dict[str, torch.Tenso
 
 
 def activation_bytes(model: DinaRewardModel, config: DinaConfig, checkpointing: bool, half: bool) -> int:
-    """Bytes that one pair keeps for the backward pass."""
+    """Bytes that one pair stores for the backward pass."""
     dtype = torch.bfloat16 if half else torch.float32
     model.backbone.to(dtype)
     inputs = pair_inputs(config, dtype)
@@ -95,18 +99,18 @@ def print_dry_run(
     Print parameters, FLOPs, memory and steps of a run.
 
     Args:
-        title: of the table.
-        config: from `offline_config`.
-        build: makes the objective of a model, with everything frozen that is not to be trained.
-        train_data: as in the run.
-        args: of the run.
-        ema: whether averaged weights are kept.
+        title: title of the table.
+        config: config from `offline_config`.
+        build: creates the objective of a model and freezes the weights that are not trained.
+        train_data: training data of the run.
+        args: arguments of the run.
+        ema: whether the run averages weights.
     """
     with torch.device("meta"):
         objective = build(DinaRewardModel(config))
     parameters, trainable = count_parameters(objective)
     batch, checkpointing = args.per_device_train_batch_size, bool(args.activation_checkpointing)
-    pairs_a_step = batch * args.gradient_accumulation_steps * args.world_size
+    step_pairs = batch * args.gradient_accumulation_steps * args.world_size
     optimizer_bytes = ADAM_8BIT_BYTES if "8bit" in str(args.optim) else ADAM_BYTES
     memory = {
         "weights": weight_bytes(objective),
@@ -121,10 +125,10 @@ def print_dry_run(
     rows = {
         "parameters": f"{parameters / 1e6:,.1f} M",
         "trainable parameters": f"{trainable / 1e6:,.1f} M",
-        "pairs a step": f"{pairs_a_step} = {batch} x {args.gradient_accumulation_steps} x {args.world_size} processes",
-        "FLOPs a step": f"{flops * pairs_a_step / 1e12:,.2f} T",
-        **memory_rows(memory, "a process, without text encoders"),
-        "pairs": "unknown: train_data is not here yet" if pairs is None else f"{pairs:,}",
-        "steps an epoch": "unknown" if pairs is None else f"{math.ceil(pairs / pairs_a_step):,}",
+        "pairs per step": f"{step_pairs} = {batch} x {args.gradient_accumulation_steps} x {args.world_size} processes",
+        "FLOPs per step": f"{flops * step_pairs / 1e12:,.2f} T",
+        **memory_rows(memory, "per process, without text encoders"),
+        "pairs": "unknown: train_data does not exist yet" if pairs is None else f"{pairs:,}",
+        "steps per epoch": "unknown" if pairs is None else f"{math.ceil(pairs / step_pairs):,}",
     }
     print_rows(title, rows)

@@ -50,8 +50,8 @@ class Decomposition:
 def true_utility(description: Description, image: np.ndarray) -> float:
     """Utility of an RGB uint8 image [64, 64, 3] for a description, about 0 (no match) to 6 (full match).
 
-    `4 fidelity + 2 exp(-defect / 0.12)`: the first term measures how well the regions match the description, the second
-    how clean the picture is.
+    `4 fidelity + 2 exp(-defect / 0.12)`: the first term measures the match with the description, the second the
+    cleanness of the picture.
     """
     decomposition = decompose(image)
     quality = math.exp(-decomposition.defect / DEFECT_SCALE)

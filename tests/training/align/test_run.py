@@ -227,7 +227,7 @@ def test_a_fine_tuned_copy_of_the_policy_is_not_refused(settings, tmp_path):
 @pytest.mark.parametrize(
     ("algorithm", "own", "fields", "message"),
     [
-        ("refl", {}, {"rewards": ["utility"]}, "rewards: ReFL needs differentiable ones"),
+        ("refl", {}, {"rewards": ["utility"]}, "rewards: expected .* ReFL"),
         (
             "refl",
             {"last_step": 5},
