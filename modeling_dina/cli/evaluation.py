@@ -89,7 +89,7 @@ def evaluate(
 
 
 def repeat_command(benchmark: str, is_callable: bool, settings: dict[str, Any], out: Path) -> str:
-    """The command that measures the same again, every option written out."""
+    """The command that repeats the evaluation, with all options."""
     from modeling_dina.evaluation.benchmarks import find_benchmark
     from modeling_dina.evaluation.rewards import display_path
 
@@ -106,10 +106,10 @@ def repeat_command(benchmark: str, is_callable: bool, settings: dict[str, Any], 
 
 
 def open_evaluator(scorer: str | None, model: ModelOptions, ensemble: EnsembleOptions, *, batch_size: int):
-    """The evaluator of the callable `module:function` that `scorer` names, or the model that the options describe.
+    """Create the evaluator of the callable `scorer`, "module:function", or else of the model.
 
     Raises:
-        ValueError: both are given, or what is given cannot be loaded.
+        ValueError: both are given, or loading fails.
     """
     from modeling_dina.evaluation.rewards import CallableEvaluator, DinaEvaluator
 
@@ -181,10 +181,10 @@ def calibrate(
         raise ValueError(f"model: expected a model folder, got {model}")
     if out is None and model.resolve() == Path(EMBEDDED_MODEL).resolve():
         raise ValueError(
-            "out: expected a folder for a copy of the model in the package, which stays as it is, got none"
+            "out: expected a folder for a copy, because the model in the package cannot be changed, got none"
         )
     if out is not None and (out.exists() or not out.absolute().parent.is_dir()):
-        raise ValueError(f"out: expected a new folder in one that is there, got {out}")
+        raise ValueError(f"out: expected a new folder in an existing one, got {out}")
 
     source = find_benchmark(benchmark)
     folder, _ = find_data(source, data)

@@ -1,4 +1,4 @@
-"""Images in the cells of a data set, decoded as the scorer decodes them."""
+"""Decoding of images in the cells of a data set, as in the scorer."""
 
 import io
 
@@ -9,17 +9,17 @@ from modeling_dina.images_dina import load_image, read_image
 
 def open_image(cell: dict, name: str = "image") -> Image.Image:
     """
-    Decodes an image as `modeling_dina.images_dina.load_image` does.
+    Decode an image like `modeling_dina.images_dina.load_image`.
 
     Args:
-        cell: {"bytes", "path"}, as `datasets.Image(decode=False)` gives it; the path is read where bytes are None.
-        name: what errors call it.
+        cell: {"bytes", "path"}, as in `datasets.Image(decode=False)`; the path is read if "bytes" is None.
+        name: name of the image in errors.
 
     Returns:
         A PIL image of mode "RGB".
 
     Raises:
-        ValueError: there is no image, or one that cannot be used.
+        ValueError: the image is missing or unusable.
     """
     if not cell or (cell["bytes"] is None and cell["path"] is None):
         raise ValueError(f"{name}: expected bytes or a path, got neither")

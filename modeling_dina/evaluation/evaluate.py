@@ -1,7 +1,6 @@
-"""How often a reward agrees with people.
+"""Evaluation of a reward on a preference benchmark with its official accuracy.
 
-Benchmarks are read as their public repositories hold them and measured by their official accuracy. Images are scored
-once each, in batches; an interrupted run goes on where it stopped, and an image that cannot be used is reported.
+Each image is scored once, in batches. An interrupted run resumes, and unusable images are reported.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,23 +43,23 @@ def evaluate(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """
-    Scores a benchmark's images, measures the agreement and writes the results.
+    Score the images of a benchmark, compute the agreement, and write the results.
 
     Args:
-        name: of the benchmark.
-        preferences: what its `read` returned.
-        evaluator: what is evaluated.
-        out: JSON file for the results; until it is written, scores are kept in a journal beside it.
-        batch_size: images at a time; it changes no result.
-        folder: that the benchmark was read from.
-        seed: of the shuffled sides and the bootstrap.
-        strict: refuse a set whose size is not the published one.
-        settings: further ones to report.
-        command: that the results are of, for whoever reads them.
-        progress: called with the number of finished images and of all.
+        name: name of the benchmark.
+        preferences: preferences from its `read`.
+        evaluator: evaluator of the reward.
+        out: JSON file for the results. During the run, scores are stored in the journal `<out>.partial`.
+        batch_size: number of images scored at a time; it does not affect results.
+        folder: folder that the benchmark was read from.
+        seed: seed of the shuffled sides and of the bootstrap.
+        strict: whether to raise an error if the size differs from the published one.
+        settings: further settings to report.
+        command: command to report.
+        progress: called with the numbers of finished and of all images.
 
     Raises:
-        ValueError: nothing could be scored, the size is wrong, or the journal is another run's.
+        ValueError: no pair could be scored, the size is wrong, or the journal is from a run with other settings.
     """
     benchmark = find_benchmark(name)
     test, validation = (preferences.pairs(split).shuffled_sides(seed) for split in ("test", "validation"))
@@ -103,18 +102,18 @@ def evaluate(
 
 
 def content_of(name: str, preferences: PreferenceSet, folder: Path | None) -> dict[str, Any]:
-    """What distinguishes the images and labels of two runs: the benchmark's name, its rows and its folder."""
+    """Identify the images and labels of a run, by the benchmark's name, rows and folder."""
     place = None if folder is None else str(folder.resolve())
     return {"benchmark": name, "preferences": preferences.fingerprint(), "folder": place}
 
 
 def run_settings(evaluator: RewardEvaluator, seed: int) -> dict[str, Any]:
-    """What rewards depend on: those of the evaluator, the seed, and the libraries' versions."""
+    """Everything that rewards depend on: settings of the evaluator, seed, and versions of libraries."""
     return {**evaluator.settings, "seed": seed, "libraries": {library: version(library) for library in LIBRARIES}}
 
 
 def count(benchmark: Benchmark, test: Pairs, validation: Pairs) -> dict[str, int]:
-    """Sizes of a set as annotated: prompts, pairs, ties among them, and pairs that the accuracy uses."""
+    """Numbers of prompts, pairs, ties, and pairs used for the accuracy, before scoring."""
     ties = int((test.label == 0.5).sum())
     sizes = {
         "prompts": len(np.unique(test.cluster)),
@@ -133,10 +132,11 @@ def score_items(
     progress: Callable[[int, int], None],
 ) -> tuple[np.ndarray, list[dict[str, str]]]:
     """
-    Rewards of all items that the journal does not hold yet, and of those that it does.
+    Score all items that are not in the journal, and add those that are.
 
     Returns:
-        Readings [R, D, N], NaN for items that cannot be scored; and {"name", "error"} of those.
+        Samples [R, D, N] of all items as in `RewardEvaluator.score`, with NaN for items that cannot be scored, and
+        {"name", "error"} for these items.
     """
     rewards = {
         index: reward
@@ -144,7 +144,7 @@ def score_items(
         for index, reward in zip(record["items"], record["readings"], strict=True)
     }
     errors: dict[int, str] = {}
-    # Batches are the same whether a run was interrupted or not, and so is the last digit of their scores.
+    # Batches do not depend on interruptions, and so rounding does not either.
     for start in range(0, len(items), batch_size):
         progress(start, len(items))
         batch = [index for index in range(start, min(start + batch_size, len(items))) if index not in rewards]
@@ -163,7 +163,7 @@ def score_items(
 
 
 def _score_batch(items: dict[int, Item], evaluator: RewardEvaluator) -> tuple[dict[int, list], dict[int, str]]:
-    """Readings [R][D] of the items that can be scored, and why the others cannot."""
+    """Samples [R][D] of the items that can be scored, and errors of the others, by index."""
     images, failures = {}, {}
     for index, item in items.items():
         try:
@@ -172,7 +172,7 @@ def _score_batch(items: dict[int, Item], evaluator: RewardEvaluator) -> tuple[di
         except Exception as error:
             failures[index] = error_text(error)
 
-    def read(indices: Sequence[int]) -> list:
+    def score(indices: Sequence[int]) -> list:
         rewards = evaluator.score([items[index].prompt for index in indices], [images[index] for index in indices])
         return np.moveaxis(rewards, -1, 0).tolist()
 
@@ -181,18 +181,18 @@ def _score_batch(items: dict[int, Item], evaluator: RewardEvaluator) -> tuple[di
 
     if not images:
         return {}, failures
-    # One image's fault, NaN in half precision for instance, is not the others'.
-    scores, failed = isolate_failures(read, list(images), probe, fatal=(WrongCountError,))
+    # One image can make a batch fail, for example by NaN in half precision.
+    scores, failed = isolate_failures(score, list(images), probe, fatal=(WrongCountError,))
     return dict(scores), failures | dict(failed)
 
 
 def scored(rewards: Rewards, pairs: Pairs) -> np.ndarray:
-    """Which pairs [N] have both their rewards."""
+    """Mask [N] of the pairs with rewards for both images."""
     return np.isfinite(rewards.difference(pairs))
 
 
 def measure(benchmark: Benchmark, rewards: Rewards, test: Pairs, validation: Pairs, seed: int) -> dict[str, Any]:
-    """The official accuracy of a benchmark and what all report, on the pairs that could be scored."""
+    """The official accuracy of a benchmark and the common metrics, on the pairs that could be scored."""
     test, validation = test[scored(rewards, test)], validation[scored(rewards, validation)]
     difference = rewards.difference(test)
     used = np.ones(len(test), bool)
@@ -211,9 +211,9 @@ def measure(benchmark: Benchmark, rewards: Rewards, test: Pairs, validation: Pai
         case Ties.half:
             outcomes = agreement(difference, test.label, ties="wrong")
     if not used.any():
-        raise ValueError("data: expected pairs that are no ties and can be scored, got none")
+        raise ValueError("data: expected pairs without ties that can be scored, got none")
     if "tievote" in test.category:
-        # Of left, right, tie and both bad, a reward can say the first three; the last is always missed.
+        # A reward can predict left, right and tie, but never the fourth vote, "both bad".
         matched = np.where(used, outcomes, (difference == 0) & (test.category == "tievote"))
         extras["four_way_accuracy"] = float(matched.mean())
 
@@ -236,7 +236,7 @@ def measure(benchmark: Benchmark, rewards: Rewards, test: Pairs, validation: Pai
 
 
 def likelihood(log_win: np.ndarray, log_loss: np.ndarray, target: np.ndarray) -> dict[str, float]:
-    """How well the probabilities that a is preferred predict the observed ones."""
+    """Metrics of predicted probabilities against targets."""
     probability = np.exp(log_win)
     return {
         "log_likelihood": -negative_log_likelihood(log_win, log_loss, target),

@@ -17,7 +17,7 @@ def bucket_size(
     """
     The common size to which all images of a comparison are resized.
 
-    The aspect is the element of `ASPECTS` that is nearest, on a logarithmic scale, to the geometric mean of the images'
+    The aspect is the element of `ASPECTS` nearest, on a logarithmic scale, to the geometric mean of the images'
     aspects. The area is `max_pixels` / 2^n, with n chosen to come nearest to the largest image, so that small images
     are not enlarged much and few sizes occur. The sides are those that a scorer uses for this aspect and area.
 

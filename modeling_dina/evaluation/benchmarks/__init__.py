@@ -1,4 +1,4 @@
-"""Preference benchmarks: how each is read, and how its official accuracy is defined."""
+"""Preference benchmarks: their data and the definitions of their official accuracies."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,12 +15,12 @@ from modeling_dina.options import loading
 
 
 class Ties(str, Enum):
-    """What pairs that were labelled a tie count for."""
+    """How pairs labelled as a tie count."""
 
     dropped = "dropped"
-    correct = "correct"  # whatever is predicted
-    predicted = "predicted"  # a tie can be predicted too, below a threshold chosen on the validation split
-    half = "half"  # as what the label 0.5 says: half of the votes agree, whatever is predicted
+    correct = "correct"  # for any prediction
+    predicted = "predicted"  # a tie is predicted below a threshold that is chosen on the validation split
+    half = "half"  # like any label: for 0.5, half of the votes agree with any prediction
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,15 @@ class Benchmark:
     A benchmark and its official accuracy.
 
     Attributes:
-        read: its pairs, given a folder laid out as the public repository (None if it needs no data) and how many rows
-            to read (None for all).
-        ties: see `Ties`.
-        equal_prompts: the mean over prompts of each prompt's share of pairs, instead of the share of all pairs.
-        by_category: whether accuracy is reported by category too.
-        sizes: published counts, as `evaluate_preferences.count` names them.
-        files: patterns of what to download of the repository.
-        needs_data: whether it is read from a folder; one that makes its own images is not.
-        command: that knows the benchmark.
+        read: reads the pairs, given a folder with the layout of the public repository (None if no data is needed) and
+            a maximum number of rows (None for all).
+        ties: how ties count.
+        equal_prompts: whether all prompts have the same weight, instead of all pairs.
+        by_category: whether to report the accuracy by category as well.
+        sizes: published sizes, with the keys of `evaluate.count`.
+        files: patterns of the files to download from the repository.
+        needs_data: whether the benchmark is read from a folder; False if it generates its images.
+        command: command that can run the benchmark.
     """
 
     read: Callable[[Path | None, int | None], PreferenceSet]
@@ -77,7 +77,7 @@ BENCHMARKS = {
         files=("test.json", "*.tar*"),
     ),
     "pickapic": Benchmark(
-        # One pair a prompt.
+        # There is one pair per prompt.
         published(
             preferences.pick_a_pic,
             test=("**/*test_unique*.parquet",),
@@ -117,10 +117,10 @@ BENCHMARKS = {
 
 def find_benchmark(name: str) -> Benchmark:
     """
-    One of `BENCHMARKS` by its name, or a `Benchmark` of one's own by "module:attribute".
+    Find one of `BENCHMARKS` by its name, or any other `Benchmark` by "module:attribute".
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: there is no such benchmark.
     """
     if name in BENCHMARKS:
         return BENCHMARKS[name]
@@ -135,14 +135,17 @@ def find_benchmark(name: str) -> Benchmark:
 
 def find_data(benchmark: Benchmark, data: str | None) -> tuple[Path | None, str | None]:
     """
-    The folder that a benchmark is read from, and its revision if it came from the Hub.
+    Find the data of a benchmark, and download it if necessary.
 
     Args:
-        benchmark: what is read.
-        data: a folder, or the Hub id of a data set, whose files are downloaded; None if the benchmark needs none.
+        benchmark: benchmark to read.
+        data: a folder, or the Hub id of a data set; None if the benchmark needs no data.
+
+    Returns:
+        The folder, and the revision if the data comes from the Hub.
 
     Raises:
-        ValueError: `data` is missing or leads nowhere, or the Hub cannot be reached.
+        ValueError: `data` is missing or does not exist, or the Hub cannot be reached.
     """
     if benchmark.needs_data != (data is not None):
         raise ValueError(f"data: expected {'a folder or a Hub id' if benchmark.needs_data else 'none'}, got {data}")
@@ -155,4 +158,4 @@ def find_data(benchmark: Benchmark, data: str | None) -> tuple[Path | None, str 
         raise ValueError(f"data: expected a folder or a Hub id, got {data}")
     with loading("data", data):
         folder = Path(snapshot_download(data, repo_type="dataset", allow_patterns=list(benchmark.files)))
-    return folder, folder.name  # a snapshot's folder is named after its commit
+    return folder, folder.name  # the name of a snapshot's folder is its commit

@@ -19,17 +19,17 @@ def published(
     **splits: tuple[str, ...],
 ) -> Callable[[Path | None, int | None], PreferenceSet]:
     """
-    What `Benchmark.read` is for a published data set.
+    Create `Benchmark.read` for a published data set.
 
     Args:
-        reader: of the data set.
-        images: columns that hold images where its files are Parquet.
-        starts, archives: see `ImageFiles`.
-        splits: for each split, patterns of where its rows may be, the best first: one JSON file, or Parquet files.
+        reader: reader of the data set's rows.
+        images: columns with images, if the files are Parquet.
+        starts, archives: arguments of `ImageFiles`.
+        splits: for each split, patterns of its files in order of preference: one JSON file, or Parquet files.
 
     Returns:
-        A function of the data set's folder and of how many usable rows of each split to take (None for all). It
-        raises a ValueError where a split is missing, empty or damaged.
+        A function of the data set's folder and of the maximum number of usable rows per split (None for all). It
+        raises a ValueError if a split is missing, empty or damaged.
     """
 
     def read(folder: Path | None, limit: int | None) -> PreferenceSet:

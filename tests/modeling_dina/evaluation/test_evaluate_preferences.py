@@ -198,7 +198,7 @@ def test_limit(run, hpdv3):
         ("hpdv3", ["--model", "tiny"], "brightness", "scorer: expected no model"),
         ("hpdv3", [], "nothing", "scorer: expected module:function"),
         ("hpdv3", [], "CALLS", "scorer: expected module:function"),
-        ("hpdv3", [], "too_few", "expected 5 numbers for as many images, got 1"),
+        ("hpdv3", [], "too_few", "scorer: expected 5 numbers for 5 images, got 1"),
         ("hpdv3", ["--model", "/nowhere"], None, "model: expected a folder or a Hub id, got /nowhere"),
         ("hpdv3", ["--out", "results.txt"], "brightness", "out: expected a file ending in .json"),
         ("hpdv3", ["--out", "/nowhere/results.json"], "brightness", "out: expected a file that can be written"),
