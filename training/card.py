@@ -45,7 +45,7 @@ def write_card(
         config=config,
         base=base or "its base model",
         source=repo_id or name or Path(folder).name,
-        example="what both should show",
+        example="a prompt for both images",
         tables={heading: _cells(rows) for heading, rows in tables.items() if rows},
         licence=licence,
     )

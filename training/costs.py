@@ -51,18 +51,18 @@ def count_flops(case: Callable[[], object]) -> int:
 def kept_bytes(module: torch.nn.Module, run: Callable[[], object]) -> int:
     """Bytes that `run` stores for the backward pass, without the weights of `module`."""
     weights = {weight.untyped_storage()._cdata for weight in module.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}
+    stored: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
-            kept[storage._cdata] = storage
+            stored[storage._cdata] = storage
         return tensor
 
     with torch.enable_grad(), fused_attention(), saved_tensors_hooks(pack, lambda tensor: tensor):
         result = run()
     del result
-    return sum(storage.nbytes() for storage in kept.values())
+    return sum(storage.nbytes() for storage in stored.values())
 
 
 def recomputed_bytes(stored: int, blocks: int, inputs: int) -> int:

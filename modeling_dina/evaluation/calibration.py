@@ -82,14 +82,16 @@ def calibrate(
     )
     samples, failures = score_items(preferences.items, evaluator, journal, batch_size, progress)
     rewards = evaluator.ensemble(samples)
-    fitted, held = split_by_cluster(pairs[scored(rewards, pairs)], seed)
-    if not len(fitted) or not len(held):
-        raise ValueError(f"data: expected preferences for two prompts or more, got {len(fitted) + len(held)} pairs")
+    fitted, held_out = split_by_cluster(pairs[scored(rewards, pairs)], seed)
+    if not len(fitted) or not len(held_out):
+        raise ValueError(
+            f"data: expected preferences for two prompts or more, got {len(fitted) + len(held_out)} pairs"
+        )
     config = evaluator.scorer.model.config
     current = Calibration(config.temperature, config.score_mean, config.score_std)
     found = fit_calibration(rewards, fitted, current)
     reports = {
-        when: likelihood(*used.log_probabilities(held), held.target)
+        when: likelihood(*used.log_probabilities(held_out), held_out.target)
         for when, used in {"before": rewards, "after": recalibrated(rewards, current, found)}.items()
     }
     write_calibration(model, found, out)
@@ -98,7 +100,7 @@ def calibrate(
         **vars(found),
         "benchmark": name,
         "pairs_fitted": len(fitted),
-        "pairs_held_out": len(held),
+        "pairs_held_out": len(held_out),
         "failures": len(failures) + len(preferences.failures),
         **reports,
     }

@@ -26,7 +26,7 @@ class Prompts:
                 raise ValueError(f"{name}: expected 'world' or a text file, got {source}, which is not a file")
             self.lines = [line.strip() for line in Path(source).read_text().splitlines() if line.strip()]
             if not self.lines:
-                raise ValueError(f"{name}: expected one prompt per line, got {source}, which is empty")
+                raise ValueError(f"{name}: expected one prompt per line, got {source} without a prompt")
 
     def __getitem__(self, index: int) -> str:
         if self.lines is None:

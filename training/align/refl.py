@@ -57,13 +57,13 @@ class ReFLArguments(AlgorithmArguments):
         return bool(self.hold_weight)
 
     def evaluations(self) -> Evaluations:
-        held = int(self.needs_reference_samples)
+        hold = int(self.needs_reference_samples)
         return Evaluations(
-            sampling=(self.first_step + self.last_step) / 2 * calls_per_step(self.guidance_scale) + held,
-            update=self.gradient_steps + held,
+            sampling=(self.first_step + self.last_step) / 2 * calls_per_step(self.guidance_scale) + hold,
+            update=self.gradient_steps + hold,
             scored=1,
             noisy=not self.scores_clean,
-            stored=self.gradient_steps + held,
+            stored=self.gradient_steps + hold,
         )
 
 

@@ -46,7 +46,7 @@ class Transition(NamedTuple):
 
 @dataclass(frozen=True)
 class Dynamics(ABC):
-    """A stochastic step whose states have the same marginal distributions as those of the ODE.
+    """A stochastic step whose states contain as much signal and noise as those of the ODE.
 
     Attributes:
         eta: noise scale; 0 gives the ODE.

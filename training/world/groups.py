@@ -1,4 +1,4 @@
-"""Groups of pictures of one caption with known utilities, the data on which rewards are trained and tested."""
+"""Groups of pictures, with one caption per group and known utilities, on which rewards are trained and tested."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -132,7 +132,7 @@ def cast_votes(utilities: np.ndarray) -> np.ndarray:
     Share of `ANNOTATORS` votes for the first picture of every pair, [G, 6].
 
     Args:
-        utilities: [G, 4] of a complete set, because one generator draws all its votes.
+        utilities: [G, 4] of a complete set, because one random generator draws all votes.
     """
     rng = np.random.default_rng(Seed.TOKENIZER_AND_VOTES)
     return vote(utilities[:, FIRST], utilities[:, SECOND], ANNOTATORS, rng)

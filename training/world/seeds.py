@@ -20,7 +20,7 @@ class Seed(IntEnum):
         seed.draws = draws
         return seed
 
-    # The published weights depend on both uses. They may share a seed, because one draws captions and the other votes.
+    # Fixed by the published weights. Both uses can share a seed, because one draws captions and the other votes.
     TOKENIZER_AND_VOTES = 0, "Captions for training the CLIP tokenizer; annotators' votes on any set of groups."
 
     AUTOENCODER = 1, "Pictures for training the autoencoder."
