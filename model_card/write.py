@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from model_card.studies.alignment.tables import variants_table
 from model_card.studies.method.tables import claims_table
 from modeling_dina import DinaConfig, DinaRewardModel
-from modeling_dina.evaluation.rewards import shown
+from modeling_dina.evaluation.rewards import display_path
 from modeling_dina.files import write_text
 from modeling_dina.identity import weights_hash
 from modeling_dina.options import check_output, exit_on_bad_input, loading
@@ -134,7 +134,7 @@ def parameter_counts(config: DinaConfig) -> dict[str, int]:
 
 def shown_file(path: Path) -> str:
     """A file as seen from here where it lies below."""
-    return f"{shown(str(path.parent.resolve()))}/{path.name}"
+    return f"{display_path(str(path.parent.resolve()))}/{path.name}"
 
 
 def table_rows(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -217,7 +217,7 @@ def render(
         title=title,
         config=config,
         base=base or "its base model",
-        source=repo_id or shown(str(model)),
+        source=repo_id or display_path(str(model)),
         example="two purple stars" if results.world else "what both should show",
         licence=licence,
         datasets=datasets,

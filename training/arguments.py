@@ -1,4 +1,4 @@
-"""Arguments from a YAML file and from flags, the flags having the last word."""
+"""Arguments from a YAML file and from flags, which override the file."""
 
 import argparse
 import json
@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import yaml
 from transformers import HfArgumentParser
 
-# What argparse says, in the words of all other errors.
+# Patterns that rewrite the errors of argparse in the form of all other errors.
 _REWORDED = (
     (r"^argument --([\w-]+)[^:]*", r"\1"),
     (r"invalid (\w+) value: (.*)", r"expected \1, got \2"),
@@ -23,7 +23,7 @@ _REWORDED = (
 
 
 class _Parser(HfArgumentParser):
-    """Raises what argparse would print before it ends the program."""
+    """Raises a ValueError for what argparse would print before it exits."""
 
     def error(self, message: str) -> NoReturn:
         for pattern, words in _REWORDED:
@@ -32,7 +32,7 @@ class _Parser(HfArgumentParser):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-4 as text; this reads it as the number that it is in JSON and in Python."""
+    """Parses 1e-4 as a number, like JSON and Python; YAML 1.1 parses it as text."""
 
 
 _Loader.add_implicit_resolver(
@@ -42,29 +42,31 @@ _Loader.add_implicit_resolver(
 
 def load_config(path: Path, *dataclass_types: Any, **overrides: Any) -> tuple:
     """
-    One instance of each of `dataclass_types`.
+    Create an instance of each dataclass.
 
     Args:
         path: YAML file that maps fields to values.
-        overrides: values of fields that differ from the file's; None stands for the field's default.
+        dataclass_types: dataclasses to create.
+        overrides: fields with values that override the file; None uses the field's default.
 
     Raises:
-        ValueError: a field is unknown or has a wrong value, or the file is no mapping.
+        ValueError: a field is unknown or has a wrong value, or the file is not a mapping.
     """
     return _instances(_Parser(dataclass_types, allow_abbrev=False), _as_flags({**read_config(path), **overrides}))
 
 
 def parse(*dataclass_types: Any, argv: Sequence[str] | None = None) -> tuple:
     """
-    `load_config` from the command line.
+    Like `load_config`, with fields from the command line.
 
     Args:
+        dataclass_types: dataclasses to create.
         argv: `--config FILE` and any field as a flag; None reads the command line.
 
     Raises:
-        ValueError: as `load_config`.
+        ValueError: as in `load_config`.
     """
-    # Written out, the usage of a few hundred flags would push an error off the screen.
+    # The default usage lists a few hundred flags, which would hide an error message.
     usage = "%(prog)s [--config FILE] [--FIELD VALUE ...]"
     parser = _Parser(dataclass_types, usage=usage, allow_abbrev=False)
     parser.add_argument("--config", type=Path, help="YAML file of defaults for all other flags.")
@@ -74,7 +76,7 @@ def parse(*dataclass_types: Any, argv: Sequence[str] | None = None) -> tuple:
 
 
 def peek(name: str, argv: Sequence[str] | None = None) -> Any:
-    """What the flags, or else the file, say of one field, before the others can be parsed; None if neither does."""
+    """The value of one field in the flags or else in the file, before the others can be parsed; None if unset."""
     parser = _config_parser()
     parser.add_argument(f"--{name}")
     chosen, _ = parser.parse_known_args(argv)
@@ -83,33 +85,33 @@ def peek(name: str, argv: Sequence[str] | None = None) -> Any:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; ValueError if there is none."""
+    """Read the mapping in a YAML file; raises a ValueError if the file does not exist or is not a mapping."""
     if not path.is_file():
         raise ValueError(f"config: expected a YAML file, got {path}, which is not a file")
     return read_mapping("config", path.read_text(), str(path))
 
 
-def read_mapping(name: str, text: str, shown: str) -> dict[str, Any]:
+def read_mapping(name: str, text: str, source: str) -> dict[str, Any]:
     """
-    A mapping in YAML or JSON.
+    Parse a mapping in YAML or JSON.
 
     Args:
-        name: of the argument, for errors.
+        name: name of the argument in errors.
         text: the mapping.
-        shown: what errors call it.
+        source: description of `text` in errors.
 
     Raises:
-        ValueError: `text` is neither, or no mapping.
+        ValueError: `text` is not valid or not a mapping.
     """
     try:
         values = json.loads(text)
-    except ValueError:  # YAML allows no tabs, which JSON does: one does not include the other.
+    except ValueError:  # JSON allows tabs, but YAML does not, so YAML does not include JSON.
         try:
             values = yaml.load(text, _Loader)
         except yaml.YAMLError as error:
-            raise ValueError(f"{name}: expected a mapping in YAML or JSON, got {shown}: {error}") from error
+            raise ValueError(f"{name}: expected a mapping in YAML or JSON, got {source}: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{name}: expected a mapping of fields to values, got {shown}, a {type(values).__name__}")
+        raise ValueError(f"{name}: expected a mapping of fields to values, got {source}, a {type(values).__name__}")
     return values
 
 
@@ -137,7 +139,7 @@ def _as_flags(values: Mapping[str, Any]) -> list[str]:
         if isinstance(value, list | tuple):
             flags += [f"--{name}", *map(_as_text, value)]
         elif value is not None:
-            flags.append(f"--{name}={_as_text(value)}")  # in one word: a value may begin with a dash
+            flags.append(f"--{name}={_as_text(value)}")  # one argument, because a value may begin with a dash
     return flags
 
 

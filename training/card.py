@@ -1,4 +1,4 @@
-"""The model card of a trained reward model: what it is, how to load it, how it was trained, how well it does."""
+"""The model card of a trained reward model: its use, its training and its evaluation."""
 
 import os
 from pathlib import Path
@@ -26,12 +26,12 @@ def write_card(
     """Write `README.md` into the model folder, unless it has one.
 
     Args:
-        folder: the model's.
-        config: the model's.
-        settings: how it was trained, name by name.
-        metrics: its last evaluation, name by name; none are shown if there are none.
-        repo_id: where the model will be pushed to, for the example and the title.
-        name: that the folder will have, for the example without a `repo_id`; the one that it has by default.
+        folder: folder of the model.
+        config: config of the model.
+        settings: training settings by name.
+        metrics: metrics of the last evaluation by name; if empty, the card has no evaluation.
+        repo_id: repository that the model will be pushed to, for the example and the title.
+        name: final name of the folder, for the example without a `repo_id`; its current name by default.
     """
     path = Path(folder, "README.md")
     if path.exists():
@@ -45,7 +45,7 @@ def write_card(
         config=config,
         base=base or "its base model",
         source=repo_id or name or Path(folder).name,
-        example="what both should show",
+        example="a prompt for both images",
         tables={heading: _cells(rows) for heading, rows in tables.items() if rows},
         licence=licence,
     )
@@ -54,10 +54,10 @@ def write_card(
 
 def describe(config: DinaConfig) -> tuple[str | None, dict[str, Any], str]:
     """
-    What a model's config says of its origin.
+    Describe the origin of a model by its config.
 
     Returns:
-        the Hub id of the base model, None if there is none; keywords of `ModelCardData`; and the licence in words.
+        The Hub id of the base model or None, keyword arguments of `ModelCardData`, and the licence as text.
     """
     base = config.base_model if _is_hub_id(config.base_model) else None
     data, licence = _licence(config, base)
@@ -68,7 +68,7 @@ def describe(config: DinaConfig) -> tuple[str | None, dict[str, Any], str]:
 
 
 def _is_hub_id(source: str | None) -> bool:
-    """Not a folder of this machine, which would say nothing to a reader."""
+    """True for `owner/name`; False for a local path."""
     if source is None or os.path.isdir(source) or "/" not in source:
         return False
     try:
@@ -79,7 +79,7 @@ def _is_hub_id(source: str | None) -> bool:
 
 
 def _licence(config: DinaConfig, base: str | None) -> tuple[dict[str, str], str]:
-    """As metadata and in words: that of the weights which the model was made from."""
+    """The licence of the weights that the model derives from, as metadata and as text."""
     if config.base_model is None:
         return {"license": "apache-2.0"}, "Apache-2.0."
     if base is not None and base.startswith("stabilityai/stable-diffusion-3"):
@@ -90,5 +90,5 @@ def _licence(config: DinaConfig, base: str | None) -> tuple[dict[str, str], str]
 
 
 def _cells(rows: dict[str, Any]) -> dict[str, str]:
-    shown = {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in rows.items()}
-    return {name: " ".join(value.replace("|", "\\|").split()) for name, value in shown.items()}
+    cells = {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in rows.items()}
+    return {name: " ".join(value.replace("|", "\\|").split()) for name, value in cells.items()}

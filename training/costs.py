@@ -1,5 +1,5 @@
-"""What networks cost, counted on the meta device without computing and without weights: FLOPs, the bytes kept for a
-gradient, and the tables of a dry run."""
+"""The cost of networks, counted on the meta device without weights or computation: FLOPs, bytes stored for the
+backward pass, and the tables of a dry run."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from rich.table import Table
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-# The one Hub id whose transformer is known by heart: it is the default of `DinaConfig`.
+# The only Hub id whose transformer configuration is known offline, as the default of `DinaConfig`.
 KNOWN_BASE = "stabilityai/stable-diffusion-3.5-medium"
 ADAM_BYTES = 8  # two moments in float32
 CLIP_TOKENS = 77
@@ -20,20 +20,20 @@ CLIP_TOKENS = 77
 @contextmanager
 def fused_attention() -> Iterator[None]:
     """
-    Within, attention on the meta device is counted as the fused kernels of CUDA compute it: the probabilities are not
-    kept for the backward pass but computed again there. Unfused, they would outweigh everything else that is kept.
+    Context in which attention on the meta device is counted like CUDA's fused kernels, which recompute the
+    probabilities in the backward pass. Unfused, they would dominate the stored bytes.
     """
     original = F.scaled_dot_product_attention
 
     def fused(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
         if not query.is_meta or attn_mask is not None:
             return original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
-        # Keys and values of fewer heads than the queries need no copies here.
+        # Keys and values with fewer heads than the queries are not copied.
         return torch.ops.aten._scaled_dot_product_flash_attention(
             query, key, value, dropout_p, is_causal, scale=scale
         )[0]
 
-    # Not a TorchFunctionMode, which does not reach what gradient checkpointing computes again in the backward pass.
+    # Not a TorchFunctionMode, which does not apply to recomputation by gradient checkpointing in the backward pass.
     F.scaled_dot_product_attention = fused
     try:
         yield
@@ -42,33 +42,39 @@ def fused_attention() -> Iterator[None]:
 
 
 def count_flops(case: Callable[[], object]) -> int:
-    """Floating-point operations of one call, by torch's counter; a multiplication and an addition are two."""
+    """Floating-point operations of one call; a multiplication and an addition count as two."""
     with fused_attention(), FlopCounterMode(display=False) as counter:
         case()
     return counter.get_total_flops()
 
 
 def kept_bytes(module: torch.nn.Module, run: Callable[[], object]) -> int:
-    """Bytes that `run` keeps for the backward pass, beyond the weights of `module`."""
+    """Bytes that `run` stores for the backward pass, without the weights of `module`."""
     weights = {weight.untyped_storage()._cdata for weight in module.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}
+    stored: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
-            kept[storage._cdata] = storage
+            stored[storage._cdata] = storage
         return tensor
 
     with torch.enable_grad(), fused_attention(), saved_tensors_hooks(pack, lambda tensor: tensor):
         result = run()
     del result
-    return sum(storage.nbytes() for storage in kept.values())
+    return sum(storage.nbytes() for storage in stored.values())
 
 
-def recomputed_bytes(kept: int, blocks: int, inputs: int) -> int:
-    """Of `kept` bytes, those that gradient checkpointing leaves of a transformer: the inputs of all its blocks, of
-    `inputs` bytes each, and what lies within one block at a time."""
-    return kept // blocks + blocks * inputs
+def recomputed_bytes(stored: int, blocks: int, inputs: int) -> int:
+    """Bytes that a transformer stores for the backward pass with gradient checkpointing.
+
+    Args:
+        stored: bytes without gradient checkpointing.
+        blocks: number of blocks.
+        inputs: bytes of the inputs of one block.
+    """
+    # The inputs of all blocks, and the activations within one block at a time.
+    return stored // blocks + blocks * inputs
 
 
 def weight_bytes(module: torch.nn.Module) -> int:
@@ -77,13 +83,13 @@ def weight_bytes(module: torch.nn.Module) -> int:
 
 
 def count_parameters(module: torch.nn.Module) -> tuple[int, int]:
-    """Parameters of a module, all and trainable ones."""
+    """Numbers of all and of trainable parameters of a module."""
     weights = list(module.parameters())
     return sum(weight.numel() for weight in weights), sum(weight.numel() for weight in weights if weight.requires_grad)
 
 
 def training_bytes(trainable: int, averages: int, optimizer_bytes: int = ADAM_BYTES) -> dict[str, int]:
-    """Bytes that training keeps for its trainable float32 parameters, by what they are."""
+    """Bytes that training needs for its trainable float32 parameters, besides the weights, by content."""
     return {
         "gradients": 4 * trainable,
         "optimizer": optimizer_bytes * trainable,
@@ -96,8 +102,8 @@ def input_shapes(transformer: dict, max_sequence_length: int, side: int | None =
 
     Args:
         transformer: configuration of a Stable Diffusion 3 transformer.
-        max_sequence_length: of the T5 encoder.
-        side: of the latents; None takes that which the transformer was trained at.
+        max_sequence_length: number of T5 tokens.
+        side: side of the latents; None uses that of the transformer's training.
     """
     side = side or transformer["sample_size"]
     tokens = min(CLIP_TOKENS, max_sequence_length) + max_sequence_length
@@ -109,7 +115,7 @@ def input_shapes(transformer: dict, max_sequence_length: int, side: int | None =
 
 
 def memory_rows(memory: dict[str, int], scope: str) -> dict[str, str]:
-    """Rows of a table: bytes by what they hold, and their sum, of `scope`."""
+    """Rows of a table: bytes by content, and their sum, labelled with `scope`."""
     sizes = {f"memory: {name}": size for name, size in memory.items()} | {f"memory {scope}": sum(memory.values())}
     return {name: f"{size / 1e9:,.2f} GB" for name, size in sizes.items()}
 

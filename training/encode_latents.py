@@ -71,7 +71,7 @@ def main(
     and skipped; the exit code is 1 if no pair could be encoded."""
     with exit_on_bad_input():
         if (model is None) != (source_format == "reference_cache"):
-            raise ValueError(f"model: expected for images, and not for a cache of latents, got {model}")
+            raise ValueError(f"model: expected a value for images and none for a cache of latents, got {model}")
         check_folder("out", out)
         # The main process converts the data and fills the caches while the others wait, which may take hours.
         patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
@@ -348,5 +348,5 @@ app = typer.Typer(pretty_exceptions_enable=False)
 app.command()(main)
 
 if __name__ == "__main__":
-    disable_progress_bars()  # those of `datasets`, which prints one per shard
+    disable_progress_bars()  # `datasets` prints one per shard
     app()

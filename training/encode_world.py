@@ -1,4 +1,4 @@
-"""The small world's preferences as the reward trainer reads them: every pair of a group, with annotators' votes."""
+"""The small world's preferences in the format of the reward trainer: all pairs within groups, with votes."""
 
 from pathlib import Path
 
@@ -17,13 +17,13 @@ SHARD_SIZE = 1024  # groups
 
 def write_pairs(groups: Groups, out: Path) -> None:
     """
-    Write all pairs within groups as cached latents, in shards that `preference_data.latents.read_latents` reads.
+    Write all pairs within groups as cached latents, in the shards of `preference_data.latents.read_latents`.
 
-    Shards that exist stay. The target is the share of votes that the first picture got.
+    Existing shards are not changed. The target is the share of votes for the first picture.
 
     Args:
-        groups: with latents; their utilities only cast the votes.
-        out: folder, as `python -m training.encode_latents --out` has it.
+        groups: groups with latents. Their utilities are used only to draw the votes.
+        out: folder with the layout of `python -m training.encode_latents --out`.
     """
     assert groups.latents is not None
     votes = cast_votes(groups.utilities)
@@ -46,13 +46,13 @@ def write_pairs(groups: Groups, out: Path) -> None:
 
 def write_rendered_pairs(out: Path, pipeline_dir: str, *, groups: int, seed: int) -> Groups:
     """
-    Draw, encode and vote on the pairs of rendered groups that are not yet in `out`.
+    Draw and encode rendered groups, and write their pairs; results that are already in `out` are reused.
 
     Args:
         out: as in `write_pairs`.
         pipeline_dir: diffusers pipeline of the small world whose VAE encodes the pictures.
-        groups: number of captions, with six pairs each.
-        seed: of the pictures.
+        groups: number of groups, with one caption and six pairs each.
+        seed: seed of the set.
 
     Returns:
         The groups.

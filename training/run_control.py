@@ -1,5 +1,5 @@
-"""What both trainers share to control a run: atomic checkpoints, which of them a run resumes from, SIGTERM, averaged
-weights, and the error of a run whose numbers are not finite."""
+"""Control of a training run, for both trainers: atomic checkpoints, resuming, SIGTERM, averaged weights, and the error
+for numbers that are not finite."""
 
 import os
 import re
@@ -16,19 +16,19 @@ from diffusers.training_utils import EMAModel
 from modeling_dina.files import commit
 from modeling_dina.options import check_folder
 
-TERMINATED = 128 + 15  # what a shell reports of a process that SIGTERM ended
+TERMINATED = 128 + 15  # exit status that a shell reports after SIGTERM
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 class NonFiniteError(ArithmeticError):
-    """A loss, gradients or too many rewards are not finite. Training has stopped before they reached the weights."""
+    """A loss, a gradient or too many rewards are NaN or infinite. The weights have not been updated with them."""
 
 
 @contextmanager
 def sigterm_sets_trigger(accelerator: Accelerator) -> Iterator[None]:
-    """Within, SIGTERM sets the accelerator's trigger. After every update, all processes call `check_trigger`, so that
-    they stop after the same one."""
-    accelerator.check_trigger()  # The first check makes the flag, and would overwrite what a signal sets meanwhile.
+    """Context in which SIGTERM sets the accelerator's trigger. All processes call `check_trigger` after every update,
+    so that they stop after the same one."""
+    accelerator.check_trigger()  # The first check creates the flag, and would overwrite one that a signal has set.
     previous = signal.signal(signal.SIGTERM, lambda *_: accelerator.set_trigger())
     try:
         yield
@@ -38,7 +38,7 @@ def sigterm_sets_trigger(accelerator: Accelerator) -> Iterator[None]:
 
 @contextmanager
 def averaged_weights(average: EMAModel | None, parameters: Iterable[torch.nn.Parameter]) -> Iterator[None]:
-    """Within, the parameters have the weights of their moving average, if there is one."""
+    """Context in which the parameters have the values of their moving average, if there is one."""
     if average is None:
         yield
         return
@@ -52,28 +52,31 @@ def averaged_weights(average: EMAModel | None, parameters: Iterable[torch.nn.Par
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
-    """The folders `checkpoint-<step>` of `output_dir`, all complete, by rising step."""
+    """The folders `checkpoint-<step>` of `output_dir` by ascending step. All are complete."""
     found = [entry for entry in Path(output_dir).glob("checkpoint-*") if _NAME.fullmatch(entry.name)]
     return sorted(found, key=lambda entry: int(entry.name.rpartition("-")[2]))
 
 
 def last_checkpoint(output_dir: Path) -> Path | None:
-    """The newest checkpoint under `output_dir`, or None."""
+    """The newest checkpoint in `output_dir`, or None."""
     return next(reversed(checkpoints(output_dir)), None)
 
 
 def checkpoint_to_resume(output_dir: Path, wanted: str | bool | None, state: str) -> Path | None:
     """
-    The checkpoint that `resume_from_checkpoint` names, or None to begin.
+    Find the checkpoint to resume from.
 
     Args:
-        output_dir: of the run.
-        wanted: a checkpoint; "last" or, as transformers has it, True for the newest one of `output_dir`, if there is
-            one; None or False to begin. The last two may be texts, as flags are.
-        state: a file that every checkpoint of such a run has.
+        output_dir: output folder of the run.
+        wanted: value of `resume_from_checkpoint`: a checkpoint; "last" or, as in transformers, True for the newest one
+            in `output_dir`, if any; None or False to start a new run. The last three may also be texts.
+        state: name of a file that every checkpoint of such a run contains.
+
+    Returns:
+        The checkpoint, or None to start a new run.
 
     Raises:
-        ValueError: `wanted` is no checkpoint, a run would begin anew where another has left some, or `output_dir`
+        ValueError: `wanted` is not a checkpoint, a new run would start in a folder with checkpoints, or `output_dir`
             cannot be a folder.
     """
     check_folder("output_dir", output_dir)
@@ -83,8 +86,8 @@ def checkpoint_to_resume(output_dir: Path, wanted: str | bool | None, state: str
     if word in ("none", "false"):
         if last is not None:
             raise ValueError(
-                f"output_dir: expected a folder without checkpoints, got {last}; go on from it with "
-                "--resume_from_checkpoint last, or name another folder"
+                f"output_dir: expected a folder without checkpoints, got {last}; resume it with "
+                "--resume_from_checkpoint last, or use another folder"
             )
         return None
     named = Path(str(wanted))
@@ -98,14 +101,14 @@ def new_checkpoint(
     accelerator: Accelerator, output_dir: Path, step: int, *, keep: int | None, writes: bool
 ) -> Iterator[Path]:
     """
-    The folder `checkpoint-<step>`, which all processes may write into and which is in `output_dir` when it is whole.
+    Context with a temporary folder for all processes, which is then renamed to `checkpoint-<step>` in `output_dir`.
 
     Args:
-        accelerator: of the processes, which wait for one another.
-        output_dir: of the run.
+        accelerator: synchronises the processes.
+        output_dir: output folder of the run.
         step: number of updates.
-        keep: as `rotate_checkpoints`, which follows.
-        writes: whether this process makes, commits and rotates the folders: exactly one on each file system.
+        keep: number of checkpoints to keep, as in `rotate_checkpoints`.
+        writes: whether this process creates, renames and deletes folders; exactly one process per file system.
     """
     partial = output_dir / ".partial" / f"checkpoint-{step}"
     if writes:
@@ -125,7 +128,7 @@ def new_checkpoint(
 
 
 def rotate_checkpoints(output_dir: Path, keep: int | None) -> None:
-    """Remove all but the newest `keep` checkpoints; None keeps them all."""
+    """Delete all but the newest `keep` checkpoints; None keeps all."""
     for path in checkpoints(output_dir)[:-keep] if keep else []:
         outgoing = path.with_name(f".{path.name}.outgoing")
         os.rename(path, outgoing)

@@ -32,8 +32,8 @@ from training.reward.objective import LOSSES, PreferenceObjective
 from training.reward.trainer import RewardTrainer, RewardTrainingArguments
 from training.run_control import TERMINATED, checkpoint_to_resume
 
-# Of the joint attention alone. The second attention, within the image stream, that the first blocks of Stable
-# Diffusion 3.5 Medium have (attn2) keeps its pretrained weights; the LoRA of an aligned policy adapts it too.
+# Only the joint attention. The first blocks of Stable Diffusion 3.5 Medium have a second attention within the image
+# stream (attn2), which keeps its pretrained weights; the LoRA of an aligned policy also adapts attn2.
 LORA_TARGETS = [f"attn.{projection}" for projection in ATTENTION]
 BACKBONE_TRAINING = ("lora", "frozen", "full")
 LAST_SECONDS = 20.0  # a scheduler that ends a job by SIGTERM gives it about 30
@@ -52,7 +52,7 @@ class ModelArguments:
     )
     backbone: str = HfArg(
         default="lora",
-        help="Backbone weights to train beside the head: LoRA adapters, none (frozen) or all (full).",
+        help="Backbone weights to train in addition to the head: LoRA adapters, none (frozen) or all (full).",
         metadata={"choices": BACKBONE_TRAINING},
     )
     backbone_dtype: str = HfArg(
@@ -93,7 +93,7 @@ class ModelArguments:
         with names_reward_config():
             default = DinaConfig()
             for name, value in self.reward_fields.items():
-                # Only the type of this field: which values fit together depends on the base model.
+                # This checks only the type of each field: valid combinations depend on the base model.
                 super(DinaConfig, default).__setattr__(name, value)
         self.noise_levels = NoiseLevels(self.sigma_density, self.sigma_parameters)
 
@@ -185,7 +185,7 @@ def prepare(
         ValueError: an argument is invalid; the message names it.
     """
     checkpoint = checkpoint_to_resume(Path(args.output_dir), args.resume_from_checkpoint, "trainer_state.json")
-    set_seed(args.seed)  # of the fresh head, in every process
+    set_seed(args.seed)  # for the initial head, the same in every process
     objective = build_objective(model_arguments)
     pairs = load_data("train_data", data_arguments.train_data, model_arguments.base_model, args)
     if data_arguments.validation_data:
@@ -201,12 +201,12 @@ def prepare(
             transformer=None,
             dtype=objective.model.compute_dtype,
         ).to(args.device)
-    # The Trainer's own way of pushing leaves the model's code behind, and stops training when the Hub is away.
+    # The Trainer's own push omits the model's code, and stops training if the Hub is unavailable.
     pushes, args.push_to_hub = args.push_to_hub and args.process_index == 0, False
     trainer = RewardTrainer(
         objective,
         args,
-        # Not a scorer's, which remembers prompts: rounding would depend on which ones came before.
+        # Not that of a scorer, which caches prompts: rounding would depend on the earlier ones.
         encode_prompts=lambda prompts: encode_prompts(pipeline, prompts, objective.model.config.max_sequence_length),
         noise_levels=model_arguments.noise_levels,
         pairs=pairs,
@@ -258,7 +258,7 @@ def card_settings(
         }[model_arguments.backbone],
         "loss": model_arguments.loss,
         "noise levels": f"{model_arguments.sigma_density} {model_arguments.noise_levels.parameters or ''}".strip(),
-        "pairs a step": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "pairs per step": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "optimizer": f"{args.optim}, learning rate {args.learning_rate:g}, {args.lr_scheduler_type} schedule",
         "decay of averaged weights": args.ema_decay or "none",
         "precision": "bfloat16 autocast" if args.bf16 else "float32",
@@ -271,14 +271,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     with exit_on_bad_input():
         arguments = parse(ModelArguments, DataArguments, RewardTrainingArguments, argv=argv)
         if arguments[-1].dry_run:
-            return tell_cost(*arguments)
+            return print_cost(*arguments)
         trainer = prepare(*arguments)
     if complete(trainer) is None:
         sys.exit(TERMINATED)
     return None
 
 
-def tell_cost(model_arguments: ModelArguments, data_arguments: DataArguments, args: RewardTrainingArguments) -> None:
+def print_cost(model_arguments: ModelArguments, data_arguments: DataArguments, args: RewardTrainingArguments) -> None:
     """Print the cost of a run, without weights or network."""
     with names_reward_config():
         config = offline_config(model_arguments.base_model, model_arguments.config_fields())

@@ -15,7 +15,7 @@ import typer
 from filelock import FileLock, Timeout
 
 from modeling_dina.evaluation.evaluate import LIBRARIES
-from modeling_dina.evaluation.rewards import shown
+from modeling_dina.evaluation.rewards import display_path
 from modeling_dina.files import load_or_compute, write_json
 from modeling_dina.identity import weights_hash
 from modeling_dina.options import EMBEDDED_MODEL, exit_on_bad_input
@@ -147,7 +147,7 @@ class Study(ABC):
     def results(self, command: str) -> dict:
         """The content of results.json."""
         measured, settings = self.measure(), dict(self.folder.settings)
-        settings |= {"pipeline": shown(self.pipeline_dir), "seeds": self.seeds, "device": device_name()}
+        settings |= {"pipeline": display_path(self.pipeline_dir), "seeds": self.seeds, "device": device_name()}
         return {
             "kind": self.kind,
             "command": command,
@@ -195,7 +195,7 @@ def study_command(study: type[Study], module: str) -> Callable[..., None]:
             hashes = {part: weights_hash(Path(pipeline, part)) for part in {study.subject, *study.weights}}
             settings = {"revision": hashes[study.subject], "weights": {part: hashes[part] for part in study.weights}}
             folder = StudyFolder(out, settings | {"size": size, **study.settings})
-        options = {"out": shown(str(out)), "pipeline": shown(pipeline), "scale": scale, "seeds": seeds}
+        options = {"out": display_path(str(out)), "pipeline": display_path(pipeline), "scale": scale, "seeds": seeds}
         words = [f"--{name} {value}" for name, value in options.items()] + [
             f"--variant {name}" for name in variant or ()
         ]

@@ -1,1 +1,1 @@
-"""DiNa as the reward of other trainers. None of them is a dependency; each module says how it is plugged in."""
+"""Adapters for DiNa as the reward of other trainers, which are not dependencies. Each module explains its use."""

@@ -1,5 +1,5 @@
-"""For DiffusionNFT: its training script asks `reward_fn(images, prompts, metadata, only_strict=True)` for a dictionary
-of scores, of which "avg" is optimised.
+"""Reward function for DiffusionNFT, whose training script calls `reward_fn(images, prompts, metadata,
+only_strict=True)` and optimises "avg" of the returned scores.
 
 In `scripts/train_nft_sd3.py`, replace
 
@@ -15,7 +15,7 @@ reward_fn = latent_reward("path/or/hub-id", device)
 rewards_future = executor.submit(reward_fn, latents[:, -1], prompts, prompt_metadata, only_strict=True)
 ```
 
-and sample with `output_type="latent"`: the clean latents are what the loss needs anyway.
+and sample with `output_type="latent"`. The loss needs only the clean latents.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,16 +30,17 @@ from modeling_dina.adapters.flow_grpo import dina_score
 def latent_reward(
     model: str | DinaScorer, device: str | torch.device | None = None, **ensemble
 ) -> Callable[..., tuple[dict[str, list[float]], dict]]:
-    """A reward function; arguments as in `flow_grpo.dina_score`."""
+    """Create a reward function; arguments as in `flow_grpo.dina_score`."""
     score = dina_score(model, device, **ensemble)
 
     def reward(
         latents: torch.Tensor, prompts: Sequence[str], metadata: Any, only_strict: bool = True
     ) -> tuple[dict[str, list[float]], dict]:
-        """Args:
-        latents: clean, in model space, [B, C, H, W]: `latents[:, -1]` of the rollout.
-        prompts: B prompts.
-        metadata, only_strict: not read.
+        """
+        Args:
+            latents: clean latents in model space, [B, C, H, W], `latents[:, -1]` of the rollout.
+            prompts: B prompts.
+            metadata, only_strict: unused.
         """
         scores, details = score(latents, prompts, metadata)
         return {"dina": scores, "avg": scores}, details

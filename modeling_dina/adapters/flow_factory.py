@@ -1,4 +1,4 @@
-"""For Flow-Factory: a pointwise reward model, named in its YAML file.
+"""Pointwise reward model for Flow-Factory, configured in its YAML file.
 
 ```yaml
 rewards:
@@ -8,8 +8,8 @@ rewards:
     batch_size: 16
 ```
 
-It reads the trajectory's last latents and the embeddings that made them; nothing is decoded or encoded again.
-Flow-Factory imports this module; nothing else does.
+It uses the last latents of a trajectory and their prompt embeddings, without VAE and text encoders. This module needs
+Flow-Factory, and is imported only by it.
 """
 
 import torch
@@ -19,11 +19,11 @@ from modeling_dina import DinaRewardModel
 
 
 class DinaReward(PointwiseRewardModel):
-    """A DiNa latent reward model as Flow-Factory's `RewardProcessor` asks it: per-sample fields, as lists.
+    """A DiNa latent reward model with the interface of Flow-Factory's `RewardProcessor`: lists of per-sample fields.
 
     Args:
-        config: its `model` is a reward model's folder or Hub id; `sigmas` and `num_draws` are the ensemble's, if set.
-        accelerator: of the trainer.
+        config: `model` is the folder or Hub id of a reward model; `sigmas` and `num_draws` are optional.
+        accelerator: accelerator of the trainer.
     """
 
     required_fields = ("prompt", "all_latents", "latent_index_map", "prompt_embeds", "pooled_prompt_embeds")
@@ -43,15 +43,16 @@ class DinaReward(PointwiseRewardModel):
         pooled_prompt_embeds: list[torch.Tensor] | None = None,
         **kwargs,
     ) -> RewardModelOutput:
-        """Args:
+        """
+        Args:
             prompt: B prompts.
-            all_latents: of each sample, the states that were kept, [stored, C, H, W].
-            latent_index_map: of each sample, where the state after each step is among those, [T + 1]; negative where
-                it was not kept. The last is that of the clean latents.
-            prompt_embeds, pooled_prompt_embeds: of each sample, [L, D] and [P].
+            all_latents: for each sample, the stored states, [stored, C, H, W].
+            latent_index_map: for each sample, the indices [T + 1] in `all_latents` of the states after each step;
+                negative if the state was not stored. The last index is that of the clean latents.
+            prompt_embeds, pooled_prompt_embeds: for each sample, [L, D] and [P].
 
         Raises:
-            ValueError: a field is missing, or the clean latents were not kept.
+            ValueError: a field is missing, or the clean latents were not stored.
         """
         given = {
             "all_latents": all_latents,
@@ -67,7 +68,7 @@ class DinaReward(PointwiseRewardModel):
             fields[name] = list(values)
         last = [int(index_map[-1]) for index_map in fields["latent_index_map"]]
         if min(last) < 0:
-            raise ValueError("latent_index_map: expected the clean latents among those kept, got a trajectory without")
+            raise ValueError(f"latent_index_map: expected stored clean latents, got index {min(last)}")
         latents = torch.stack([states[index] for states, index in zip(fields["all_latents"], last, strict=True)])
         embeds, pooled = (torch.stack(fields[name]) for name in ("prompt_embeds", "pooled_prompt_embeds"))
         inputs = (values.to(self.model.execution_device) for values in (latents, embeds, pooled))

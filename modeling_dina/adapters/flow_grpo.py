@@ -1,14 +1,14 @@
-"""For flow_grpo: a reward function `(images, prompts, metadata) -> (scores, metadata)`.
+"""Reward function for flow_grpo: `(images, prompts, metadata) -> (scores, metadata)`.
 
-Enter it beside the others in the `score_functions` of `flow_grpo/rewards.py`:
+Add it to the `score_functions` of `flow_grpo/rewards.py`:
 
 ```python
 >>> from modeling_dina.adapters.flow_grpo import dina_score
 >>> score_functions = {"dina": lambda device: dina_score("path/or/hub-id", device)}
 ```
 
-and give it weight by `config.reward_fn = {"dina": 1.0}`. Where the trainer keeps latents, sample with
-`output_type="latent"` and hand it those: no picture is decoded.
+and set its weight with `config.reward_fn = {"dina": 1.0}`. To score latents without decoding, sample with
+`output_type="latent"` and pass the latents as images.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,22 +24,23 @@ RewardFunction = Callable[[Any, Sequence[str], Any], tuple[list[float], dict]]
 
 
 def dina_score(model: str | DinaScorer, device: str | torch.device | None = None, **ensemble) -> RewardFunction:
-    """A reward function.
+    """Create a reward function.
 
     Args:
-        model: a reward model's folder or Hub id, or a scorer.
-        device: where a model is loaded to.
+        model: folder or Hub id of a reward model, or a scorer.
+        device: device to load the model to.
         ensemble: `sigmas`, `num_draws`, `mode` and `seed` of `DinaScorer.score`.
     """
     scorer = model if isinstance(model, DinaScorer) else DinaScorer.from_pretrained(model, device=device)
     channels = scorer.model.config.transformer_config["in_channels"]
 
     def score(images, prompts: Sequence[str], metadata) -> tuple[list[float], dict]:
-        """Args:
-        images: pictures, a tensor [B, 3, H, W] in [0, 1] or a uint8 array [B, H, W, 3]; or clean latents in model
-            space [B, C, h, w].
-        prompts: B prompts.
-        metadata: not read.
+        """
+        Args:
+            images: a tensor [B, 3, H, W] in [0, 1], a uint8 array [B, H, W, 3], or clean latents in model space
+                [B, C, h, w].
+            prompts: B prompts.
+            metadata: unused.
         """
         given = {"latents": images} if _is_latent(images, channels) else {"images": _to_pil(images)}
         return scorer.score(prompts=list(prompts), **given, **ensemble).scores.tolist(), {}

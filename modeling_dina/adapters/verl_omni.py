@@ -1,4 +1,4 @@
-"""For verl-omni: an in-process reward function, named in its configuration.
+"""In-process reward function for verl-omni, configured in its YAML file.
 
 ```yaml
 reward:
@@ -9,8 +9,8 @@ reward:
       model: path/or/hub-id
 ```
 
-Rollouts with `output_type=latent` hand it the clean latents as `solution_image`, and the embeddings that made them in
-`extra_info`. (The same reward over HTTP, for its `latent_http_scorer_client`, is `dina serve`.)
+Rollouts with `output_type=latent` pass the clean latents as `solution_image`, and their prompt embeddings in
+`extra_info`. For the same reward over HTTP, with verl-omni's `latent_http_scorer_client`, use `dina serve`.
 """
 
 from functools import cache
@@ -22,7 +22,7 @@ from modeling_dina import DinaRewardModel
 
 @cache
 def load_model(model: str, device: str) -> DinaRewardModel:
-    """The reward model, loaded once in a process."""
+    """Load the reward model, once per process."""
     return DinaRewardModel.from_pretrained(model).to(device).eval().requires_grad_(False)
 
 
@@ -39,31 +39,31 @@ def compute_score(
     seed: int = 0,
     **kwargs,
 ) -> dict[str, float]:
-    """The reward of one sample.
+    """Compute the reward of one sample.
 
     Args:
-        solution_image: its clean latents in model space, [C, H, W] or [1, C, H, W].
-        ground_truth: not read.
-        extra_info: has `prompt_embeds` [L, D] and `pooled_prompt_embeds` [P], with or without a batch axis of 1.
-        model: a reward model's folder or Hub id.
-        device: where it is loaded to.
+        solution_image: clean latents in model space, [C, H, W] or [1, C, H, W].
+        ground_truth: unused.
+        extra_info: contains `prompt_embeds` [L, D] and `pooled_prompt_embeds` [P], with or without a batch axis of 1.
+        model: folder or Hub id of a reward model.
+        device: device of the model.
         sigmas, num_draws, seed: as in `DinaRewardModel.reward`.
 
     Raises:
-        ValueError: naming a tensor that is missing or has another shape.
+        ValueError: a tensor is missing or has another shape; the message names it.
     """
     tensors = {"solution_image": solution_image, **{name: extra_info.get(name) for name in EMBEDDINGS}}
     inputs = [_one(name, values, rank).to(device) for (name, values), rank in zip(tensors.items(), RANKS, strict=True)]
-    judged = load_model(model, device).reward(*inputs, sigmas=sigmas, num_draws=num_draws, seed=seed)
-    return {"score": judged.scores.item()}
+    output = load_model(model, device).reward(*inputs, sigmas=sigmas, num_draws=num_draws, seed=seed)
+    return {"score": output.scores.item()}
 
 
 EMBEDDINGS = ("prompt_embeds", "pooled_prompt_embeds")
-RANKS = (4, 3, 2)  # of latents, prompt_embeds and pooled_prompt_embeds with their batch axis
+RANKS = (4, 3, 2)  # numbers of axes of latents, prompt_embeds and pooled_prompt_embeds with a batch axis
 
 
 def _one(name: str, values, rank: int) -> torch.Tensor:
-    """One sample's tensor with a batch axis of 1."""
+    """Check the tensor of one sample, and give it a batch axis of 1."""
     if isinstance(values, torch.Tensor) and values.ndim == rank - 1:
         values = values.unsqueeze(0)
     if not isinstance(values, torch.Tensor) or values.ndim != rank or len(values) != 1:

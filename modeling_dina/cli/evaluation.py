@@ -46,7 +46,7 @@ def evaluate(
     """Measure how often a reward agrees with people on a preference benchmark."""
     from modeling_dina.evaluation.benchmarks import find_benchmark, find_data
     from modeling_dina.evaluation.evaluate import evaluate as measure
-    from modeling_dina.evaluation.rewards import shown
+    from modeling_dina.evaluation.rewards import display_path
 
     # This includes scoring, which is where errors in the scorer or the data appear.
     with options.exit_on_bad_input():
@@ -55,13 +55,13 @@ def evaluate(
         folder, revision = find_data(found, data)
         with error_console.status("reading the benchmark"):
             preferences = found.read(folder, limit)
-        reader = open_reader(scorer, model, ensemble, batch_size=batch_size)
-        settings = {"data": data and shown(data), "data_revision": revision, "limit": limit}
+        evaluator = open_evaluator(scorer, model, ensemble, batch_size=batch_size)
+        settings = {"data": data and display_path(data), "data_revision": revision, "limit": limit}
         with options.scoring_progress() as advance:
             results = measure(
                 benchmark,
                 preferences,
-                reader,
+                evaluator,
                 out,
                 batch_size=batch_size,
                 folder=folder,
@@ -69,7 +69,7 @@ def evaluate(
                 strict=strict,
                 settings=settings,
                 command=repeat_command(
-                    benchmark, scorer is not None, reader.settings | settings | {"seed": ensemble.seed}, out
+                    benchmark, scorer is not None, evaluator.settings | settings | {"seed": ensemble.seed}, out
                 ),
                 progress=advance,
             )
@@ -77,9 +77,9 @@ def evaluate(
 
 
 def repeat_command(benchmark: str, is_callable: bool, settings: dict[str, Any], out: Path) -> str:
-    """The command that measures the same again, every option written out."""
+    """The command that repeats the evaluation, with all options."""
     from modeling_dina.evaluation.benchmarks import find_benchmark
-    from modeling_dina.evaluation.rewards import shown
+    from modeling_dina.evaluation.rewards import display_path
 
     chosen = {
         "benchmark": benchmark,
@@ -88,20 +88,20 @@ def repeat_command(benchmark: str, is_callable: bool, settings: dict[str, Any], 
     }
     chosen |= {"sigmas": settings["sigmas"] and ",".join(map(str, settings["sigmas"]))}
     chosen |= {name: settings[name] for name in ("draws", "mode", "seed", "limit")}
-    chosen["out"] = f"{shown(str(out.parent.resolve()))}/{out.name}"
+    chosen["out"] = f"{display_path(str(out.parent.resolve()))}/{out.name}"
     given = [f"--{name} {value}" for name, value in chosen.items() if value is not None]
     return " ".join([find_benchmark(benchmark).command, *given])
 
 
-def open_reader(
+def open_evaluator(
     scorer: str | None, model: options.ModelOptions, ensemble: options.EnsembleOptions, *, batch_size: int
 ):
-    """The reader of the callable `module:function` that `scorer` names, or the model that the options describe.
+    """Create the evaluator of the callable `scorer`, "module:function", or else of the model.
 
     Raises:
-        ValueError: both are given, or what is given cannot be loaded.
+        ValueError: both are given, or loading fails.
     """
-    from modeling_dina.evaluation.rewards import CallableReader, DinaReader
+    from modeling_dina.evaluation.rewards import CallableEvaluator, DinaEvaluator
 
     if scorer is not None:
         given = {name: value for name, value in ensemble.arguments().items() if name != "seed" and value is not None}
@@ -109,8 +109,8 @@ def open_reader(
             given["model"] = model.model
         if given:
             raise ValueError(f"scorer: expected no model and no noise levels with a callable, got {given}")
-        return CallableReader(scorer)
-    return DinaReader(model.open_scorer(batch_size=batch_size), model.model, **ensemble.arguments())
+        return CallableEvaluator(scorer)
+    return DinaEvaluator(model.open_scorer(batch_size=batch_size), model.model, **ensemble.arguments())
 
 
 def print_results(results: dict[str, Any]) -> None:
@@ -160,28 +160,28 @@ def calibrate(
     prompts."""
     from modeling_dina.evaluation.benchmarks import find_benchmark, find_data
     from modeling_dina.evaluation.calibration import calibrate as fit
-    from modeling_dina.evaluation.rewards import DinaReader
+    from modeling_dina.evaluation.rewards import DinaEvaluator
 
     if not (model / "config.json").is_file():
         raise ValueError(f"model: expected a model folder, got {model}")
     if out is None and model.resolve() == Path(options.EMBEDDED_MODEL).resolve():
         raise ValueError(
-            "out: expected a folder for a copy of the model in the package, which stays as it is, got none"
+            "out: expected a folder for a copy, because the model in the package cannot be changed, got none"
         )
     if out is not None and (out.exists() or not out.absolute().parent.is_dir()):
-        raise ValueError(f"out: expected a new folder in one that is there, got {out}")
+        raise ValueError(f"out: expected a new folder in an existing one, got {out}")
 
     source = find_benchmark(benchmark)
     folder, _ = find_data(source, data)
     with error_console.status("reading the benchmark"):
         preferences = source.read(folder, limit)
     chosen = options.ModelOptions(**vars(hub), model=str(model), device=device, dtype=dtype)
-    reader = DinaReader(chosen.open_scorer(batch_size=batch_size), str(model), seed=seed)
+    evaluator = DinaEvaluator(chosen.open_scorer(batch_size=batch_size), str(model), seed=seed)
     with options.scoring_progress() as advance:
         result = fit(
             benchmark,
             preferences,
-            reader,
+            evaluator,
             model,
             out,
             batch_size=batch_size,

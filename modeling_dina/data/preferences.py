@@ -1,8 +1,8 @@
-"""Public preference data sets, as they are published: one reader for each, for training and for evaluation.
+"""Readers of public preference data sets in their published formats, for training and for evaluation.
 
-A reader takes the rows of the published files, the split to read them as, and a context manager that handles the
-errors of the row that it is given the name of: `tables.naming_row` raises them, `PreferenceSet.row` records them and
-goes on with the next row.
+The arguments of a reader are the rows of the published files, the split, and a function of a row's name that returns a
+context manager for the row's errors: `tables.naming_row` raises them, and `PreferenceSet.row` records them and
+continues with the next row.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +15,7 @@ import numpy as np
 
 from modeling_dina.data.tables import Cell, Row
 
-# Rows of HPDv3 of a lower confidence are left out of training, as in that of HPSv3.
+# Training omits HPDv3 rows with a lower confidence, as HPSv3 did.
 MIN_CONFIDENCE = 0.95
 GENAI_VOTES = {"leftvote": 1.0, "rightvote": 0.0, "tievote": 0.5, "bothbad_vote": 0.5}
 
@@ -23,16 +23,16 @@ GENAI_VOTES = {"leftvote": 1.0, "rightvote": 0.0, "tievote": 0.5, "bothbad_vote"
 @dataclass(frozen=True)
 class Annotation:
     """
-    Images of one prompt, and which of every two annotators prefer.
+    Images of one prompt, with the annotators' preferences in all pairs of images.
 
     Attributes:
-        prompt: of the images.
-        images: n paths as the annotations give them, or cells that hold the images.
-        labels: what counts for accuracy: 1 if the first of two images is preferred, 0 if the second is, 0.5 for a tie;
-            of every two images in the order of `itertools.combinations`.
-        targets: for the same pairs, the share of votes for the first where votes are known, else the label.
-        category: that the data set gives the row, "" if none.
-        cluster: a name that pairs share whose outcomes depend on one another; "" stands for the prompt.
+        prompt: prompt of the images.
+        images: n paths as in the annotations, or cells with images.
+        labels: labels for the accuracy, for all pairs in the order of `itertools.combinations`: 1 if the first image
+            is preferred, 0 if the second is, 0.5 for a tie.
+        targets: for the same pairs, the share of votes for the first image if votes are known, otherwise the label.
+        category: category in the data set, or "".
+        cluster: name that statistically dependent pairs share; "" uses the prompt.
 
     Raises:
         ValueError: an image is neither a path nor a cell.
@@ -51,7 +51,7 @@ class Annotation:
                 raise ValueError(f"expected the path of an image, got {image!r}")
 
     def pairs(self) -> Iterator[tuple[tuple[str | Cell, str | Cell], float, float]]:
-        """Every two images, their label and their target."""
+        """Iterate over all pairs of images with label and target."""
         return zip(combinations(self.images, 2), self.labels, self.targets, strict=True)
 
 
@@ -60,7 +60,7 @@ Reader = Callable[[Iterable[Row], str, Guard], Iterator[Annotation]]
 
 
 def _row_by_row(parse: Callable[[Row, str], Annotation | None]) -> Reader:
-    """A reader from a function of one row and the split, which returns None for a row that the split leaves out."""
+    """Create a reader from a function of a row and the split, which returns None for rows to omit."""
 
     @wraps(parse)
     def read(rows: Iterable[Row], split: str, guard: Guard) -> Iterator[Annotation]:
@@ -76,11 +76,11 @@ def _row_by_row(parse: Callable[[Row, str], Annotation | None]) -> Reader:
 @_row_by_row
 def hpdv3(row: Row, split: str) -> Annotation | None:
     """
-    HPDv3 (MizzenAI/HPDv3): `{prompt, choice_dist, confidence, path1, path2, model1, model2}`, `path1` preferred.
+    HPDv3 (MizzenAI/HPDv3): `{prompt, choice_dist, confidence, path1, path2, model1, model2}`; `path1` is preferred.
 
-    `choice_dist`, the votes, is in no fixed order: its larger number belongs to `path1`. The split "train" leaves out
-    rows of a confidence below `MIN_CONFIDENCE` and has votes as targets; rows without votes (Midjourney, HPDv2) are
-    hard choices, and rows without confidence stay. In the split "test" all choices are hard.
+    The votes, `choice_dist`, have no fixed order: the larger number belongs to `path1`. The split "train" omits rows
+    with a confidence below `MIN_CONFIDENCE`, but not rows without confidence. Its targets are the shares of votes, or
+    1 without votes (Midjourney, HPDv2). In the split "test", all targets are 1.
     """
     prompt, images = row.read("prompt", str), [row.read("path1", str), row.read("path2", str)]
     if split == "test":
@@ -89,7 +89,7 @@ def hpdv3(row: Row, split: str) -> Annotation | None:
     if confidence is not None and confidence < MIN_CONFIDENCE:
         return None
     if votes is not None and (len(votes) != 2 or min(votes) < 0 or sum(votes) == 0):
-        raise ValueError(f"choice_dist: expected the votes for two images, got {votes}")
+        raise ValueError(f"choice_dist: expected votes for two images, got {votes}")
     return Annotation(prompt, images, [1.0], [1.0 if votes is None else max(votes) / sum(votes)])
 
 
@@ -98,15 +98,15 @@ def hpdv2(row: Row, split: str) -> Annotation:
     """
     HPDv2 (ymhao/HPDv2, zhwang/HPDv2).
 
-    `train.json` has one choice a pair: `{prompt, file_path [2], human_preference [2]}`, 1 for the preferred image.
-    `test.json` has several annotators who each rank the images of a prompt, the best lowest, and a joint ranking:
-    `{prompt, image_path [n], rank [n], raw_annotations [{rank [n], user_hash}]}`. An equal rank is half a vote. The
-    joint ranking gives the labels of the split "test"; training takes the shares of votes alone.
+    `train.json` has one choice per pair: `{prompt, file_path [2], human_preference [2]}`, with 1 for the preferred
+    image. `test.json` has rankings of several annotators, in which the lowest rank is best, and a joint ranking:
+    `{prompt, image_path [n], rank [n], raw_annotations [{rank [n], user_hash}]}`. An equal rank counts as half a vote.
+    The labels of the split "test" come from the joint ranking; training uses only the shares of votes.
     """
-    # The data card says file_path, published files say image_path.
+    # The field is file_path in the data card, but image_path in published files.
     paths = row.read("file_path" if row.get("image_path") is None else "image_path", list)
     if row.get("human_preference") is not None:
-        # As a ranking: the preferred image, marked 1, comes first.
+        # Converted to a ranking, in which the preferred image, marked with 1, is first.
         votes = [[-preference for preference in row.read("human_preference", list)]]
         rankings = votes
     else:
@@ -119,9 +119,9 @@ def image_reward(rows: Iterable[Row], split: str, guard: Guard) -> Iterator[Anno
     """
     ImageRewardDB (THUDM/ImageRewardDB).
 
-    `metadata-*.parquet` and the JSON of a part have one row an image: `{image_path, prompt_id, prompt, rank, …}`; the
-    repository's `test.json` has one row a prompt: `{id, prompt, generations [n], ranking [n]}`. A lower rank is
-    better; equal ranks are ties.
+    `metadata-*.parquet` and the JSON files of the parts have one row per image: `{image_path, prompt_id, prompt, rank,
+    …}`. The repository's `test.json` has one row per prompt: `{id, prompt, generations [n], ranking [n]}`. Lower ranks
+    are better; equal ranks are ties.
     """
     prompts: dict[str, tuple[str, list[str], list[float]]] = {}
     for row in rows:
@@ -143,7 +143,7 @@ def image_reward(rows: Iterable[Row], split: str, guard: Guard) -> Iterator[Anno
 def pick_a_pic(row: Row, split: str) -> Annotation | None:
     """
     Pick-a-Pic v1 or v2 (yuvalkirstain/pickapic_v2): `{caption, jpg_0, jpg_1 (bytes), label_0 in {0, 0.5, 1},
-    has_label, are_different, …}`. Rows without a label are left out, and from the split "train" equal images too.
+    has_label, are_different, …}`. Rows without a label are omitted, and in the split "train" also equal images.
     """
     if not row["has_label"] or (split == "train" and not row["are_different"]):
         return None
@@ -156,8 +156,8 @@ def pick_a_pic(row: Row, split: str) -> Annotation | None:
 @_row_by_row
 def genai_bench(row: Row, split: str) -> Annotation:
     """
-    The image generation part of GenAI-Bench: `{prompt, left_image, right_image, vote_type}`. Ties and pairs of which
-    both are bad have the label 0.5; the vote is their category.
+    The image generation part of GenAI-Bench: `{prompt, left_image, right_image, vote_type}`. The label of a tie and of
+    the vote "both bad" is 0.5. The category is the vote.
     """
     vote = row["vote_type"]
     if vote not in GENAI_VOTES:
@@ -178,8 +178,8 @@ def mj_bench(row: Row, split: str) -> Annotation:
 @_row_by_row
 def mmrb2(row: Row, split: str) -> Annotation:
     """
-    The text-to-image part of Multimodal RewardBench 2: `{prompt_text, response_a_images, response_b_images, chosen}`
-    ("A" or "B"), one image a response.
+    The text-to-image part of Multimodal RewardBench 2: `{prompt_text, response_a_images, response_b_images, chosen}`,
+    where `chosen` is "A" or "B" and a response has one image.
     """
     if row["chosen"] not in ("A", "B"):
         raise ValueError(f"chosen: expected 'A' or 'B', got {row['chosen']!r}")
@@ -191,26 +191,26 @@ def _ranked(
     name: str, prompt: str, paths: list[str], rankings: list[list[float]], votes: Sequence[list[float]] = ()
 ) -> Annotation:
     """
-    Ranked images of a prompt; in every ranking a lower number is better and equal ones are a tie.
+    Create the annotation of n ranked images. Lower ranks are better, and equal ranks are ties.
 
     Args:
-        name: of the row.
-        prompt, paths: of n images.
-        rankings: of n images, which give the labels.
-        votes: those of single annotators, which give the targets; without any, `rankings` do.
+        name: name of the row.
+        prompt, paths: prompt and paths of the images.
+        rankings: rankings of the images for the labels.
+        votes: rankings by single annotators for the targets; if empty, `rankings` are used.
     """
     labels = _shares(rankings, len(paths))
     return Annotation(prompt, paths, labels, _shares(votes, len(paths)) if votes else labels, cluster=name)
 
 
 def _shares(rankings: Sequence[list[float]], count: int) -> list[float]:
-    """The share of rankings of `count` images that put the first of every two lower; an equal rank is one half."""
+    """For all pairs of `count` images, the share of rankings that prefer the first; equal ranks count as one half."""
     lengths = [len(ranking) for ranking in rankings]
     if not lengths or set(lengths) != {count}:
         raise ValueError(f"expected rankings of {count} images, got rankings of {lengths}")
     ranks = np.array(rankings, dtype=float)
     if not np.isfinite(ranks).all():
-        raise ValueError(f"expected numbers for ranks, got {rankings}")
+        raise ValueError(f"expected finite numbers as ranks, got {rankings}")
     return [
         float((1 + np.sign(ranks[:, second] - ranks[:, first])).mean() / 2)
         for first, second in combinations(range(count), 2)

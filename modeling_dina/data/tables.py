@@ -1,4 +1,4 @@
-"""Rows of public data sets from their JSON and Parquet files. Errors name the file or the row at fault."""
+"""Rows of public data sets from JSON and Parquet files. Errors name the file or the row."""
 
 import io
 import json
@@ -18,16 +18,16 @@ from PIL import Image
 from modeling_dina.images_dina import load_image, read_image
 
 Kind = TypeVar("Kind")
-# Rows of Parquet that are held in memory at a time.
+# Number of Parquet rows in memory at a time.
 ROWS_A_BATCH = 1000
 
 
 class RowError(ValueError):
-    """A row that cannot be used.
+    """A row is unusable.
 
     Attributes:
-        name: of the row.
-        reason: what is wrong with it.
+        name: name of the row.
+        reason: description of the error.
     """
 
     def __init__(self, name: str, reason: str):
@@ -37,12 +37,12 @@ class RowError(ValueError):
 
 @contextmanager
 def naming_row(name: str) -> Iterator[None]:
-    """Raises a RowError for whatever a row's content makes impossible."""
+    """Context that converts errors in a row's content to a RowError."""
     try:
         yield
     except (ValueError, TypeError) as error:
         raise RowError(name, str(error)) from error
-    except (LookupError, AttributeError) as error:  # something nested is not as it should be
+    except (LookupError, AttributeError) as error:  # a nested value has the wrong structure
         raise RowError(name, repr(error)) from error
 
 
@@ -51,8 +51,8 @@ class Cell:
     """An image that a Parquet file contains.
 
     Attributes:
-        name: what reports call it.
-        open: decodes it; ValueError if it cannot be used.
+        name: name of the image in reports.
+        open: decodes the image; raises a ValueError if it is unusable.
     """
 
     name: str
@@ -64,36 +64,36 @@ class Row:
     A row of a data set.
 
     Args:
-        name: what reports call it.
-        fields: its content, an object or whatever stands in the place of one.
-        cells: the columns of a Parquet file that hold images, as Arrow data, and the number of the row in them.
+        name: name of the row in reports.
+        fields: content of the row: a dict, or any other value, which raises an error on access.
+        cells: image columns of a Parquet file, as Arrow data, and the index of the row.
     """
 
     def __init__(self, name: str, fields: Any, cells: tuple[Dataset, int] | None = None):
         self.name, self._fields, self._cells = name, fields, cells
 
     def __getitem__(self, field: str) -> Any:
-        """A field; ValueError if there is none or it is null."""
+        """The value of a field; raises a ValueError if it is missing or null."""
         value = self.get(field)
         if value is None:
             raise ValueError(f"expected the field {field}, got none")
         return value
 
     def get(self, field: str) -> Any:
-        """A field, None if there is none."""
+        """The value of a field, or None if it is missing."""
         if not isinstance(self._fields, dict):
             raise ValueError(f"expected an object, got {type(self._fields).__name__}")
         return self._fields.get(field)
 
     def read(self, field: str, kind: type[Kind]) -> Kind:
-        """A field of a type; ValueError if there is none or it is of another."""
+        """The value of a field; raises a ValueError if it is missing or has another type."""
         value = self[field]
         if not isinstance(value, kind):
             raise ValueError(f"{field}: expected a {kind.__name__}, got {value!r}")
         return value
 
     def image(self, column: str) -> str | Cell:
-        """The image in a column: a path, or in Parquet bytes or {"bytes", "path"}; or a list with one of these."""
+        """The image in a column of paths or, in Parquet, of bytes, {"bytes", "path"}, or lists with one of these."""
         if self._cells is None:
             return _only(self[column], column)
         return Cell(f"{self.name}, {column}", partial(_open_cell, *self._cells, column))
@@ -106,17 +106,17 @@ def _open_cell(cells: Dataset, index: int, column: str) -> Image.Image:
 
 def open_image(cell: dict, name: str = "image") -> Image.Image:
     """
-    Decodes an image as `modeling_dina.images_dina.load_image` does.
+    Decode an image like `modeling_dina.images_dina.load_image`.
 
     Args:
-        cell: {"bytes", "path"}, as `datasets.Image(decode=False)` gives it; the path is read where bytes are None.
-        name: what errors call it.
+        cell: {"bytes", "path"}, as in `datasets.Image(decode=False)`; the path is read if "bytes" is None.
+        name: name of the image in errors.
 
     Returns:
         A PIL image of mode "RGB".
 
     Raises:
-        ValueError: there is no image, or one that cannot be used.
+        ValueError: the image is missing or unusable.
     """
     if not cell or (cell["bytes"] is None and cell["path"] is None):
         raise ValueError(f"{name}: expected bytes or a path, got neither")
@@ -137,12 +137,12 @@ def _only(value: Any, column: str) -> Any:
 
 def read_rows(paths: Sequence[Path], name: str, images: Sequence[str] = ()) -> Iterator[Row]:
     """
-    The rows of one JSON file, or of Parquet files.
+    Read the rows of one JSON file or of Parquet files.
 
     Args:
-        paths: of the files.
-        name: what errors call them.
-        images: columns that hold images where the files are Parquet.
+        paths: paths of the files.
+        name: name of the files in errors.
+        images: columns with images, if the files are Parquet.
 
     Raises:
         ValueError: a file is damaged, or Parquet files have no rows or lack these columns.
@@ -159,14 +159,14 @@ def read_rows(paths: Sequence[Path], name: str, images: Sequence[str] = ()) -> I
 
 
 def table_rows(table: Dataset, name: str, images: Sequence[str] = ()) -> Iterator[Row]:
-    """The rows of a table.
+    """Iterate over the rows of a table.
 
     Args:
-        table: of any columns.
-        name: what reports call it.
-        images: columns that hold images.
+        table: table with any columns.
+        name: name of the table in reports.
+        images: columns with images.
     """
-    # Images stay on the disk, as Arrow data: `datasets` would decode every one that it returns.
+    # Images remain on disk, as Arrow data, because `datasets` would decode each returned image.
     cells = table.with_format("arrow", columns=list(images)) if images else None
     batches = table.remove_columns(list(images)).with_format("arrow").iter(ROWS_A_BATCH)
     for index, fields in enumerate(fields for batch in batches for fields in batch.to_pylist()):
@@ -175,14 +175,14 @@ def table_rows(table: Dataset, name: str, images: Sequence[str] = ()) -> Iterato
 
 def read_json(path: Path, name: str) -> list[Any]:
     """
-    The rows of a JSON file: a list, or the first list in an object, {"pairs": [...]}, in which some sets wrap theirs.
+    Read the rows of a JSON file: a list, or the first list in an object such as {"pairs": [...]}.
 
     Args:
-        path: of the file.
-        name: what errors call it.
+        path: path of the file.
+        name: name of the file in errors.
 
     Raises:
-        ValueError: it is no JSON, or there is no list in it.
+        ValueError: the file is not valid JSON or contains no list.
     """
     try:
         content = json.loads(path.read_text("utf-8"))
@@ -197,15 +197,15 @@ def read_json(path: Path, name: str) -> list[Any]:
 
 def read_parquet(paths: Sequence[Path], name: str, columns: list[str] | None = None) -> Dataset:
     """
-    The rows of Parquet files, memory-mapped. A file without rows among others, which `datasets` may refuse, adds none.
+    Read Parquet files, memory-mapped. Files without rows, which `datasets` may refuse, are skipped.
 
     Args:
-        paths: of the files.
-        name: what errors call them.
-        columns: to read; None reads all.
+        paths: paths of the files.
+        name: name of the files in errors.
+        columns: columns to read; None reads all.
 
     Raises:
-        ValueError: a file is damaged or lacks a column, or there is no row in any.
+        ValueError: a file is damaged or lacks a column, or no file has rows.
     """
     try:
         filled = []

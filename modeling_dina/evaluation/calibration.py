@@ -1,7 +1,7 @@
-"""Calibration of a model's probabilities and of its scores' unit, fitted to observed preferences.
+"""Calibration of a model's probabilities and of the scale of its scores, fitted to observed preferences.
 
-Scores become (raw - mean) / std, which changes no probability; the temperature multiplies the likelihood's standard
-deviations, which changes probabilities and nothing else (`DinaRewardModel.variance`).
+Scores become (raw - mean) / std, which does not change probabilities. The temperature multiplies the standard
+deviations of the likelihood, which changes only probabilities (`DinaRewardModel.variance`).
 """
 
 import json
@@ -18,17 +18,17 @@ from scipy.optimize import minimize_scalar
 from modeling_dina.evaluation.benchmarks import Ties, find_benchmark
 from modeling_dina.evaluation.benchmarks.preference_set import Pairs, PreferenceSet
 from modeling_dina.evaluation.evaluate import content_of, likelihood, run_settings, score_items, scored
-from modeling_dina.evaluation.rewards import DinaReader, Rewards
+from modeling_dina.evaluation.rewards import DinaEvaluator, Rewards
 from modeling_dina.evaluation.statistics import negative_log_likelihood
 from modeling_dina.files import Journal, atomic_path, write_text
 
-# Natural logarithm of the smallest and of the largest factor on the temperature that is looked at.
+# The search for the factor on the temperature is limited to exp(-LARGEST_LOG_FACTOR) .. exp(LARGEST_LOG_FACTOR).
 LARGEST_LOG_FACTOR = math.log(1000)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Values for the fields of `DinaConfig` of the same names."""
+    """Values for the fields of `DinaConfig` with the same names."""
 
     temperature: float
     score_mean: float
@@ -38,7 +38,7 @@ class Calibration:
 def calibrate(
     name: str,
     preferences: PreferenceSet,
-    reader: DinaReader,
+    evaluator: DinaEvaluator,
     model: Path,
     out: Path | None,
     *,
@@ -48,28 +48,28 @@ def calibrate(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """
-    Fits a model's calibration to one half of a benchmark's prompts, measures it on the other, and writes it.
+    Fit a model's calibration to one half of a benchmark's prompts, evaluate it on the other half, and write it.
 
-    The pairs are those of the test split, or of the validation split where the benchmark has one.
+    The pairs are those of the validation split if the benchmark has one, otherwise those of the test split.
 
     Args:
-        name: of the benchmark.
-        preferences: what its `read` returned.
-        reader: of the model.
-        model: the model's folder.
-        out: a new folder for a calibrated copy; None changes the model's own config.
-        batch_size: images at a time; it changes no result.
-        data_folder: that the benchmark was read from.
-        seed: of the split and of the shuffled sides.
-        progress: called with the number of finished images and of all.
+        name: name of the benchmark.
+        preferences: preferences from its `read`.
+        evaluator: evaluator of the model.
+        model: folder of the model.
+        out: new folder for a calibrated copy; None changes the config of the model.
+        batch_size: number of images scored at a time; it does not affect results.
+        data_folder: folder that the benchmark was read from.
+        seed: seed of the split and of the shuffled sides.
+        progress: called with the numbers of finished and of all images.
 
     Returns:
-        The fields of `Calibration`, "benchmark", the numbers "pairs_fitted", "pairs_held_out" and "failures", and what
-        `likelihood` returns of the held-out pairs "before" and "after".
+        The fields of `Calibration`, "benchmark", the numbers "pairs_fitted", "pairs_held_out" and "failures", and the
+        `likelihood` of the held-out pairs "before" and "after".
 
     Raises:
-        ValueError: fewer than two prompts could be scored, no calibration fits, or an interrupted run had other
-            settings.
+        ValueError: fewer than two prompts could be scored, the calibration cannot be determined, or an interrupted run
+            had other settings.
     """
     benchmark = find_benchmark(name)
     pairs = preferences.pairs("validation" if benchmark.ties is Ties.predicted else "test").shuffled_sides(seed)
@@ -78,18 +78,20 @@ def calibrate(
     place = (out or model).absolute()
     journal = Journal(
         place.with_name(f"{place.name}.calibration.partial"),
-        content_of(name, preferences, data_folder) | run_settings(reader, seed),
+        content_of(name, preferences, data_folder) | run_settings(evaluator, seed),
     )
-    samples, failures = score_items(preferences.items, reader, journal, batch_size, progress)
-    rewards = reader.ensemble(samples)
-    fitted, held = split_by_cluster(pairs[scored(rewards, pairs)], seed)
-    if not len(fitted) or not len(held):
-        raise ValueError(f"data: expected preferences for two prompts or more, got {len(fitted) + len(held)} pairs")
-    config = reader.scorer.model.config
+    samples, failures = score_items(preferences.items, evaluator, journal, batch_size, progress)
+    rewards = evaluator.ensemble(samples)
+    fitted, held_out = split_by_cluster(pairs[scored(rewards, pairs)], seed)
+    if not len(fitted) or not len(held_out):
+        raise ValueError(
+            f"data: expected preferences for two prompts or more, got {len(fitted) + len(held_out)} pairs"
+        )
+    config = evaluator.scorer.model.config
     current = Calibration(config.temperature, config.score_mean, config.score_std)
     found = fit_calibration(rewards, fitted, current)
     reports = {
-        when: likelihood(*used.log_probabilities(held), held.target)
+        when: likelihood(*used.log_probabilities(held_out), held_out.target)
         for when, used in {"before": rewards, "after": recalibrated(rewards, current, found)}.items()
     }
     write_calibration(model, found, out)
@@ -98,7 +100,7 @@ def calibrate(
         **vars(found),
         "benchmark": name,
         "pairs_fitted": len(fitted),
-        "pairs_held_out": len(held),
+        "pairs_held_out": len(held_out),
         "failures": len(failures) + len(preferences.failures),
         **reports,
     }
@@ -106,22 +108,22 @@ def calibrate(
 
 def fit_calibration(rewards: Rewards, pairs: Pairs, current: Calibration) -> Calibration:
     """
-    The temperature of the highest likelihood, and mean and standard deviation of the raw scores.
+    Fit the temperature by maximum likelihood, and the mean and standard deviation of the raw scores.
 
     Args:
-        rewards: under the calibration `current`; NaN for items that could not be scored.
-        pairs: to fit to; the scores are those of their images.
-        current: what the model was calibrated by.
+        rewards: rewards with the calibration `current`; NaN for items that could not be scored.
+        pairs: pairs to fit to; mean and standard deviation are those of their images' scores.
+        current: present calibration of the model.
 
     Raises:
-        ValueError: the pairs tell no temperature apart (all agree with the rewards, or none does), or all scores are
-            equal.
+        ValueError: the pairs do not determine the temperature, because all or none agree with the rewards, or all
+            scores are equal.
     """
     rewarded = np.isfinite(rewards.difference(pairs))
     pairs = pairs[rewarded]
     scores = rewards.scores[np.unique([pairs.a, pairs.b])]
     if not len(scores) or not scores.std() > 0:
-        raise ValueError(f"data: expected images of different scores, got {len(scores)} images of one score")
+        raise ValueError(f"data: expected images with different scores, got {len(scores)} images with equal scores")
 
     variance = _known_variance(rewards)
 
@@ -132,9 +134,12 @@ def fit_calibration(rewards: Rewards, pairs: Pairs, current: Calibration) -> Cal
     found = minimize_scalar(
         loss, bounds=(-LARGEST_LOG_FACTOR, LARGEST_LOG_FACTOR), method="bounded", options={"xatol": 1e-6}
     )
-    for bound, reason in ((-LARGEST_LOG_FACTOR, "agree with every reward"), (LARGEST_LOG_FACTOR, "agree with none")):
+    for bound, share in ((-LARGEST_LOG_FACTOR, "all"), (LARGEST_LOG_FACTOR, "none")):
         if loss(bound) <= found.fun:
-            raise ValueError(f"data: expected preferences that tell a temperature, got {len(pairs)} that {reason}")
+            raise ValueError(
+                f"data: expected pairs of which some but not all agree with the rewards, got {len(pairs)} pairs of "
+                f"which {share} agree"
+            )
     return Calibration(
         temperature=current.temperature * math.exp(found.x),
         score_mean=float(current.score_mean + current.score_std * scores.mean()),
@@ -143,7 +148,7 @@ def fit_calibration(rewards: Rewards, pairs: Pairs, current: Calibration) -> Cal
 
 
 def recalibrated(rewards: Rewards, old: Calibration, new: Calibration) -> Rewards:
-    """Rewards under another calibration."""
+    """Convert rewards from one calibration to another."""
     raw = rewards.samples * old.score_std + old.score_mean
     factor = (new.temperature / new.score_std) / (old.temperature / old.score_std)
     return Rewards((raw - new.score_mean) / new.score_std, rewards.weights, _known_variance(rewards) * factor**2)
@@ -151,12 +156,12 @@ def recalibrated(rewards: Rewards, old: Calibration, new: Calibration) -> Reward
 
 def _known_variance(rewards: Rewards) -> np.ndarray:
     if rewards.variance is None:
-        raise TypeError("rewards: expected those of a likelihood with a variance, got some without")
+        raise TypeError("rewards: expected rewards with a variance, got None")
     return rewards.variance
 
 
 def split_by_cluster(pairs: Pairs, seed: int) -> tuple[Pairs, Pairs]:
-    """Two halves that share no prompt."""
+    """Split pairs into two halves without common clusters."""
     names = np.unique(pairs.cluster)
     half = np.random.default_rng(seed).permutation(names)[: len(names) // 2]
     first = np.isin(pairs.cluster, half)
@@ -165,13 +170,12 @@ def split_by_cluster(pairs: Pairs, seed: int) -> tuple[Pairs, Pairs]:
 
 def write_calibration(folder: Path, calibration: Calibration, out: Path | None) -> None:
     """
-    Puts a calibration into a model folder's `config.json`, or into a copy of the folder; nothing else changes, and
-    nothing is ever half written.
+    Write a calibration to `config.json` in a model folder, or in a copy of the folder. Writing is atomic.
 
     Args:
-        folder: of the model.
-        calibration: to write.
-        out: a new folder for the copy; None changes `folder`.
+        folder: folder of the model.
+        calibration: calibration to write.
+        out: new folder for the copy; None changes `folder`.
     """
     if out is None:
         return _write_config(folder, calibration)
@@ -183,5 +187,5 @@ def write_calibration(folder: Path, calibration: Calibration, out: Path | None) 
 def _write_config(folder: Path, calibration: Calibration) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text("utf-8")) | vars(calibration)
-    # As transformers writes it.
+    # The same format as written by transformers.
     write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")

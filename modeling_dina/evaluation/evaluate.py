@@ -1,7 +1,6 @@
-"""How often a reward agrees with people.
+"""Evaluation of a reward on a preference benchmark with its official accuracy.
 
-Benchmarks are read as their public repositories hold them and measured by their official accuracy. Images are scored
-once each, in batches; an interrupted run goes on where it stopped, and an image that cannot be used is reported.
+Each image is scored once, in batches. An interrupted run resumes, and unusable images are reported.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from PIL import Image
 from modeling_dina.evaluation import statistics
 from modeling_dina.evaluation.benchmarks import Benchmark, Ties, find_benchmark
 from modeling_dina.evaluation.benchmarks.preference_set import Item, Pairs, PreferenceSet
-from modeling_dina.evaluation.rewards import RewardReader, Rewards, WrongCountError
+from modeling_dina.evaluation.rewards import RewardEvaluator, Rewards, WrongCountError
 from modeling_dina.files import Journal, write_json
 from modeling_dina.isolation import score_images
 
@@ -25,7 +24,7 @@ LIBRARIES = ("dina-lrm", "torch", "transformers", "diffusers", "numpy", "pillow"
 def evaluate(
     name: str,
     preferences: PreferenceSet,
-    reader: RewardReader,
+    evaluator: RewardEvaluator,
     out: Path,
     *,
     batch_size: int,
@@ -37,23 +36,23 @@ def evaluate(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """
-    Scores a benchmark's images, measures the agreement and writes the results.
+    Score the images of a benchmark, compute the agreement, and write the results.
 
     Args:
-        name: of the benchmark.
-        preferences: what its `read` returned.
-        reader: what is evaluated.
-        out: JSON file for the results; until it is written, scores are kept in a journal beside it.
-        batch_size: images at a time; it changes no result.
-        folder: that the benchmark was read from.
-        seed: of the shuffled sides and the bootstrap.
-        strict: refuse a set whose size is not the published one.
-        settings: further ones to report.
-        command: that the results are of, for whoever reads them.
-        progress: called with the number of finished images and of all.
+        name: name of the benchmark.
+        preferences: preferences from its `read`.
+        evaluator: evaluator of the reward.
+        out: JSON file for the results. During the run, scores are stored in the journal `<out>.partial`.
+        batch_size: number of images scored at a time; it does not affect results.
+        folder: folder that the benchmark was read from.
+        seed: seed of the shuffled sides and of the bootstrap.
+        strict: whether to raise an error if the size differs from the published one.
+        settings: further settings to report.
+        command: command to report.
+        progress: called with the numbers of finished and of all images.
 
     Raises:
-        ValueError: nothing could be scored, the size is wrong, or the journal is another run's.
+        ValueError: no pair could be scored, the size is wrong, or the journal is from a run with other settings.
     """
     benchmark = find_benchmark(name)
     test, validation = (preferences.pairs(split).shuffled_sides(seed) for split in ("test", "validation"))
@@ -64,11 +63,11 @@ def evaluate(
     if not found["used"]:
         raise ValueError(f"data: expected pairs that count, got {found}; failures: {preferences.failures[:3]}")
 
-    settings = run_settings(reader, seed) | (settings or {})
+    settings = run_settings(evaluator, seed) | (settings or {})
     journal = Journal(Path(f"{out}.partial"), content_of(name, preferences, folder) | settings)
-    samples, failed = score_items(preferences.items, reader, journal, batch_size, progress)
+    samples, failed = score_items(preferences.items, evaluator, journal, batch_size, progress)
     failures = [*preferences.failures, *failed]
-    ensemble = reader.ensemble(samples)
+    ensemble = evaluator.ensemble(samples)
     if not scored(ensemble, test).any():
         journal.remove()
         raise ValueError(f"data: expected pairs that can be scored, got none; failures: {failures[:3]}")
@@ -86,7 +85,7 @@ def evaluate(
         "size_differences": differences,
         "levels": [
             {"sigma": sigma, **measure(benchmark, rewards, test, validation, seed)}
-            for sigma, rewards in reader.levels(samples).items()
+            for sigma, rewards in evaluator.levels(samples).items()
         ],
         "settings": {key: value for key, value in settings.items() if key != "revision"},
     }
@@ -96,18 +95,18 @@ def evaluate(
 
 
 def content_of(name: str, preferences: PreferenceSet, folder: Path | None) -> dict[str, Any]:
-    """What distinguishes the images and labels of two runs: the benchmark's name, its rows and its folder."""
+    """Identify the images and labels of a run, by the benchmark's name, rows and folder."""
     place = None if folder is None else str(folder.resolve())
     return {"benchmark": name, "preferences": preferences.fingerprint(), "folder": place}
 
 
-def run_settings(reader: RewardReader, seed: int) -> dict[str, Any]:
-    """What rewards depend on: those of the reader, the seed, and the libraries' versions."""
-    return {**reader.settings, "seed": seed, "libraries": {library: version(library) for library in LIBRARIES}}
+def run_settings(evaluator: RewardEvaluator, seed: int) -> dict[str, Any]:
+    """Everything that rewards depend on: settings of the evaluator, seed, and versions of libraries."""
+    return {**evaluator.settings, "seed": seed, "libraries": {library: version(library) for library in LIBRARIES}}
 
 
 def count(benchmark: Benchmark, test: Pairs, validation: Pairs) -> dict[str, int]:
-    """Sizes of a set as annotated: prompts, pairs, ties among them, and pairs that the accuracy uses."""
+    """Numbers of prompts, pairs, ties, and pairs used for the accuracy, before scoring."""
     ties = int((test.label == 0.5).sum())
     sizes = {
         "prompts": len(np.unique(test.cluster)),
@@ -119,51 +118,56 @@ def count(benchmark: Benchmark, test: Pairs, validation: Pairs) -> dict[str, int
 
 
 def score_items(
-    items: list[Item], reader: RewardReader, journal: Journal, batch_size: int, progress: Callable[[int, int], None]
+    items: list[Item],
+    evaluator: RewardEvaluator,
+    journal: Journal,
+    batch_size: int,
+    progress: Callable[[int, int], None],
 ) -> tuple[np.ndarray, list[dict[str, str]]]:
     """
-    Rewards of all items that the journal does not hold yet, and of those that it does.
+    Score all items that are not in the journal, and add those that are.
 
     Returns:
-        Readings [R, D, N], NaN for items that cannot be scored; and {"name", "error"} of those.
+        Samples [R, D, N] of all items as in `RewardEvaluator.score`, with NaN for items that cannot be scored, and
+        {"name", "error"} for these items.
     """
-    readings = {
-        index: reading
+    rewards = {
+        index: reward
         for record in journal.records
-        for index, reading in zip(record["items"], record["readings"], strict=True)
+        for index, reward in zip(record["items"], record["readings"], strict=True)
     }
     errors: dict[int, str] = {}
 
-    def read(prompts: Sequence[str], images: Sequence[Image.Image]) -> list:
-        return np.moveaxis(reader.read(prompts, images), -1, 0).tolist()
+    def score(prompts: Sequence[str], images: Sequence[Image.Image]) -> list:
+        return np.moveaxis(evaluator.score(prompts, images), -1, 0).tolist()
 
-    # Batches are the same whether a run was interrupted or not, and so is the last digit of their scores.
+    # Batches do not depend on interruptions, and so rounding does not either.
     for start in range(0, len(items), batch_size):
         progress(start, len(items))
-        batch = [index for index in range(start, min(start + batch_size, len(items))) if index not in readings]
+        batch = [index for index in range(start, min(start + batch_size, len(items))) if index not in rewards]
         if batch:
             inputs = {index: (items[index].prompt, items[index].open) for index in batch}
-            # One image's fault, NaN in half precision for instance, is not the others'.
-            scores, failures = score_images(read, inputs, fatal=(WrongCountError,))
+            # One image can make a batch fail, for example by NaN in half precision.
+            scores, failures = score_images(score, inputs, fatal=(WrongCountError,))
             journal.append({"items": list(scores), "readings": list(scores.values())})
-            readings |= scores
+            rewards |= scores
             errors |= failures
     progress(len(items), len(items))
 
-    shape = np.shape(next(iter(readings.values()), [[np.nan]]))
+    shape = np.shape(next(iter(rewards.values()), [[np.nan]]))
     samples = np.full((*shape, len(items)), np.nan)
-    for index, reading in readings.items():
-        samples[..., index] = reading
+    for index, reward in rewards.items():
+        samples[..., index] = reward
     return samples, [{"name": items[index].name, "error": errors[index]} for index in sorted(errors)]
 
 
 def scored(rewards: Rewards, pairs: Pairs) -> np.ndarray:
-    """Which pairs [N] have both their rewards."""
+    """Mask [N] of the pairs with rewards for both images."""
     return np.isfinite(rewards.difference(pairs))
 
 
 def measure(benchmark: Benchmark, rewards: Rewards, test: Pairs, validation: Pairs, seed: int) -> dict[str, Any]:
-    """The official accuracy of a benchmark and what all report, on the pairs that could be scored."""
+    """The official accuracy of a benchmark and the common metrics, on the pairs that could be scored."""
     test, validation = test[scored(rewards, test)], validation[scored(rewards, validation)]
     difference = rewards.difference(test)
     used = np.ones(len(test), bool)
@@ -182,9 +186,9 @@ def measure(benchmark: Benchmark, rewards: Rewards, test: Pairs, validation: Pai
         case Ties.half:
             outcomes = statistics.agreement(difference, test.label, ties="wrong")
     if not used.any():
-        raise ValueError("data: expected pairs that are no ties and can be scored, got none")
+        raise ValueError("data: expected pairs without ties that can be scored, got none")
     if "tievote" in test.category:
-        # Of left, right, tie and both bad, a reward can say the first three; the last is always missed.
+        # A reward can predict left, right and tie, but never the fourth vote, "both bad".
         matched = np.where(used, outcomes, (difference == 0) & (test.category == "tievote"))
         extras["four_way_accuracy"] = float(matched.mean())
 
@@ -207,7 +211,7 @@ def measure(benchmark: Benchmark, rewards: Rewards, test: Pairs, validation: Pai
 
 
 def likelihood(log_win: np.ndarray, log_loss: np.ndarray, target: np.ndarray) -> dict[str, float]:
-    """How well the probabilities that a is preferred predict the observed ones."""
+    """Metrics of predicted probabilities against targets."""
     probability = np.exp(log_win)
     return {
         "log_likelihood": -statistics.negative_log_likelihood(log_win, log_loss, target),

@@ -1,4 +1,4 @@
-"""Rewards of images at each noise level and of the ensemble, from a DiNa model or from any callable."""
+"""Rewards of images for an evaluation, from a DiNa model (each noise level and the ensemble) or from a callable."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -20,13 +20,12 @@ from modeling_dina.thurstone_dina import log_probabilities, precision_weights
 @dataclass(frozen=True)
 class Rewards:
     """
-    Rewards of N items, NaN for those without.
+    Rewards of N items; NaN for items without a reward.
 
     Attributes:
-        samples: [K, D, N] at K levels with D draws; K is 1 where levels are joined as features.
-        weights: [K] of the levels, summing to one.
-        variance: [K], the likelihood's variance of one sample; None for rewards that know none, whose preferences are
-            taken to follow Bradley and Terry.
+        samples: [K, D, N] at K levels with D draws; K is 1 if the features of the levels are combined.
+        weights: [K], weights of the levels, whose sum is 1.
+        variance: [K], variance of one sample in the Thurstone likelihood; None selects the Bradley-Terry likelihood.
     """
 
     samples: np.ndarray
@@ -35,16 +34,16 @@ class Rewards:
 
     @property
     def scores(self) -> np.ndarray:
-        """[N]."""
+        """Weighted means over levels and draws, [N]."""
         return np.tensordot(self.weights, self.samples.mean(axis=1), axes=1)
 
     def difference(self, pairs: Pairs) -> np.ndarray:
-        """Score of a less score of b [pairs]; NaN for pairs without."""
+        """Score of a minus score of b, [pairs]; NaN without both scores."""
         scores = self.scores
         return scores[pairs.a] - scores[pairs.b]
 
     def log_probabilities(self, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
-        """log P and log (1 - P) [pairs] of a's being preferred."""
+        """log P and log (1 - P), [pairs], for the probability P that a is preferred."""
         if self.variance is None:
             return logistic_log_probabilities(self.difference(pairs))
         a, b = self.samples[..., pairs.a], self.samples[..., pairs.b]
@@ -52,34 +51,34 @@ class Rewards:
         return log_win.numpy(), log_loss.numpy()
 
 
-class RewardReader(Protocol):
-    """What is evaluated.
+class RewardEvaluator(Protocol):
+    """The interface of rewards to evaluate.
 
     Attributes:
-        settings: all that its rewards depend on, ready for JSON.
+        settings: everything that the rewards depend on, as JSON values.
     """
 
     settings: dict[str, Any]
 
-    def read(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> np.ndarray:
-        """Rewards [R, D, B] of B images: R readings, D draws."""
+    def score(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> np.ndarray:
+        """Rewards [R, D, B] of B images with D draws. The meaning of the R rows depends on the class."""
 
     def ensemble(self, samples: np.ndarray) -> Rewards:
-        """The rewards that count, given the readings [R, D, N] of all items."""
+        """The rewards to evaluate, from the results [R, D, N] of `score` for all items."""
 
     def levels(self, samples: np.ndarray) -> dict[float, Rewards]:
-        """The rewards of each noise level alone; empty where there are none."""
+        """The rewards at each noise level; empty without noise levels."""
 
 
-class DinaReader:
+class DinaEvaluator:
     """
     Rewards of a DiNa model, with one pass of VAE and backbone for all levels and the ensemble.
 
     Args:
-        scorer: the model with its pipeline.
-        source: folder or Hub id that it was loaded from.
-        sigmas, num_draws, mode: the ensemble; None takes the model's defaults.
-        seed: of the noise.
+        scorer: scorer of the model.
+        source: folder or Hub id of the model.
+        sigmas, num_draws, mode: options of the ensemble; None uses the model's defaults.
+        seed: seed of the noise.
     """
 
     def __init__(
@@ -94,15 +93,15 @@ class DinaReader:
     ):
         model = scorer.model
         settings = scoring_settings(scorer, sigmas=sigmas, num_draws=num_draws, mode=mode)
-        self.settings = {"model": shown(source), **settings}
+        self.settings = {"model": display_path(source), **settings}
         self.sigmas, self.num_draws, self.mode = settings["sigmas"], settings["draws"], settings["mode"]
         self.seed = seed
         levels = model.noise_path.snap(torch.tensor(self.sigmas))
         self.variance = model.variance(levels).double().numpy()
         self.scorer = scorer
 
-    def read(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> np.ndarray:
-        # Modes that average levels need no more than the levels' samples.
+    def score(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> np.ndarray:
+        # Modes that average over levels need only the samples of the levels.
         mode = "features" if self.mode == "features" else "mean"
         options = {"sigmas": self.sigmas, "num_draws": self.num_draws, "mode": mode, "seed": self.seed}
         scores = self.scorer.score(prompts=prompts, images=images, with_levels=True, **options)
@@ -125,12 +124,12 @@ class DinaReader:
 
 
 class WrongCountError(TypeError):
-    """A scorer did not return one number for each image, for which no image is to blame."""
+    """A scorer did not return one number per image, which is not the fault of any image."""
 
 
-class CallableReader:
+class CallableEvaluator:
     """
-    Rewards of a callable on (prompts, images) that returns one number each.
+    Rewards of a callable that maps (prompts, images) to one number per image.
 
     Args:
         source: "module:function".
@@ -149,10 +148,12 @@ class CallableReader:
         unknown = ("revision", "conditioning", "sigmas", "draws", "mode", "text_length")
         self.settings = {"model": source, **dict.fromkeys(unknown)}
 
-    def read(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> np.ndarray:
+    def score(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> np.ndarray:
         values = [float(value) for value in self.function(list(prompts), list(images))]
         if len(values) != len(images):
-            raise WrongCountError(f"scorer: expected {len(images)} numbers for as many images, got {len(values)}")
+            raise WrongCountError(
+                f"scorer: expected {len(images)} numbers for {len(images)} images, got {len(values)}"
+            )
         if not np.isfinite(values).all():
             raise ValueError(f"scorer: expected finite numbers, got {values}")
         return np.array(values)[None, None]
@@ -164,7 +165,7 @@ class CallableReader:
         return {}
 
 
-def shown(source: str) -> str:
-    """A folder as seen from here where it lies below, so that reports do not depend on the machine; else as it is."""
+def display_path(source: str) -> str:
+    """The relative path of a folder below the working directory, for reports; any other source unchanged."""
     relative = os.path.relpath(source) if os.path.isdir(source) else source
     return source if relative.startswith("..") else relative

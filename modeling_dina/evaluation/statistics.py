@@ -1,7 +1,7 @@
-"""How well predicted preferences agree with observed ones, with one array entry a pair; and the uncertainty of means.
+"""Agreement of predicted with observed preferences, with one array element per pair, and the uncertainty of means.
 
-`difference` is the reward of a less that of b, `target` the observed probability that a is preferred: 1, 0, a share of
-votes, or 0.5 for a tie.
+`difference` is the reward of a minus that of b. `target` is the observed probability that a is preferred: 1, 0, a
+share of votes, or 0.5 for a tie.
 """
 
 from typing import Literal
@@ -11,7 +11,7 @@ from scipy import stats
 
 BINS = 10
 BOOTSTRAP_RESAMPLES = 1000
-# The published search for Pick-a-Pic's threshold.
+# The grid of the published search for Pick-a-Pic's threshold.
 TIE_THRESHOLDS = tuple(step / 10 for step in range(11))
 
 
@@ -19,17 +19,16 @@ def agreement(
     difference: np.ndarray, target: np.ndarray, *, ties: Literal["wrong", "half", "predicted"], threshold: float = 0.0
 ) -> np.ndarray:
     """
-    Probability [N] that an observer, who prefers a with probability `target`, shares the predicted preference; NaN
-    where the difference is.
+    Probability [N] that an observer, who prefers a with probability `target`, has the predicted preference.
 
     Args:
-        difference: [N]; above zero, a is predicted.
+        difference: [N]; positive if a is predicted. For NaN, the result is NaN.
         target: [N].
-        ties: what two equal rewards count for. "wrong": as the less likely side, an error where the target is certain.
-            "half": one half, as a guess would. "predicted": as the prediction of a tie, 1 where a tie was observed and
-            one half where it was not, as Pick-a-Pic defines it for targets 0, 0.5 and 1.
-        threshold: two rewards count as equal where the probabilities of their softmax, which differ by
-            tanh(difference / 2), differ by at most this.
+        ties: value for two equal rewards. "wrong": that of the less likely preference, 0 if the target is 0 or 1.
+            "half": one half, the value of a guess. "predicted": that of a predicted tie, defined by Pick-a-Pic for
+            targets 0, 0.5 and 1: 1 if a tie was observed, otherwise one half.
+        threshold: two rewards count as equal if their softmax probabilities differ by at most this. The difference is
+            tanh(difference / 2).
     """
     difference, target = np.asarray(difference, float), np.asarray(target, float)
     is_tie = np.abs(np.tanh(difference / 2)) <= threshold
@@ -45,13 +44,13 @@ def best_tie_threshold(difference: np.ndarray, target: np.ndarray) -> float:
 
 def clustered_mean(values: np.ndarray, clusters: np.ndarray, *, equal_clusters: bool = False, seed: int = 0) -> dict:
     """
-    A mean with its uncertainty where values come in clusters: pairs of one prompt share images and rewards.
+    A mean with its uncertainty for clustered values, because pairs of one prompt share images and rewards.
 
     Args:
         values: [N].
-        clusters: [N], which cluster each value belongs to.
-        equal_clusters: the mean of the clusters' means instead of the mean of all values.
-        seed: of the bootstrap.
+        clusters: [N], cluster of each value.
+        equal_clusters: whether all clusters have the same weight, instead of all values.
+        seed: seed of the bootstrap.
 
     Returns:
         "mean"; "standard_error", robust to clusters (Liang and Zeger, 1986, with G / (G - 1) for G clusters); and
@@ -90,14 +89,14 @@ def clustered_mean(values: np.ndarray, clusters: np.ndarray, *, equal_clusters: 
 
 def estimate(values: np.ndarray) -> dict:
     """
-    A mean over seeds and groups, uncertain by both.
+    A mean over training seeds and test groups, with the uncertainty from both.
 
     Args:
-        values: [S, G], of S trainings measured on the same G groups.
+        values: [S, G], results of S trainings on the same G groups.
 
     Returns:
         "mean"; "standard_error", whose square is the variance of the groups' means over G plus that of the seeds'
-        means over S (no more than the former for a single seed); "interval" of 95 % by Student's t with the degrees
+        means over S (only the former for a single seed); "interval" of 95 % by Student's t with the degrees
         of freedom of Welch and Satterthwaite; "by_seed".
     """
     seeds, groups = values.shape
@@ -117,33 +116,33 @@ def estimate(values: np.ndarray) -> dict:
 
 
 def verdict(difference: dict) -> str:
-    """What an interval of a difference says of a claim that it is positive: "held", "reversed" or "undecided"."""
+    """Verdict on the claim that a difference is positive, by its interval: "held", "reversed" or "undecided"."""
     low, high = difference["interval"]
     return "held" if low > 0 else "reversed" if high < 0 else "undecided"
 
 
 def logistic_log_probabilities(difference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """log P and log (1 - P) [N] of Bradley and Terry's P = 1 / (1 + exp(-difference))."""
+    """log P and log (1 - P), [N], for the Bradley-Terry probability P = 1 / (1 + exp(-difference))."""
     return -np.logaddexp(0, -difference), -np.logaddexp(0, difference)
 
 
 def negative_log_likelihood(log_win: np.ndarray, log_loss: np.ndarray, target: np.ndarray) -> float:
-    """Mean of -q log P - (1 - q) log (1 - P), in nats, for P given as log P and log (1 - P)."""
+    """Mean of -q log P - (1 - q) log (1 - P) for targets q, in nats."""
     return float(-np.mean(target * log_win + (1 - target) * log_loss))
 
 
 def brier_score(probability: np.ndarray, target: np.ndarray) -> float:
-    """Mean of q (1 - P)^2 + (1 - q) P^2, the squared error of P against a single vote."""
+    """Mean of q (1 - P)^2 + (1 - q) P^2 for targets q: the expected squared error of P against a single vote."""
     return float(np.mean(target * (1 - probability) ** 2 + (1 - target) * probability**2))
 
 
 def bins(by: np.ndarray, values: np.ndarray) -> list[dict]:
     """
-    `values` [N] where `by` [N], in [0, 1], falls into each of ten bins of equal width.
+    Statistics of `values` [N] in ten bins of equal width for `by` [N] in [0, 1].
 
     Returns:
-        For each bin the number of pairs, the means of both, and the 10th and 90th percentile of `values`; None where
-        it is empty.
+        For each bin, the number of pairs, the means of `by` and `values`, and the 10th and 90th percentiles of
+        `values`; None for empty bins.
     """
     index = np.minimum((by * BINS).astype(int), BINS - 1)
     found = []
@@ -158,9 +157,9 @@ def bins(by: np.ndarray, values: np.ndarray) -> list[dict]:
 
 def calibration_error(probability: np.ndarray, target: np.ndarray) -> float:
     """
-    Expected calibration error: the mean over pairs of |mean P - mean q| of the pair's bin, in ten bins of equal width.
+    Expected calibration error: the mean over pairs of |mean P - mean q| in the pair's bin, with ten equal bins.
 
-    Which image is a should be random: where a always wins, the mean of q is 1 in every bin.
+    The order of a and b should be random: if a is always preferred, the mean of q is 1 in every bin.
     """
     filled = [each for each in bins(probability, target) if each["pairs"]]
     return sum(each["pairs"] * abs(each["by"] - each["mean"]) for each in filled) / len(probability)

@@ -63,7 +63,7 @@ def push_folder(
 ) -> CommitInfo:
     """Push `published_files(folder)` to a model repository, in one commit. The folder is not changed.
 
-    Other files of the repository are kept.
+    Other files of the repository are not changed.
 
     Args:
         folder: folder to push.
@@ -185,8 +185,8 @@ def _hub() -> HfApi:
 
 @cache
 def _set_timeouts() -> None:
-    """Set timeouts for all requests of huggingface_hub in this process, which by default has none. A client with a
-    timeout that somebody else has set up is kept."""
+    """Set timeouts for all requests of huggingface_hub in this process, which by default has none. A client that
+    already has a timeout is not changed."""
     session = get_session()
     if session.timeout.read is None:
         hooks = session.event_hooks

@@ -98,7 +98,7 @@ def test_variants_are_runs(name, tmp_path):
     assert arguments.rewards == [VARIANTS[name].reward]
     assert arguments.watched == []
     assert arguments.policy == EMBEDDED_MODEL
-    assert algorithm_arguments.evaluations().judged >= 1
+    assert algorithm_arguments.evaluations().scored >= 1
 
 
 def test_size():

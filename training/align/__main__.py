@@ -1,7 +1,7 @@
 """Align a generator to a reward: `accelerate launch -m training.align --config FILE`.
 
-The file gives defaults, flags have the last word: fields of `AlignArguments` and of the algorithm's own arguments. An
-interrupted run goes on with `--resume_from_checkpoint last`.
+The file contains defaults, which flags override. Its keys are the fields of `AlignArguments` and of the algorithm's
+arguments. An interrupted run resumes with `--resume_from_checkpoint last`.
 """
 
 import sys
@@ -14,7 +14,7 @@ from training.run_control import TERMINATED
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse the arguments of one run and make it, or tell what it would cost."""
+    """Parse the arguments of a run and start it, or print its cost with `--dry_run`."""
     with exit_on_bad_input():
         arguments, algorithm_arguments = parse_run(argv)
         if arguments.dry_run:

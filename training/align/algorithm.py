@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 
 from training.align.policy import Conditioning, Policy
-from training.align.rewards import Gate, Judgement, Reward
+from training.align.rewards import Gate, Reward, RewardOutput
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Experience:
         return Experience(self.conditioning, {name: values[rows] for name, values in self.items.items()}, self.metrics)
 
     @property
-    def asked(self) -> Conditioning:
+    def item_conditioning(self) -> Conditioning:
         """The conditioning of the N items."""
         return self.conditioning.select(self["prompt"])
 
@@ -49,16 +49,16 @@ class Evaluations(NamedTuple):
     Attributes:
         sampling: evaluations of the transformer without gradient.
         update: evaluations of the transformer with gradient.
-        judged: samples that the reward scores.
+        scored: samples that the reward scores.
         noisy: whether the reward scores noisy states, at one level each.
-        kept: evaluations with gradient whose activations the loss of one item stores.
+        stored: evaluations with gradient whose activations the loss of one item stores.
     """
 
     sampling: float
     update: float
-    judged: float
+    scored: float
     noisy: bool = False
-    kept: int = 1
+    stored: int = 1
 
 
 class AlgorithmArguments(ABC):
@@ -124,7 +124,7 @@ class Algorithm(ABC):
         self.policy, self.reward, self.arguments, self.gate = policy, reward, arguments, gate
         self.reference_samples, self.batch_size, self.gather = reference_samples, batch_size, gather
         if self.needs_gradient and not reward.differentiable:
-            raise ValueError(f"rewards: {type(self).__name__} needs differentiable ones, got one that is not")
+            raise ValueError(f"rewards: expected differentiable ones for {type(self).__name__}, got one that is not")
         self.check()
 
     @abstractmethod
@@ -160,8 +160,8 @@ class Algorithm(ABC):
         return self.gate(latents, conditioning, seed) if self.gate else latents.new_ones(len(latents))
 
 
-def guided(guidance_scale: float) -> int:
-    """Number of evaluations of the transformer per velocity: 2 with guidance, 1 without."""
+def calls_per_step(guidance_scale: float) -> int:
+    """Number of evaluations of the transformer per sampler step: 2 with guidance, 1 without."""
     return 1 if guidance_scale == 1 else 2
 
 
@@ -172,7 +172,7 @@ class Group(NamedTuple):
         states: states of the rollouts, [T + 1, B, C, H, W].
         log_probabilities: log-probabilities of the steps, [T, B].
         prompt: [B], index of each sample's prompt.
-        judgement: rewards of the last states.
+        reward: rewards of the last states.
         weights: [B], weights from the gate.
         metrics: metrics of the rewards, to log.
     """
@@ -180,7 +180,7 @@ class Group(NamedTuple):
     states: torch.Tensor
     log_probabilities: torch.Tensor
     prompt: torch.Tensor
-    judgement: Judgement
+    reward: RewardOutput
     weights: torch.Tensor
     metrics: dict[str, float]
 
@@ -201,9 +201,9 @@ class GroupAlgorithm(Algorithm):
         """Sample and score G samples per prompt; `dynamics` is passed to `Policy.sample`."""
         arguments, policy = self.arguments, self.policy
         prompt = torch.arange(len(conditioning), device=policy.device).repeat_interleave(arguments.group_size)
-        asked = conditioning.select(prompt)
+        selected = conditioning.select(prompt)
         path = policy.sample(
-            asked,
+            selected,
             policy.noise(len(prompt), draws.generator),
             policy.sigmas(arguments.num_steps),
             batch_size=self.batch_size,
@@ -211,27 +211,27 @@ class GroupAlgorithm(Algorithm):
             generator=draws.generator,
             **dynamics,
         )
-        judgement, weights = self._judge(path.states[-1], asked, draws.seed)
-        finite = judgement.scores.isfinite()
+        reward, weights = self._score(path.states[-1], selected, draws.seed)
+        finite = reward.scores.isfinite()
         metrics = {
-            "reward": judgement.scores[finite].mean().item(),
+            "reward": reward.scores[finite].mean().item(),
             "kept": weights.mean().item(),
             "nonfinite": float((~finite).sum()),
         }
-        return Group(*path, prompt, judgement, weights, metrics)
+        return Group(*path, prompt, reward, weights, metrics)
 
     @torch.no_grad()
-    def _judge(self, latents, conditioning, seed) -> tuple[Judgement, torch.Tensor]:
-        judged, weights = [], []
+    def _score(self, latents, conditioning, seed) -> tuple[RewardOutput, torch.Tensor]:
+        outputs, weights = [], []
         for rows in torch.arange(len(latents), device=latents.device).split(self.batch_size):
-            asked = conditioning.select(rows)
-            judged.append(self.reward(latents[rows], asked, seed=seed))
-            weights.append(self.gate_weights(latents[rows], asked, seed))
-        return Judgement(*(torch.cat(values) for values in zip(*judged, strict=True))), torch.cat(weights)
+            selected = conditioning.select(rows)
+            outputs.append(self.reward(latents[rows], selected, seed=seed))
+            weights.append(self.gate_weights(latents[rows], selected, seed))
+        return RewardOutput(*(torch.cat(values) for values in zip(*outputs, strict=True))), torch.cat(weights)
 
     def advantages(self, group: Group) -> torch.Tensor:
         """Advantages [B], weighted by the gate; NaN if the reward is not finite."""
-        scores = group.judgement.scores
+        scores = group.reward.scores
         everywhere = self.gather(scores)
         advantages = group_advantages(scores, group.prompt, everywhere[everywhere.isfinite()].std())
         limit = self.arguments.advantage_clip

@@ -1,4 +1,4 @@
-"""Whether a reward model can judge what a policy makes: they must share the latent space and the text conditioning."""
+"""Check that a policy and a reward model have the same latent space and text conditioning."""
 
 import torch
 from diffusers import StableDiffusion3Pipeline
@@ -8,31 +8,31 @@ from modeling_dina.conditioning_dina import encode_prompts, load_pipeline
 from modeling_dina.latents_dina import encode_images
 
 PROBE = "a large red circle left of a small blue square"
-# Half precision rounds by a thousandth; another autoencoder or text encoder differs by as much as the values.
+# Relative. Half precision rounds by a thousandth; outputs of different encoders differ by about their own norm.
 TOLERANCE = 0.05
 
 
 def check_compatible(pipeline: StableDiffusion3Pipeline, policy: str, model: DinaRewardModel, reward: str) -> None:
-    """Both are asked to encode the same prompt and the same picture.
+    """Encode the same prompt and picture with the encoders of both, and compare the results.
 
     Args:
-        pipeline: the policy's.
-        policy, reward: what errors call the two.
-        model: the reward model, which names its own VAE and text encoders.
+        pipeline: pipeline of the policy.
+        policy, reward: names of the two in errors.
+        model: reward model, whose config refers to its VAE and text encoders.
 
     Raises:
-        ValueError: naming both, and what differs between them.
+        ValueError: the two do not match; the message names both, and what differs.
     """
-    generator, read = pipeline.transformer.config, model.config.transformer_config
+    generator, expected = pipeline.transformer.config, model.config.transformer_config
     for name, meaning in (
         ("in_channels", "latent channels"),
         ("joint_attention_dim", "width of prompt_embeds"),
         ("pooled_projection_dim", "width of pooled_prompt_embeds"),
     ):
-        if generator[name] != read[name]:
+        if generator[name] != expected[name]:
             raise ValueError(
                 f"policy, reward_model: expected the same {meaning}, got {generator[name]} of {policy} and "
-                f"{read[name]} of {reward}"
+                f"{expected[name]} of {reward}"
             )
     if model.conditioning_location()[0] == pipeline.config["_name_or_path"]:
         return
@@ -53,7 +53,7 @@ def check_compatible(pipeline: StableDiffusion3Pipeline, policy: str, model: Din
 
 @torch.no_grad()
 def _probe(pipeline: StableDiffusion3Pipeline, max_sequence_length: int) -> tuple[torch.Tensor, ...]:
-    """Embeddings of a prompt and latents of a picture of smooth colours, in float32 on the CPU."""
+    """Embeddings of a prompt, and latents of a picture with smooth colours, in float32 on the CPU."""
     embeds, pooled = encode_prompts(pipeline, [PROBE], max_sequence_length)
     vae = pipeline.vae
     ramp = torch.linspace(-1, 1, 64, device=vae.device, dtype=vae.dtype)

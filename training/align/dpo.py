@@ -8,7 +8,7 @@ from transformers.hf_argparser import HfArg
 
 from modeling_dina.noising_dina import rectified_flow_state
 from modeling_dina.thurstone_dina import win_probability
-from training.align.algorithm import AlgorithmArguments, Evaluations, Experience, GroupAlgorithm, guided
+from training.align.algorithm import AlgorithmArguments, Evaluations, Experience, GroupAlgorithm, calls_per_step
 from training.align.flow_matching import flow_matching_error, logit_normal_levels, seeded_noise
 
 
@@ -32,8 +32,8 @@ class DiffusionDPOArguments(AlgorithmArguments):
     def evaluations(self) -> Evaluations:
         """The mean cost per prompt: rollouts of the group, then both samples of a pair at each level."""
         pair = 2 * self.levels
-        sampling = self.group_size * self.num_steps * guided(self.guidance_scale) + pair
-        return Evaluations(sampling, pair, self.group_size, kept=2)
+        sampling = self.group_size * self.num_steps * calls_per_step(self.guidance_scale) + pair
+        return Evaluations(sampling, pair, self.group_size, stored=2)
 
 
 def dpo_loss(
@@ -70,8 +70,8 @@ class DiffusionDPO(GroupAlgorithm):
     def collect(self, conditioning, draws):
         arguments = self.arguments
         group = self.sample_groups(conditioning, draws)
-        best, worst = _extremes(group.judgement.scores, arguments.group_size)
-        scores, variance = group.judgement.scores, group.judgement.variance
+        best, worst = _extremes(group.reward.scores, arguments.group_size)
+        scores, variance = group.reward.scores, group.reward.variance
         probability = win_probability(scores[best], scores[worst], variance[best], variance[worst])
         pairs = {
             "prompt": group.prompt[best],
@@ -97,10 +97,10 @@ class DiffusionDPO(GroupAlgorithm):
     def _errors(self, batch: Experience) -> tuple[torch.Tensor, torch.Tensor]:
         """Flow-matching errors [B] of the chosen and of the rejected samples, under the same noise."""
         noise = seeded_noise(batch["noise_seed"], batch["chosen"])
-        sigma, asked = batch["sigma"], batch.asked
+        sigma, conditioning = batch["sigma"], batch.item_conditioning
         errors = []
         for latents in (batch["chosen"], batch["rejected"]):
-            velocity = self.policy.velocity(rectified_flow_state(latents, noise, sigma), sigma, asked)
+            velocity = self.policy.velocity(rectified_flow_state(latents, noise, sigma), sigma, conditioning)
             errors.append(flow_matching_error(velocity, latents, noise))
         return errors[0], errors[1]
 

@@ -1,4 +1,4 @@
-"""What an alignment run would cost, counted without weights, prompts or network."""
+"""The cost of an alignment run, computed without weights, prompts or network."""
 
 import os
 from functools import partial
@@ -16,19 +16,19 @@ from training.align.arguments import AlignArguments
 from training.align.policy import ATTENTION
 from training.align.run import ALGORITHMS
 
-LATENT_FACTOR = 8  # pixels a latent, of every Stable Diffusion 3 VAE
+LATENT_FACTOR = 8  # image pixels per latent along each side, for every Stable Diffusion 3 VAE
 
 
 class Cost:
-    """FLOPs and bytes of a run's parts, for one sample.
+    """FLOPs and memory of a run in one process, without VAE and text encoders.
 
     Args:
-        arguments, algorithm_arguments: of the run.
+        arguments, algorithm_arguments: arguments of the run.
 
     Attributes:
-        flops: by part of an update: "sampling", "reward" and "update".
-        memory: bytes in one process, by what they hold; without VAE and text encoders.
-        parameters, trainable: of the transformer with its LoRA.
+        flops: FLOPs per update for "sampling", "reward" and "update".
+        memory: bytes by content, such as "weights".
+        parameters, trainable: numbers of all and of trainable parameters of the transformer with its LoRA.
     """
 
     def __init__(self, arguments: AlignArguments, algorithm_arguments: AlgorithmArguments) -> None:
@@ -56,7 +56,7 @@ class Cost:
         def velocity() -> torch.Tensor:
             return transformer(latents, embeds, pooled, torch.empty(1, device="meta")).sample
 
-        def judge(needs_gradient: bool = algorithm.needs_gradient) -> torch.Tensor:
+        def score(needs_gradient: bool = algorithm.needs_gradient) -> torch.Tensor:
             return reward(latents.detach().requires_grad_(needs_gradient), 0.5, embeds, pooled).scores
 
         activations = costs.kept_bytes(transformer, velocity)
@@ -67,28 +67,28 @@ class Cost:
                 activations, transformer_config["num_layers"], tokens * width * dtype.itemsize
             )
             transformer.enable_gradient_checkpointing()
-        kept = evaluations.kept * activations + levels * algorithm.needs_gradient * costs.kept_bytes(reward, judge)
+        stored = evaluations.stored * activations + levels * algorithm.needs_gradient * costs.kept_bytes(reward, score)
         self.memory = {
             "weights": costs.weight_bytes(transformer),
             "reward": costs.weight_bytes(reward),
             **costs.training_bytes(self.trainable, algorithm.averages),
-            "activations": arguments.batch_size * kept,
+            "activations": arguments.batch_size * stored,
         }
         prompts = arguments.prompts_per_update
         gate = 0 if arguments.gate == "none" else arguments.gate_draws * len(config.default_sigmas)
         with torch.no_grad():
-            sampling, judged = costs.count_flops(velocity), costs.count_flops(partial(judge, False))
+            sampling, scoring = costs.count_flops(velocity), costs.count_flops(partial(score, False))
         update = costs.count_flops(lambda: velocity().sum().backward())
-        rewarded = costs.count_flops(lambda: judge().sum().backward()) if algorithm.needs_gradient else judged
+        rewarded = costs.count_flops(lambda: score().sum().backward()) if algorithm.needs_gradient else scoring
         self.flops = {
             "sampling": prompts * evaluations.sampling * sampling,
-            "reward": prompts * evaluations.judged * (levels * rewarded + gate * judged),
+            "reward": prompts * evaluations.scored * (levels * rewarded + gate * scoring),
             "update": prompts * evaluations.update * update,
         }
 
 
 def offline_policy(source: str) -> dict:
-    """The transformer's configuration, without asking the Hub; ValueError where it is not known."""
+    """The transformer's configuration, without access to the Hub; raises a ValueError if it is unknown."""
     if os.path.isdir(source):
         return read_transformer_config("sd3", source)[0]
     if source != costs.KNOWN_BASE:
@@ -99,12 +99,12 @@ def offline_policy(source: str) -> dict:
 def print_dry_run(arguments: AlignArguments, algorithm_arguments: AlgorithmArguments) -> None:
     """Print parameters, FLOPs and memory of a run."""
     cost = Cost(arguments, algorithm_arguments)
-    parts = {f"FLOPs an update in one process: {name}": flops for name, flops in cost.flops.items()}
+    parts = {f"FLOPs per update in one process: {name}": flops for name, flops in cost.flops.items()}
     rows = {
         "parameters of the policy": f"{cost.parameters / 1e6:,.1f} M",
         "trainable parameters": f"{cost.trainable / 1e6:,.2f} M",
         **{name: f"{flops / 1e12:,.2f} T" for name, flops in parts.items()},
-        **costs.memory_rows(cost.memory, "a process, without VAE and text encoders"),
+        **costs.memory_rows(cost.memory, "per process, without VAE and text encoders"),
         "updates": f"{arguments.updates:,}",
     }
     costs.print_rows(f"{arguments.algorithm} of {arguments.policy}", rows)

@@ -1,4 +1,4 @@
-"""The evaluation of an alignment run: always the same prompts and the same noise, measured by every reward."""
+"""The evaluation of an alignment run with every reward, always with the same prompts and noise."""
 
 import math
 from pathlib import Path
@@ -17,26 +17,26 @@ from training.align.prompts import Prompts
 from training.align.rewards import Reward
 from training.world.seeds import Seed
 
-GRID = 16
-# A watched reward has turned when it lies below its best by this many standard errors of the paired difference.
-TURNED = 2.0
-WATCH = ("best", "best_weights", "waited")
+GRID = 16  # samples in the image grid
+# A decrease is significant if it exceeds this many standard errors of the paired difference.
+SIGNIFICANCE = 2.0
+STATE_FIELDS = ("best", "best_weights", "waited")
 
 
 class Evaluation:
     """
-    Samples a policy and measures the samples, and decides when patience with the watched reward ends.
+    Samples a policy, scores the samples, and decides on early stopping by the first watched reward.
 
     Args:
-        arguments: of the run.
-        policy: that is evaluated.
-        rewards: that are measured, by name.
+        arguments: arguments of the run.
+        policy: policy to evaluate.
+        rewards: rewards by name.
 
     Attributes:
-        conditioning: of the samples.
-        best: scores by the first watched reward at the evaluation where their mean was highest.
-        best_weights: averaged weights of that evaluation.
-        waited: number of evaluations since, without a break, in which the reward had turned.
+        conditioning: conditioning of the samples.
+        best: scores by the first watched reward at the evaluation with the highest mean.
+        best_weights: averaged weights at that evaluation.
+        waited: number of successive evaluations, up to the last, with a significantly lower mean.
     """
 
     def __init__(self, arguments: AlignArguments, policy: Policy, rewards: dict[str, Reward]) -> None:
@@ -50,7 +50,7 @@ class Evaluation:
 
     @torch.no_grad()
     def measure(self, accelerator: Accelerator) -> dict[str, torch.Tensor]:
-        """Latents of all samples, shared out among the processes, and their scores by every reward; on the CPU."""
+        """Sample on all processes; returns all "latents" and their scores by every reward, on the CPU."""
         every = torch.arange(self.arguments.eval_samples)
         with accelerator.split_between_processes(every, True) as own:
             measured = [self._sample(rows) for rows in own.split(self.arguments.sampling_batch_size)]
@@ -74,20 +74,20 @@ class Evaluation:
 
     @torch.no_grad()
     def score(self, name: str, latents: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
-        """Scores [B] of clean latents [B, C, H, W] by one of the rewards."""
+        """Scores [B] of clean latents [B, C, H, W] by the reward `name`."""
         rows = torch.arange(len(latents), device=latents.device).split(self.arguments.sampling_batch_size)
         return torch.cat([self.rewards[name](latents[part], conditioning.select(part)).scores for part in rows])
 
     def summarize(self, results: dict[str, torch.Tensor]) -> dict[str, float]:
-        """Each reward's mean and standard error over the samples, and their diversity where they share prompts."""
+        """Mean and standard error of each reward, and the diversity if there are several samples per prompt."""
         scores, each = {name: results[name] for name in self.rewards}, self.arguments.eval_samples_per_prompt
         metrics = {name: values.mean().item() for name, values in scores.items()}
         errors = {f"{name}_error": values.std().item() / len(values) ** 0.5 for name, values in scores.items()}
         variety = {"diversity": diversity(results["latents"], each).mean().item()} if each > 1 else {}
         return metrics | errors | variety
 
-    def has_turned(self, results: dict[str, torch.Tensor], average: EMAModel) -> bool:
-        """Whether patience with the watched reward ends with these results of the averaged weights."""
+    def should_stop(self, results: dict[str, torch.Tensor], average: EMAModel) -> bool:
+        """Compare results of the averaged weights with the best ones; returns whether `patience` is exhausted."""
         if not self.arguments.patience:
             return False
         watched = results[self.arguments.watched[0]]
@@ -96,13 +96,13 @@ class Evaluation:
             self.best_weights = [weight.clone() for weight in average.shadow_params]
             return False
         difference = watched - self.best
-        surely = difference.mean() < -TURNED * difference.std() / len(difference) ** 0.5
+        surely = difference.mean() < -SIGNIFICANCE * difference.std() / len(difference) ** 0.5
         self.waited = self.waited + 1 if surely else 0
         return self.waited >= self.arguments.patience
 
     @torch.no_grad()
     def write(self, results: dict[str, torch.Tensor], update: int, trackers: list[GeneralTracker]) -> None:
-        """All samples to evaluations/, a grid of the first to samples/ and the trackers."""
+        """Write all samples to evaluations/, and a grid of the first ones to samples/ and to the trackers."""
         paths = {
             folder: Path(self.arguments.output_dir, folder, f"{update:06d}.{kind}")
             for folder, kind in (("evaluations", "safetensors"), ("samples", "png"))
@@ -110,9 +110,9 @@ class Evaluation:
         for path in paths.values():
             path.parent.mkdir(parents=True, exist_ok=True)
         save_file(results, paths["evaluations"])
-        shown = self.policy.decode(results["latents"][:GRID].to(self.policy.device)).cpu()
-        columns = math.isqrt(len(shown))
-        images = self.policy.pipeline.image_processor.postprocess(shown[: columns**2])
+        images = self.policy.decode(results["latents"][:GRID].to(self.policy.device)).cpu()
+        columns = math.isqrt(len(images))
+        images = self.policy.pipeline.image_processor.postprocess(images[: columns**2])
         make_image_grid(images, columns, columns).save(paths["samples"])
         for tracker in trackers:
             if tracker.name == "trackio":
@@ -123,20 +123,20 @@ class Evaluation:
                 tracker.log_images({"samples": np.stack([np.asarray(image) for image in images])}, step=update)
 
     def state_dict(self) -> dict:
-        """How far patience has gone, for a checkpoint."""
-        return {name: getattr(self, name) for name in WATCH}
+        """State of early stopping, for a checkpoint."""
+        return {name: getattr(self, name) for name in STATE_FIELDS}
 
     def load_state_dict(self, state: dict) -> None:
         """Restore `state_dict`; other entries of `state` are ignored."""
-        for name in WATCH:
+        for name in STATE_FIELDS:
             setattr(self, name, state[name])
 
 
 def diversity(latents: torch.Tensor, samples_per_prompt: int) -> torch.Tensor:
-    """How much samples of one prompt differ: the root mean square difference of two of them, averaged over pairs.
+    """Root mean square difference of two samples of a prompt, averaged over its pairs.
 
     Args:
-        latents: [P S, C, H, W], S samples of a prompt in succession.
+        latents: [P S, C, H, W], with S consecutive samples per prompt.
         samples_per_prompt: S, at least 2.
 
     Returns:

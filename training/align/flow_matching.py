@@ -1,4 +1,4 @@
-"""The flow-matching error of a velocity, and the noise and levels of the states it is taken at."""
+"""The flow-matching error of a velocity, and the noise and noise levels for it."""
 
 import torch
 from diffusers.training_utils import compute_density_for_timestep_sampling
@@ -12,11 +12,10 @@ def flow_matching_error(velocity: torch.Tensor, latents: torch.Tensor, noise: to
 
 
 def seeded_noise(seeds: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-    """Noise like latents [B, C, H, W], each sample's from its own seed [B]: drawn again whenever it is needed, it need
-    not be kept."""
+    """Noise for latents [B, C, H, W] from one seed per sample, [B]. Storing seeds instead of noise saves memory."""
     return shared_noise(latents.shape[1:], 1, seeds.tolist())[0].to(latents.device)
 
 
 def logit_normal_levels(count: int, generator: torch.Generator) -> torch.Tensor:
-    """[count] noise levels as Stable Diffusion 3 was trained at (arXiv 2403.03206, section 3.1), on the CPU."""
+    """Noise levels [count], on the CPU, distributed as in arXiv 2403.03206, section 3.1 (Stable Diffusion 3)."""
     return compute_density_for_timestep_sampling("logit_normal", count, 0.0, 1.0, generator=generator)

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from transformers.hf_argparser import HfArg
 
-from training.align.algorithm import AlgorithmArguments, Evaluations, Experience, GroupAlgorithm, guided
+from training.align.algorithm import AlgorithmArguments, Evaluations, Experience, GroupAlgorithm, calls_per_step
 from training.align.rollout import DYNAMICS, Transition
 
 
@@ -39,10 +39,12 @@ class FlowGRPOArguments(AlgorithmArguments):
     )
 
     def evaluations(self) -> Evaluations:
-        kept = guided(self.guidance_scale)
-        velocities = self.group_size * kept
-        held = self.window if self.kl_weight else 0
-        return Evaluations(velocities * (self.num_steps + held), velocities * self.window, self.group_size, kept=kept)
+        calls = calls_per_step(self.guidance_scale)
+        velocities = self.group_size * calls
+        reference = self.window if self.kl_weight else 0
+        return Evaluations(
+            velocities * (self.num_steps + reference), velocities * self.window, self.group_size, stored=calls
+        )
 
 
 def clipped_objective(
@@ -117,5 +119,7 @@ class FlowGRPO(GroupAlgorithm):
         return loss, metrics
 
     def _transition(self, batch: Experience) -> Transition:
-        velocity = self.policy.velocity(batch["latents"], batch["sigma"], batch.asked, self.arguments.guidance_scale)
+        velocity = self.policy.velocity(
+            batch["latents"], batch["sigma"], batch.item_conditioning, self.arguments.guidance_scale
+        )
         return self.dynamics.transition(batch["latents"], velocity, batch["sigma"], batch["sigma_next"])

@@ -7,7 +7,7 @@ from diffusers.training_utils import EMAModel
 from transformers.hf_argparser import HfArg
 
 from modeling_dina.noising_dina import rectified_flow_state
-from training.align.algorithm import AlgorithmArguments, Evaluations, Experience, GroupAlgorithm, guided
+from training.align.algorithm import AlgorithmArguments, Evaluations, Experience, GroupAlgorithm, calls_per_step
 from training.align.flow_matching import seeded_noise
 from training.align.rollout import predict_clean
 from training.run_control import averaged_weights
@@ -40,7 +40,7 @@ class DiffusionNFTArguments(AlgorithmArguments):
 
     def evaluations(self) -> Evaluations:
         """The mean cost per prompt: rollouts, then the old policy and the initial generator at each level."""
-        sampling = self.num_steps * guided(self.guidance_scale) + self.levels * (2 if self.kl_weight else 1)
+        sampling = self.num_steps * calls_per_step(self.guidance_scale) + self.levels * (2 if self.kl_weight else 1)
         return Evaluations(self.group_size * sampling, self.group_size * self.levels, self.group_size)
 
 
@@ -119,12 +119,12 @@ class DiffusionNFT(GroupAlgorithm):
         parts = []
         for rows in torch.arange(len(experience)).split(self.batch_size):
             batch = experience.select(rows)
-            parts.append(self.policy.velocity(_states(batch), batch["sigma"], batch.asked))
+            parts.append(self.policy.velocity(_states(batch), batch["sigma"], batch.item_conditioning))
         return torch.cat(parts) if parts else experience["latents"]
 
     def loss(self, batch, seed):
         arguments, states = self.arguments, _states(batch)
-        velocity = self.policy.velocity(states, batch["sigma"], batch.asked)
+        velocity = self.policy.velocity(states, batch["sigma"], batch.item_conditioning)
         loss = arguments.advantage_clip * nft_loss(
             velocity,
             batch["old_velocity"],
@@ -137,7 +137,7 @@ class DiffusionNFT(GroupAlgorithm):
         metrics = {}
         if arguments.kl_weight:
             with torch.no_grad(), self.policy.reference():
-                reference = self.policy.velocity(states, batch["sigma"], batch.asked)
+                reference = self.policy.velocity(states, batch["sigma"], batch.item_conditioning)
             metrics["kl"] = (velocity - reference).square().mean(dim=(1, 2, 3))
             loss = loss + arguments.kl_weight * metrics["kl"]
         return loss, metrics

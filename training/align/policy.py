@@ -1,4 +1,4 @@
-"""The generator that is aligned: a diffusers Stable Diffusion 3 pipeline whose transformer carries a LoRA adapter."""
+"""The generator to align: a Stable Diffusion 3 pipeline of diffusers with a LoRA adapter on its transformer."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,16 +16,17 @@ from modeling_dina.conditioning_dina import encode_prompts
 from modeling_dina.latents_dina import decode_latents
 from training.align.rollout import Dynamics, Rollout, rollout
 
-# The attention projections of both streams, eight a block; four more where a block has a second attention (attn2).
+# The eight attention projections of both streams of a block; four of them again in blocks with a second attention
+# (attn2).
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What B samples are asked to show.
+    """Prompts of B samples with their embeddings.
 
     Attributes:
-        prompts: B texts.
+        prompts: B prompts.
         prompt_embeds: [B, L, D].
         pooled_prompt_embeds: [B, P].
     """
@@ -38,23 +39,23 @@ class Conditioning:
         return len(self.prompts)
 
     def select(self, rows: torch.Tensor) -> "Conditioning":
-        """Those of some rows: a mask [B] or indices, which may repeat."""
+        """Select samples by a mask [B] or by indices, which may repeat."""
         indices = rows.nonzero().flatten() if rows.dtype == torch.bool else rows
         prompts = tuple(self.prompts[index] for index in indices.tolist())
         return Conditioning(prompts, self.prompt_embeds[indices], self.pooled_prompt_embeds[indices])
 
 
 class Policy:
-    """A frozen generator with a LoRA adapter, its only trainable part.
+    """A frozen generator with a trainable LoRA adapter.
 
     Args:
-        pipeline: its transformer gets the adapter; text encoders and VAE are frozen.
-        rank, alpha: of the LoRA.
-        max_sequence_length: text tokens, the reward's.
-        resolution: pixels a side of its pictures; None takes the transformer's default.
+        pipeline: generator, to whose transformer the adapter is added.
+        rank, alpha: rank and scale of the LoRA.
+        max_sequence_length: number of text tokens, as in the reward model.
+        resolution: side of the generated images in pixels; None uses the transformer's default.
 
     Attributes:
-        parameters: the LoRA's, all that is trained.
+        parameters: the trainable parameters, those of the LoRA.
     """
 
     def __init__(
@@ -89,16 +90,16 @@ class Policy:
         return Conditioning(tuple(prompts), *encode_prompts(self.pipeline, prompts, self.max_sequence_length))
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents [B, C, H, W] to pictures [B, 3, height, width] in about [-1, 1], differentiable."""
+        """Decode latents [B, C, H, W] to images [B, 3, height, width] in about [-1, 1], differentiably."""
         return decode_latents(self.pipeline.vae, latents).float()
 
     def noise(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        """`count` states of pure noise, from a CPU generator: the same on every device."""
+        """`count` states of pure noise, from a CPU generator, so that they are equal on every device."""
         shape = (count, *self.latent_shape)
         return randn_tensor(shape, generator=generator, device=self.device, dtype=torch.float32)
 
     def sigmas(self, num_steps: int) -> torch.Tensor:
-        """The scheduler's `num_steps + 1` falling noise levels, from 1 to 0."""
+        """The scheduler's `num_steps + 1` noise levels in descending order, from 1 to 0."""
         self.pipeline.scheduler.set_timesteps(num_steps)
         return self.pipeline.scheduler.sigmas.clone()
 
@@ -106,7 +107,7 @@ class Policy:
         self, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning, guidance_scale: float = 1.0
     ) -> torch.Tensor:
         """Velocity [B, C, H, W] in float32 at noisy latents [B, C, H, W] and levels [B], with classifier-free guidance
-        where the scale is not 1."""
+        if the scale is not 1."""
         dtype = self.transformer.dtype
         embeds, pooled = conditioning.prompt_embeds, conditioning.pooled_prompt_embeds
         states, levels = latents, sigma
@@ -133,20 +134,20 @@ class Policy:
         stochastic: Sequence[int] = (),
         generator: torch.Generator | None = None,
     ) -> Rollout:
-        """Rollouts of all B samples, `batch_size` at a time; arguments as in `rollout.rollout`."""
+        """Rollouts of B samples, `batch_size` at a time; arguments as in `rollout.rollout`."""
         parts = []
         for rows in torch.arange(len(noise), device=noise.device).split(batch_size):
-            asked = conditioning.select(rows)
+            selected = conditioning.select(rows)
 
-            def velocity(latents, sigma, asked=asked):
-                return self.velocity(latents, sigma, asked, guidance_scale)
+            def velocity(latents, sigma, selected=selected):
+                return self.velocity(latents, sigma, selected, guidance_scale)
 
             parts.append(rollout(velocity, noise[rows], sigmas, dynamics, stochastic, generator))
         return Rollout(*(torch.cat(values, dim=1) for values in zip(*parts, strict=True)))
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Within, the policy is the generator it began as."""
+        """Context in which the adapter is disabled, so that the policy is the initial generator."""
         self.transformer.disable_adapters()
         try:
             yield
@@ -154,20 +155,20 @@ class Policy:
             self.transformer.enable_adapters()
 
     def save_adapter(self, folder: Path) -> None:
-        """Write the LoRA as `pipeline.load_lora_weights(folder)` reads it."""
+        """Write the LoRA in the format of `pipeline.load_lora_weights(folder)`."""
         self.pipeline.save_lora_weights(
             folder,
             transformer_lora_layers=get_peft_model_state_dict(self.transformer),
-            # Without it, a reader takes the rank for alpha.
+            # Without this, loading the LoRA sets alpha to the rank.
             transformer_lora_adapter_metadata=self.transformer.peft_config["default"].to_dict(),
         )
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The LoRA's weights, for a checkpoint."""
+        """Weights of the LoRA, for a checkpoint."""
         return get_peft_model_state_dict(self.transformer)
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """Take up the LoRA's weights; ValueError where they are another adapter's."""
+        """Load weights of the LoRA; raises a ValueError if they belong to another adapter."""
         outcome: Any = set_peft_model_state_dict(self.transformer, state)
         if outcome.unexpected_keys:
             raise ValueError(f"checkpoint: expected weights of this LoRA, got {sorted(outcome.unexpected_keys)[:4]} …")

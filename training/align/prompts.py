@@ -1,4 +1,4 @@
-"""Where prompts come from: a text file, or the small world's captions without end."""
+"""Prompts from a text file, or an endless sequence of captions of the small world."""
 
 from pathlib import Path
 
@@ -8,15 +8,15 @@ from training.world.groups import draw_description
 
 
 class Prompts:
-    """Prompts by number, in an order that is a function of the seed.
+    """Prompts by index, in an order determined by the seed.
 
     Args:
-        source: a text file with a prompt a line, gone through again and again in new orders, or "world".
-        seed: of the order, or of the captions: a number or several.
-        name: of the argument that `source` is, for errors.
+        source: a text file with one prompt per line, repeated in a new order each time, or "world".
+        seed: seed of the order or of the captions, one or more numbers.
+        name: name of the argument in errors.
 
     Raises:
-        ValueError: there is no such file, or no prompt in it.
+        ValueError: the file does not exist or contains no prompt.
     """
 
     def __init__(self, source: str, seed: int | tuple[int, ...], name: str = "prompts") -> None:
@@ -26,7 +26,7 @@ class Prompts:
                 raise ValueError(f"{name}: expected 'world' or a text file, got {source}, which is not a file")
             self.lines = [line.strip() for line in Path(source).read_text().splitlines() if line.strip()]
             if not self.lines:
-                raise ValueError(f"{name}: expected a prompt a line, got {source}, which has none")
+                raise ValueError(f"{name}: expected one prompt per line, got {source} without a prompt")
 
     def __getitem__(self, index: int) -> str:
         if self.lines is None:
@@ -35,5 +35,5 @@ class Prompts:
         return self.lines[np.random.default_rng((*self.seed, epoch)).permutation(len(self.lines))[position]]
 
     def batch(self, start: int, count: int, each: int = 1) -> list[str]:
-        """`count` prompts from number `start` on, each of them `each` times in succession."""
+        """`count` prompts from index `start` on, each repeated `each` times in succession."""
         return [self[index] for index in range(start, start + count) for _ in range(each)]

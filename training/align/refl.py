@@ -11,7 +11,7 @@ import torch
 from transformers.hf_argparser import HfArg
 
 from modeling_dina.noising_dina import rectified_flow_state
-from training.align.algorithm import Algorithm, AlgorithmArguments, Evaluations, Experience, guided
+from training.align.algorithm import Algorithm, AlgorithmArguments, Evaluations, Experience, calls_per_step
 from training.align.flow_matching import logit_normal_levels
 from training.align.rollout import Velocity, euler_step, predict_clean
 
@@ -51,13 +51,13 @@ class ReFLArguments(AlgorithmArguments):
         return bool(self.hold_weight)
 
     def evaluations(self) -> Evaluations:
-        held = int(self.needs_reference_samples)
+        hold = int(self.needs_reference_samples)
         return Evaluations(
-            sampling=(self.first_step + self.last_step) / 2 * guided(self.guidance_scale) + held,
-            update=self.gradient_steps + held,
-            judged=1,
+            sampling=(self.first_step + self.last_step) / 2 * calls_per_step(self.guidance_scale) + hold,
+            update=self.gradient_steps + hold,
+            scored=1,
             noisy=not self.scores_clean,
-            kept=self.gradient_steps + held,
+            stored=self.gradient_steps + hold,
         )
 
 
@@ -103,10 +103,10 @@ class ReFL(Algorithm):
             )
         if not arguments.scores_clean and arguments.last_step == last:
             raise ValueError(f"last_step: expected below {last}, where the last state is still noisy, got {last}")
-        if not arguments.scores_clean and not self.reward.reads_noise:
-            raise ValueError("scored: expected rewards that read noise for 'state', got one that reads clean latents")
+        if not arguments.scores_clean and not self.reward.accepts_noise:
+            raise ValueError("scored: expected rewards on noisy latents for 'state', got one on clean latents")
         if arguments.needs_reference_samples and self.reference_samples is None:
-            raise ValueError("hold_weight: expected reference_samples to hold on to, got none")
+            raise ValueError("hold_weight: expected reference_samples, got none")
 
     def collect(self, conditioning, draws):
         arguments, policy = self.arguments, self.policy
@@ -133,19 +133,19 @@ class ReFL(Algorithm):
         return Experience(conditioning, {name: values.to(policy.device) for name, values in items.items()})
 
     def loss(self, batch, seed):
-        asked, sigmas = batch.asked, batch["sigmas"]
+        conditioning, sigmas = batch.item_conditioning, batch["sigmas"]
 
         def velocity(latents, sigma):
-            return self.policy.velocity(latents, sigma, asked)
+            return self.policy.velocity(latents, sigma, conditioning)
 
         state, clean = differentiable_steps(velocity, batch["latents"], sigmas)
         if self.arguments.scores_clean:
-            judged = self.reward(clean if self.arguments.scored == "clean" else state, asked, seed=seed)
+            output = self.reward(clean if self.arguments.scored == "clean" else state, conditioning, seed=seed)
         else:
-            judged = self.reward(state, asked, sigmas[:, -1], seed=seed)
-        weights = self.gate_weights(clean.detach(), asked, seed)
-        loss = -weights * judged.scores
-        metrics = {"reward": judged.scores, "kept": weights}
+            output = self.reward(state, conditioning, sigmas[:, -1], seed=seed)
+        weights = self.gate_weights(clean.detach(), conditioning, seed)
+        loss = -weights * output.scores
+        metrics = {"reward": output.scores, "kept": weights}
         if self.arguments.needs_reference_samples:
             metrics["hold"] = self.hold_error(len(batch), seed)
             loss = held_loss(loss, metrics["hold"], self.arguments.hold_weight)
@@ -160,11 +160,11 @@ class ReFL(Algorithm):
         """
         generator = torch.Generator().manual_seed(seed)
         assert self.reference_samples is not None
-        latents, asked = self.reference_samples
+        latents, conditioning = self.reference_samples
         rows = torch.randint(len(latents), (count,), generator=generator, device="cpu").to(latents.device)
         sigma = logit_normal_levels(count, generator).to(latents.device)
         states = rectified_flow_state(latents[rows], self.policy.noise(count, generator), sigma)
-        asked = asked.select(rows)
+        conditioning = conditioning.select(rows)
         with torch.no_grad(), self.policy.reference():
-            expected = self.policy.velocity(states, sigma, asked)
-        return (self.policy.velocity(states, sigma, asked) - expected).square().mean(dim=(1, 2, 3))
+            expected = self.policy.velocity(states, sigma, conditioning)
+        return (self.policy.velocity(states, sigma, conditioning) - expected).square().mean(dim=(1, 2, 3))

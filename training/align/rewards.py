@@ -19,7 +19,7 @@ from training.world.scenes import describe
 from training.world.utility import true_utility
 
 
-class Judgement(NamedTuple):
+class RewardOutput(NamedTuple):
     """Scores of B samples and their uncertainty, each [B].
 
     Attributes:
@@ -37,16 +37,16 @@ class Reward(ABC):
     """A reward on latents.
 
     Attributes:
-        reads_noise: whether the reward can score noisy states.
+        accepts_noise: whether the reward can score noisy states.
         differentiable: whether its scores have gradients with respect to the latents.
     """
 
-    reads_noise: bool = False
+    accepts_noise: bool = False
     differentiable: bool = True
 
     def __call__(
         self, latents: torch.Tensor, conditioning: Conditioning, sigma: torch.Tensor | None = None, seed: int = 0
-    ) -> Judgement:
+    ) -> RewardOutput:
         """
         Score samples. Samples with non-finite latents get the score NaN.
 
@@ -56,23 +56,25 @@ class Reward(ABC):
             sigma: [B], noise levels of noisy latents.
             seed: seed of noise that the reward adds itself.
         """
-        if sigma is not None and not self.reads_noise:
-            raise ValueError(f"sigma: {type(self).__name__} judges clean latents only, got noise levels")
+        if sigma is not None and not self.accepts_noise:
+            raise ValueError(
+                f"sigma: expected None for {type(self).__name__}, which scores clean latents, got noise levels"
+            )
         finite = latents.detach().isfinite().flatten(1).all(dim=1)
         if finite.all():
-            return self.judge(latents, conditioning, sigma, seed)
+            return self.score(latents, conditioning, sigma, seed)
         if not finite.any():
-            return Judgement(*latents.new_full((3, len(latents)), torch.nan).unbind())
+            return RewardOutput(*latents.new_full((3, len(latents)), torch.nan).unbind())
         level = None if sigma is None else sigma[finite]
-        judged = self.judge(latents[finite], conditioning.select(finite), level, seed)
-        return Judgement(
-            *(values.new_full((len(latents),), torch.nan).masked_scatter(finite, values) for values in judged)
+        output = self.score(latents[finite], conditioning.select(finite), level, seed)
+        return RewardOutput(
+            *(values.new_full((len(latents),), torch.nan).masked_scatter(finite, values) for values in output)
         )
 
     @abstractmethod
-    def judge(
+    def score(
         self, latents: torch.Tensor, conditioning: Conditioning, sigma: torch.Tensor | None, seed: int
-    ) -> Judgement:
+    ) -> RewardOutput:
         """Like `__call__`, for finite latents."""
 
 
@@ -85,7 +87,7 @@ class DinaReward(Reward):
         num_draws: number of noise draws at each level; None uses the model's default.
     """
 
-    reads_noise = True
+    accepts_noise = True
 
     def __init__(
         self, model: DinaRewardModel, sigmas: Sequence[float] | None = None, num_draws: int | None = None
@@ -93,14 +95,14 @@ class DinaReward(Reward):
         self.model = model.eval().requires_grad_(False)
         self.sigmas, self.num_draws = sigmas, num_draws
 
-    def judge(self, latents, conditioning, sigma, seed):
+    def score(self, latents, conditioning, sigma, seed):
         embeds = conditioning.prompt_embeds, conditioning.pooled_prompt_embeds
         if sigma is not None:
             output = self.model(latents, sigma, *embeds)
-            return Judgement(output.scores, torch.full_like(output.scores, torch.nan), output.variance)
+            return RewardOutput(output.scores, torch.full_like(output.scores, torch.nan), output.variance)
         output = self.model.reward(latents, *embeds, sigmas=self.sigmas, num_draws=self.num_draws, seed=seed)
         variance = output.variance.mean().expand_as(output.scores)
-        return Judgement(output.scores, spread_over_draws(output.samples), variance)
+        return RewardOutput(output.scores, spread_over_draws(output.samples), variance)
 
 
 class PixelReward(Reward):
@@ -117,18 +119,18 @@ class PixelReward(Reward):
     ) -> None:
         self.decode, self.network, self.variance = decode, network.eval().requires_grad_(False), variance
 
-    def judge(self, latents, conditioning, sigma, seed):
+    def score(self, latents, conditioning, sigma, seed):
         scores = self.network(self.decode(latents), conditioning.prompt_embeds, conditioning.pooled_prompt_embeds)
-        return Judgement(scores, torch.full_like(scores, torch.nan), torch.full_like(scores, self.variance))
+        return RewardOutput(scores, torch.full_like(scores, torch.nan), torch.full_like(scores, self.variance))
 
 
 class UtilityReward(Reward):
-    """The true utility of the small world, measured on the decoded picture; it has no gradient.
+    """The true utility of the small world, measured on the decoded picture, without gradient.
 
-    Its variance is that of an annotator's impression.
+    Its variance is that of an annotator's estimate.
 
     Args:
-        pipeline: whose VAE decodes.
+        pipeline: pipeline whose VAE decodes latents.
     """
 
     differentiable = False
@@ -136,12 +138,12 @@ class UtilityReward(Reward):
     def __init__(self, pipeline: StableDiffusion3Pipeline) -> None:
         self.pipeline = pipeline
 
-    def judge(self, latents, conditioning, sigma, seed):
+    def score(self, latents, conditioning, sigma, seed):
         pictures = decode(self.pipeline, latents)
         described = map(describe, conditioning.prompts)
         utilities = [true_utility(text, picture) for text, picture in zip(described, pictures, strict=True)]
         scores = latents.new_tensor(utilities)
-        return Judgement(scores, torch.zeros_like(scores), torch.full_like(scores, IMPRESSION_NOISE**2))
+        return RewardOutput(scores, torch.zeros_like(scores), torch.full_like(scores, IMPRESSION_NOISE**2))
 
 
 class WeightedReward(Reward):
@@ -156,13 +158,13 @@ class WeightedReward(Reward):
         if not rewards or len(rewards) != len(weights):
             raise ValueError(f"weights: expected one for each of {len(rewards)} rewards, got {list(weights)}")
         self.rewards, self.weights = list(rewards), list(weights)
-        self.reads_noise = all(reward.reads_noise for reward in rewards)
+        self.accepts_noise = all(reward.accepts_noise for reward in rewards)
         self.differentiable = all(reward.differentiable for reward in rewards)
 
-    def judge(self, latents, conditioning, sigma, seed):
-        judged = [reward(latents, conditioning, sigma, seed) for reward in self.rewards]
-        weighted = list(zip(self.weights, judged, strict=True))
-        return Judgement(
+    def score(self, latents, conditioning, sigma, seed):
+        outputs = [reward(latents, conditioning, sigma, seed) for reward in self.rewards]
+        weighted = list(zip(self.weights, outputs, strict=True))
+        return RewardOutput(
             scores=reduce(torch.add, [weight * each.scores for weight, each in weighted]),
             spread=reduce(torch.add, [(weight * each.spread).square() for weight, each in weighted]).sqrt(),
             variance=reduce(torch.add, [weight**2 * each.variance for weight, each in weighted]),

@@ -1,5 +1,5 @@
-"""Rollouts of a rectified flow, x_s = (1 - s) x0 + s eps with a velocity v ~ eps - x0: the deterministic Euler step,
-and two stochastic steps whose log-probabilities policy gradients need."""
+"""Rollouts of a rectified flow, x_s = (1 - s) x0 + s eps with velocity v ~ eps - x0: the deterministic Euler step, and
+two stochastic steps with log-probabilities for policy gradients."""
 
 import math
 from abc import ABC, abstractmethod
@@ -9,34 +9,34 @@ from typing import NamedTuple
 
 import torch
 
-# (noisy latents [B, C, H, W], sigma [B]) to velocities [B, C, H, W]; the conditioning is bound already.
+# Maps noisy latents [B, C, H, W] and sigma [B] to velocities [B, C, H, W]; includes the conditioning.
 Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def per_sample(values: torch.Tensor) -> torch.Tensor:
-    """[B] to [B, 1, 1, 1], to be multiplied with latents."""
+    """Reshape [B] to [B, 1, 1, 1], for products with latents."""
     return values.reshape(-1, 1, 1, 1)
 
 
 def predict_clean(latents: torch.Tensor, velocity: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """The clean latents that a velocity points to, x0hat = x - s v. Latents and velocity [B, C, H, W], sigma [B]."""
+    """Clean latents predicted by a velocity, x0hat = x - s v. Latents and velocity [B, C, H, W], sigma [B]."""
     return latents - per_sample(sigma) * velocity
 
 
 def euler_step(
     latents: torch.Tensor, velocity: torch.Tensor, sigma: torch.Tensor, sigma_next: torch.Tensor
 ) -> torch.Tensor:
-    """The probability-flow ODE, x' = x + (s' - s) v. Latents and velocity [B, C, H, W], sigmas [B]."""
+    """Euler step of the probability-flow ODE, x' = x + (s' - s) v. Latents and velocity [B, C, H, W], sigmas [B]."""
     return latents + per_sample(sigma_next - sigma) * velocity
 
 
 class Transition(NamedTuple):
-    """The normal law of a stochastic step's outcome.
+    """Normal distribution of the next state after a stochastic step.
 
     Attributes:
         mean: [B, C, H, W].
         std: [B, 1, 1, 1].
-        scale: [B, 1, 1, 1], the noise scale s that the distance of two means is measured in.
+        scale: [B, 1, 1, 1], noise scale s that is the unit for the distance of two means.
     """
 
     mean: torch.Tensor
@@ -46,10 +46,10 @@ class Transition(NamedTuple):
 
 @dataclass(frozen=True)
 class Dynamics(ABC):
-    """A stochastic step whose states hold as much signal and noise as the ODE's.
+    """A stochastic step whose states contain as much signal and noise as those of the ODE.
 
     Attributes:
-        eta: how much noise; 0 is the ODE.
+        eta: noise scale; 0 gives the ODE.
     """
 
     eta: float
@@ -58,17 +58,17 @@ class Dynamics(ABC):
     def transition(
         self, latents: torch.Tensor, velocity: torch.Tensor, sigma: torch.Tensor, sigma_next: torch.Tensor
     ) -> Transition:
-        """The law of the next state. Latents and velocity [B, C, H, W], sigmas [B]; in float32."""
+        """Distribution of the next state, in float32. Latents and velocity [B, C, H, W], sigmas [B]."""
 
     @abstractmethod
     def log_probability(self, outcome: torch.Tensor, transition: Transition) -> torch.Tensor:
-        """Log-probability [B] of an outcome [B, C, H, W], averaged over C, H and W so as not to grow with the size."""
+        """Log-probability [B] of a next state [B, C, H, W], averaged over C, H and W to be independent of the size."""
 
 
 class SDE(Dynamics):
     """Flow-GRPO's reverse-time SDE (arXiv 2505.05470, equation 9), with D = s' - s < 0:
 
-    scale = eta sqrt(s / (1 - s)), where at s = 1 the denominator takes s';
+    scale = eta sqrt(s / (1 - s)), with 1 - s' in place of 1 - s at s = 1;
     mean = x (1 + scale^2 D / (2 s)) + v (1 + scale^2 (1 - s) / (2 s)) D, std = scale sqrt(-D).
     """
 
@@ -88,12 +88,12 @@ class SDE(Dynamics):
 
 
 class CPS(Dynamics):
-    """The coefficients-preserving step (arXiv 2509.05952): the noise that is in the state is partly replaced.
+    """The coefficients-preserving step (arXiv 2509.05952), which replaces a part of the state's noise.
 
     std = scale = s' sin(eta pi / 2), mean = (1 - s') x0hat + sqrt(s'^2 - std^2) (x + (1 - s) v).
 
-    The state stays on the path exactly, at any size of step, as far as x0hat is right; where the clean latents are
-    still uncertain, each replacement loses some of their variety.
+    If x0hat is exact, the state stays on the path for steps of any size. While x0hat is uncertain, each replacement
+    reduces the diversity of the samples.
     """
 
     def transition(self, latents, velocity, sigma, sigma_next):
@@ -105,8 +105,8 @@ class CPS(Dynamics):
         return Transition(mean, std, std)
 
     def log_probability(self, outcome, transition):
-        """-mean (x' - mean)^2: the normal log-density without its constant and its scale, which grows without bound
-        as the noise vanishes towards the end of the path."""
+        """-mean (x' - mean)^2: the normal log-density without its constant and its scale factor, which diverges
+        towards the end of the path, where the noise vanishes."""
         return -(outcome.detach().float() - transition.mean).square().mean(dim=(1, 2, 3))
 
 
@@ -114,11 +114,11 @@ DYNAMICS: dict[str, type[Dynamics]] = {"sde": SDE, "cps": CPS}
 
 
 class Rollout(NamedTuple):
-    """A path from noise.
+    """States along the paths of B samples.
 
     Attributes:
-        states: [T + 1, B, C, H, W], from the first noise to the last state.
-        log_probabilities: [T, B]; 0 where a step was deterministic.
+        states: [T + 1, B, C, H, W], from the initial noise to the last state.
+        log_probabilities: [T, B]; 0 for deterministic steps.
     """
 
     states: torch.Tensor
@@ -134,15 +134,15 @@ def rollout(
     stochastic: Sequence[int] = (),
     generator: torch.Generator | None = None,
 ) -> Rollout:
-    """Follow the velocity down the noise levels.
+    """Integrate the velocity over descending noise levels.
 
     Args:
-        velocity: the policy with its conditioning.
+        velocity: velocity of the policy with its conditioning.
         noise: [B, C, H, W], the state at `sigmas[0]`.
-        sigmas: T + 1 falling noise levels.
-        dynamics: of the steps in `stochastic`; all others are Euler steps.
-        stochastic: numbers of steps, from 0.
-        generator: CPU generator of the steps' noise, so that a rollout is the same on every device.
+        sigmas: T + 1 noise levels in descending order.
+        dynamics: dynamics of the stochastic steps; all others are Euler steps.
+        stochastic: indices of the stochastic steps, counted from 0.
+        generator: CPU generator of the noise, so that rollouts are equal on every device.
     """
     states = [noise]
     log_probabilities = noise.new_zeros(len(sigmas) - 1, len(noise), dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""One alignment run, from its arguments to its results."""
+"""An alignment run: parsing its arguments, building its trainer, and running it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,21 +35,21 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "diffusion_dpo": DiffusionDPO,
 }
 PROJECT = "dina-align"
-# Prompts of the reference samples are counted from here: an update never asks for so many.
+# Index of the first prompt of the reference samples, beyond those of all updates.
 REFERENCE_PROMPTS = 10**9
 
 
 def parse_run(argv: Sequence[str] | None = None) -> tuple[AlignArguments, Any]:
-    """The arguments of a run and those of its algorithm, from `--config FILE` and flags; None reads the command line.
+    """Parse the arguments of a run and of its algorithm from `--config FILE` and flags; None reads the command line.
 
     Raises:
-        ValueError: a field is unknown or has a wrong value, or no algorithm is named.
+        ValueError: a field is unknown or has a wrong value, or the algorithm is missing.
     """
     return parse(AlignArguments, _arguments_of(peek("algorithm", argv)), argv=argv)
 
 
 def load_run(path: Path, **overrides: Any) -> tuple[AlignArguments, Any]:
-    """The arguments of a run and those of its algorithm, as `training.arguments.load_config` reads them."""
+    """Load the arguments of a run and of its algorithm; see `training.arguments.load_config`."""
     algorithm = overrides.get("algorithm") or read_config(path).get("algorithm")
     return load_config(path, AlignArguments, _arguments_of(algorithm), **overrides)
 
@@ -61,16 +61,16 @@ def _arguments_of(algorithm: Any) -> type:
 
 
 def run(arguments: AlignArguments, algorithm_arguments: AlgorithmArguments) -> AlignmentTrainer:
-    """`complete` what `prepare` makes of the arguments."""
+    """Run `prepare` and `complete`."""
     return complete(prepare(arguments, algorithm_arguments))
 
 
 def prepare(arguments: AlignArguments, algorithm_arguments: AlgorithmArguments) -> AlignmentTrainer:
     """
-    What `build` makes, as the last checkpoint has it if the run goes on, with its trackers at work.
+    Build a trainer, load its checkpoint if the run is resumed, and start its trackers.
 
     Raises:
-        ValueError: as `build`, or the run cannot go on or begin in `output_dir`.
+        ValueError: as in `build`, or the run cannot be resumed or cannot start in `output_dir`.
     """
     output_dir = Path(arguments.output_dir)
     checkpoint = checkpoint_to_resume(output_dir, arguments.resume_from_checkpoint, STATE)
@@ -88,7 +88,7 @@ def prepare(arguments: AlignArguments, algorithm_arguments: AlgorithmArguments) 
 
 
 def complete(trainer: AlignmentTrainer) -> AlignmentTrainer:
-    """Align, to the end or to a SIGTERM; returns the trainer as it then is."""
+    """Train until the end or a SIGTERM, and return the trainer."""
     trainer.train()
     trainer.accelerator.end_training()
     return trainer
@@ -97,12 +97,12 @@ def complete(trainer: AlignmentTrainer) -> AlignmentTrainer:
 def build(
     arguments: AlignArguments, algorithm_arguments: AlgorithmArguments, accelerator: Accelerator
 ) -> AlignmentTrainer:
-    """The trainer of a run, with all its weights loaded.
+    """Create the trainer of a run and load all weights.
 
     Raises:
-        ValueError: the policy is no match for the reward model, or an argument does not fit.
+        ValueError: the policy does not match the reward model, or an argument is invalid.
     """
-    set_seed(arguments.seed)  # of the fresh LoRA, in every process
+    set_seed(arguments.seed)  # for the initial LoRA, the same in every process
     policy, model = load_models(arguments, accelerator.device)
     prompts = Prompts(arguments.prompts, (Seed.ALIGNMENT_PROMPTS, arguments.seed))
     rewards = {name: build_reward(name, arguments, policy, model) for name in (*arguments.rewards, *arguments.watched)}
@@ -126,7 +126,7 @@ def build(
 
 
 def load_models(arguments: AlignArguments, device: torch.device) -> tuple[Policy, DinaRewardModel]:
-    """The policy with a fresh LoRA, and the reward model. ValueError where they do not match."""
+    """Load the policy with a new LoRA, and the reward model. Raises a ValueError if they do not match."""
 
     def load(name: str, kind: Any, revision: str | None) -> Any:
         source = getattr(arguments, name)
@@ -150,7 +150,7 @@ def load_models(arguments: AlignArguments, device: torch.device) -> tuple[Policy
 
 
 def build_reward(name: str, arguments: AlignArguments, policy: Policy, model: DinaRewardModel) -> Reward:
-    """One of `REWARDS`."""
+    """Create the reward `name`, one of `REWARDS`."""
     if name == "utility":
         return UtilityReward(policy.pipeline)
     if name == "pixel":
@@ -162,14 +162,14 @@ def build_reward(name: str, arguments: AlignArguments, policy: Policy, model: Di
 
 @torch.no_grad()
 def sample_reference(policy: Policy, prompts: Prompts, arguments: AlignArguments) -> Samples:
-    """Clean samples of the generator as it began, a function of the run's seed."""
-    asked = policy.encode(prompts.batch(REFERENCE_PROMPTS, arguments.reference_samples))
+    """Clean samples of the initial generator, determined by the run's seed."""
+    conditioning = policy.encode(prompts.batch(REFERENCE_PROMPTS, arguments.reference_samples))
     with policy.reference():
         path = policy.sample(
-            asked,
-            policy.noise(len(asked), torch.Generator().manual_seed(arguments.seed)),
+            conditioning,
+            policy.noise(len(conditioning), torch.Generator().manual_seed(arguments.seed)),
             policy.sigmas(arguments.eval_steps),
             batch_size=arguments.sampling_batch_size,
             guidance_scale=arguments.eval_guidance_scale,
         )
-    return Samples(path.states[-1], asked)
+    return Samples(path.states[-1], conditioning)

@@ -1,4 +1,4 @@
-"""The loop of an alignment run: collect, update, evaluate, save."""
+"""The training loop of an alignment run, with evaluation, logs and checkpoints."""
 
 import json
 import logging
@@ -26,24 +26,24 @@ logger = logging.getLogger(__name__)
 
 STATE = "state.pt"
 PROGRESS = ("update", "seconds", "nonfinite")
-# What may differ when a run goes on.
+# Arguments that may change when a run is resumed.
 FREE_ARGUMENTS = {"updates", "output_dir", "resume_from_checkpoint", "report_to", "dry_run", "max_nonfinite"}
 FREE_ARGUMENTS |= {"save_every", "save_total_limit"}
 METRICS = "metrics.jsonl"
 
 
 class AlignmentTrainer:
-    """Updates a policy by an algorithm until it is done, told to stop, or a watched reward turns.
+    """Updates a policy with an algorithm until the last update, a SIGTERM, or early stopping by a watched reward.
 
-    Everything random is a function of the seed, the update and the process, so that an interrupted run goes on as if
-    nothing had happened.
+    Random numbers depend only on the seed, the update and the process, so that a resumed run gives the same results as
+    an uninterrupted one.
 
     Args:
-        arguments: of the run.
-        accelerator: with its trackers initialised.
-        algorithm: with its policy.
-        prompts: of the samples that the policy is updated on.
-        evaluation: made every `eval_every` updates.
+        arguments: arguments of the run.
+        accelerator: accelerator of the processes.
+        algorithm: algorithm with the policy to update.
+        prompts: training prompts.
+        evaluation: evaluation that is run every `eval_every` updates.
     """
 
     def __init__(
@@ -64,13 +64,15 @@ class AlignmentTrainer:
         self.was_terminated = False
 
     def train(self) -> None:
-        """Run to the end, or to a SIGTERM: then `was_terminated` is set and a checkpoint is there."""
+        """Train until the end, or until a SIGTERM, which saves a checkpoint and sets `was_terminated`."""
         if self.update == 0 and self.accelerator.is_main_process:
-            (self.output_dir / METRICS).write_text("")  # of a run that left no checkpoint
+            (self.output_dir / METRICS).write_text("")  # metrics of an earlier run without a checkpoint
         with sigterm_sets_trigger(self.accelerator):
             while self.update < self.arguments.updates:
                 if self.update % self.arguments.eval_every == 0 and self.evaluate():
-                    logger.warning("the watched reward has turned: stopping after update %d", self.update)
+                    logger.warning(
+                        "the watched reward is significantly below its best: stopping after update %d", self.update
+                    )
                     break
                 self.make_update()
                 self.was_terminated = self.accelerator.check_trigger()
@@ -86,17 +88,17 @@ class AlignmentTrainer:
     # ---- one update ----
 
     def draws(self) -> Draws:
-        """Of this update in this process."""
+        """Random numbers of this update in this process."""
         generator = seeded_generator(self.arguments.seed, self.update, self.accelerator.process_index)
         return Draws(generator, seed=int(torch.randint(2**31, (), generator=generator, device="cpu")))
 
     def make_update(self) -> None:
-        """Collect samples, take the optimizer steps that they are for, and log what came of it."""
+        """Collect samples, take optimizer steps on them, and log the metrics."""
         started = time.perf_counter()
         draws, arguments = self.draws(), self.arguments
         process = self.update * self.accelerator.num_processes + self.accelerator.process_index
-        asked = self.prompts.batch(process * arguments.prompts_per_update, arguments.prompts_per_update)
-        experience = self.algorithm.collect(self.policy.encode(asked), draws)
+        prompts = self.prompts.batch(process * arguments.prompts_per_update, arguments.prompts_per_update)
+        experience = self.algorithm.collect(self.policy.encode(prompts), draws)
         measured: dict[str, list[torch.Tensor]] = defaultdict(list)
         nonfinite = int(experience.metrics.get("nonfinite", 0))
         order = torch.randperm(len(experience), generator=draws.generator)
@@ -110,15 +112,16 @@ class AlignmentTrainer:
         self.log({**experience.metrics, **means, "seconds": self.seconds, "nonfinite": self.nonfinite}, "train")
 
     def optimizer_step(self, batch: Experience, draws: Draws, measured: dict[str, list]) -> int:
-        """One step on the mean loss of a batch's items. Returns how many of them had no finite loss and were dropped,
-        plus one if the gradient was not finite and no step was taken. `measured` gets loss and metrics by name."""
+        """Take one step on the mean loss of a batch. Returns the number of items that were dropped because their
+        loss is not finite, plus one if the step was skipped because the gradient is not finite. Loss and metrics are
+        appended to `measured`."""
         nonfinite = 0
         for rows in torch.arange(len(batch), device=self.policy.device).split(self.arguments.batch_size):
             part, seed = batch.select(rows), draws.seed + int(rows[0])
             loss, metrics = self.algorithm.loss(part, seed)
             finite = loss.detach().isfinite()
             if not finite.all():
-                # Again without them: a gradient of zero times infinity would still be no number.
+                # Computed again without them, because a zero weight times an infinite gradient is NaN.
                 nonfinite += int((~finite).sum())
                 if not finite.any():
                     continue
@@ -136,8 +139,8 @@ class AlignmentTrainer:
         return nonfinite + int(not norm.isfinite())
 
     def gather_gradients(self) -> torch.Tensor:
-        """Average the gradients over the processes, and return their norm. The LoRA is small, and processes may come
-        here by different numbers of backward passes."""
+        """Average the gradients over the processes, and return their norm. This is done once per step, not in the
+        backward passes, because their number may differ between processes."""
         for parameter in self.policy.parameters:
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             parameter.grad = self.accelerator.reduce(gradient, reduction="mean")
@@ -145,8 +148,10 @@ class AlignmentTrainer:
 
     def count_nonfinite(self, count: int) -> None:
         """
+        Add to the total over all processes.
+
         Raises:
-            NonFiniteError: with these there have been too many.
+            NonFiniteError: the total is above `max_nonfinite`.
         """
         counted = torch.tensor(count, device=self.policy.device)
         self.nonfinite += int(self.accelerator.reduce(counted, reduction="sum"))
@@ -157,19 +162,18 @@ class AlignmentTrainer:
             )
 
     def evaluate(self) -> bool:
-        """Measure samples of the averaged weights, log and write what came of it. Returns whether the watched reward
-        has turned, and been waited for."""
+        """Evaluate the averaged weights, and log and write the results. Returns whether to stop early."""
         with averaged_weights(self.average, self.policy.parameters):
             results = self.evaluation.measure(self.accelerator)
         self.log(self.evaluation.summarize(results), "eval")
         if self.accelerator.is_main_process:
             self.evaluation.write(results, self.update, self.accelerator.trackers)
-        return self.evaluation.has_turned(results, self.average)
+        return self.evaluation.should_stop(results, self.average)
 
     # ---- logs and checkpoints ----
 
     def log(self, metrics: dict[str, float], kind: str) -> None:
-        """A line of `metrics.jsonl`, and the trackers; of the main process."""
+        """Log to the trackers and, in the main process, to `metrics.jsonl` and stdout."""
         self.accelerator.log({f"{kind}/{name}": value for name, value in metrics.items()}, step=self.update)
         if self.accelerator.is_main_process:
             line = json.dumps({"kind": kind, "update": self.update, **metrics})
@@ -178,7 +182,7 @@ class AlignmentTrainer:
                 file.write(line + "\n")
 
     def save(self) -> None:
-        """Write a checkpoint, and remove all but the newest few."""
+        """Write a checkpoint, and delete the oldest ones above `save_total_limit`."""
         accelerator, keep = self.accelerator, self.arguments.save_total_limit
         with new_checkpoint(
             accelerator, self.output_dir, self.update, keep=keep, writes=accelerator.is_main_process
@@ -193,7 +197,7 @@ class AlignmentTrainer:
             self.policy.save_adapter(folder)
 
     def finish(self) -> None:
-        """Write the averaged LoRA to adapter/; where there was a watch over it, that of the best evaluation."""
+        """Write the averaged LoRA to adapter/; with `patience`, that of the best evaluation."""
         if self.evaluation.best_weights is not None:
             self.average.shadow_params = self.evaluation.best_weights
         if self.accelerator.is_main_process:
@@ -202,7 +206,7 @@ class AlignmentTrainer:
         self.accelerator.wait_for_everyone()
 
     def state_dict(self) -> dict:
-        """Everything that an update depends on, and how far the metrics' file reaches."""
+        """The training state, and the length of the metrics file."""
         return {
             "run": self.run_arguments(),
             "policy": self.policy.state_dict(),
@@ -215,10 +219,10 @@ class AlignmentTrainer:
         }
 
     def resume(self, checkpoint: Path) -> None:
-        """Go on from a checkpoint.
+        """Resume from a checkpoint.
 
         Raises:
-            ValueError: it is of a run with other arguments.
+            ValueError: the checkpoint is from a run with other arguments.
         """
         state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
         for name, value in self.run_arguments().items():
@@ -239,6 +243,6 @@ class AlignmentTrainer:
             os.truncate(self.output_dir / METRICS, state["metrics_bytes"])
 
     def run_arguments(self) -> dict:
-        """The arguments that a run cannot go on with others of."""
+        """The arguments that may not change when a run is resumed."""
         every = asdict(self.arguments) | asdict(self.algorithm.arguments)
         return {name: value for name, value in every.items() if name not in FREE_ARGUMENTS}

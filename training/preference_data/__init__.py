@@ -1,1 +1,1 @@
-"""Preference data of every source in one form: conversion, checks, size buckets, cached latents and batches."""
+"""Preference data in one schema: conversion, checks, size buckets, cached latents and batches."""

@@ -1,12 +1,12 @@
-"""A few sizes for images of any shape, so that batches fill up: nothing is cropped and no image is left out."""
+"""Size buckets: images of any shape are resized to a few sizes, without cropping, so that they can share batches."""
 
 import math
 from collections.abc import Sequence
 
 from modeling_dina.images_dina import fit_size
 
-# Landscape ratios that cameras and generators use, and enough between them that up to 2:1 the nearest one changes an
-# image's proportions by no more than about 6 %.
+# Landscape ratios of cameras and generators, and intermediate ones, so that up to 2:1 the nearest ratio changes an
+# image's proportions by at most about 6 %.
 _LANDSCAPE = (1, 9 / 8, 5 / 4, 4 / 3, 3 / 2, 5 / 3, 16 / 9, 2, 7 / 3, 3, 4)
 ASPECTS = (*(1 / ratio for ratio in reversed(_LANDSCAPE[1:])), *_LANDSCAPE)
 
@@ -15,17 +15,17 @@ def bucket_size(
     sizes: Sequence[tuple[int, int]], *, multiple: int, max_pixels: int, max_side: float = math.inf
 ) -> tuple[int, int]:
     """
-    The one size to which all images of a comparison are resized.
+    The common size to which all images of a comparison are resized.
 
-    Its aspect is the one of `ASPECTS` nearest, on a logarithmic scale, to the geometric mean of the images' aspects.
-    Its area is `max_pixels`, halved as often as brings it nearest to the largest image, so that small images are not
-    blown up and few sizes occur. Its sides are those that a scorer would give an image of this aspect and area.
+    The aspect is the element of `ASPECTS` nearest, on a logarithmic scale, to the geometric mean of the images'
+    aspects. The area is `max_pixels` / 2^n, with n chosen to come nearest to the largest image, so that small images
+    are not enlarged much and few sizes occur. The sides are those that a scorer uses for this aspect and area.
 
     Args:
         sizes: (width, height) of each image.
-        multiple: sides are multiples of it.
-        max_pixels: largest area.
-        max_side: longest side.
+        multiple: number that divides both sides.
+        max_pixels: maximum area.
+        max_side: maximum side.
 
     Returns:
         (width, height) in pixels.

@@ -1,4 +1,4 @@
-"""Cached latents: how one is written and read, and a data set over the shards of `training.encode_latents`."""
+"""Cached latents: serialisation of latents, and a data set of the shards of `training.encode_latents`."""
 
 import io
 from pathlib import Path
@@ -10,7 +10,7 @@ from datasets import Dataset
 
 
 def pack(latents: torch.Tensor) -> bytes:
-    """Latents [C, H, W] as `.npy` bytes in their own precision."""
+    """Convert latents [C, H, W] to `.npy` bytes, with their dtype."""
     file = io.BytesIO()
     np.save(file, latents.cpu().numpy(), allow_pickle=False)
     return file.getvalue()
@@ -18,12 +18,10 @@ def pack(latents: torch.Tensor) -> bytes:
 
 def unpack(data: bytes) -> torch.Tensor:
     """
-    Latents [C, H, W] from `.npy` bytes.
-
-    Nothing is unpickled: bytes that hold Python objects are refused.
+    Convert `.npy` bytes to latents [C, H, W]. Python objects are refused, not unpickled.
 
     Raises:
-        ValueError: the bytes are no such array of floating-point numbers.
+        ValueError: the bytes are not an array of floating-point numbers with three dimensions.
     """
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
@@ -37,13 +35,13 @@ def unpack(data: bytes) -> torch.Tensor:
 
 def read_latents(folder: Path) -> Dataset:
     """
-    The pairs that `python -m training.encode_latents` wrote, for random access.
+    Load the pairs written by `python -m training.encode_latents`, for random access.
 
-    The shards are copied once into Arrow files in the cache of `datasets`, which are memory-mapped: a row costs what
-    it holds, where Parquet would decode the whole row group around it.
+    The shards are copied once to memory-mapped Arrow files in the cache of `datasets`, from which single rows can be
+    read. Parquet would decode the complete row group.
 
     Args:
-        folder: what `--out` named.
+        folder: folder of `--out`.
 
     Returns:
         Rows of `schema.LATENT_FEATURES` in the order of `index`; on access, latents_a and latents_b are float16
@@ -57,9 +55,9 @@ def read_latents(folder: Path) -> Dataset:
         raise ValueError(f"folder: expected shards of latents, got {folder} without data/train-*.parquet")
     count = int(paths[0].stem.rpartition("-")[2])
     if len(paths) != count:
-        raise ValueError(f"folder: expected {count} shards, got {len(paths)}: {folder} is not encoded to its end")
+        raise ValueError(f"folder: expected {count} shards, got {len(paths)}: {folder} is incomplete")
     if not any(pq.read_metadata(path).num_rows for path in paths):
-        raise ValueError(f"folder: expected pairs of latents, got {folder} without a single pair; see its errors")
+        raise ValueError(f"folder: expected pairs of latents, got {folder} without any pair; see its errors")
     return Dataset.from_parquet([str(path) for path in paths]).with_transform(_unpack_batch)
 
 
@@ -70,6 +68,6 @@ def _unpack_batch(batch: dict) -> dict:
 
 
 def latent_shapes(dataset: Dataset) -> np.ndarray:
-    """Height and width of every pair's latents, [N, 2], without reading any."""
+    """Height and width of every pair's latents, [N, 2], without loading latents."""
     columns = dataset.select_columns(["height", "width"]).with_format("numpy")[:]
     return np.stack([columns["height"], columns["width"]], axis=1)

@@ -37,9 +37,8 @@ class Overlap:
 
 def hash_pairs(pairs: Dataset, *, num_proc: int | None = None) -> Dataset:
     """
-    Compute what determines whether pairs are equal: the prompt, normalised in case, spacing and Unicode form, and a
-        hash
-    of each image's pixels, which is None if the image cannot be read.
+    Compute what identifies a pair: the prompt, normalised in case, spacing and Unicode form, and a hash of each
+    image's pixels, which is None if the image cannot be read.
 
     Args:
         pairs: pairs from `schema.as_pairs`.

@@ -1,4 +1,4 @@
-"""Batches of one shape that cover a data set exactly once an epoch, whatever the number of processes."""
+"""Batches of one shape that cover a data set exactly once per epoch, for any number of processes."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,23 +9,23 @@ from torch.utils.data import Sampler
 
 class ShapeBatchSampler(Sampler[list[int]]):
     """
-    A position in an endless stream of epochs, each a new order of batches; iterating goes on to the end of the epoch.
+    A sampler with a position in an endless sequence of epochs. Iteration continues to the end of the current epoch.
 
-    In an epoch every sample is in exactly one batch of one process, all samples of a batch have one shape, and every
-    process gets the same number of batches, none of them empty. Batches are as even as they can be, and those that the
-    processes get at the same step have the same shape wherever there are enough of it, so that none waits for another.
-    The order depends on `seed` and the epoch alone.
+    In an epoch, every sample is in exactly one batch of one process, all samples of a batch have the same shape, and
+    every process has the same number of batches, none of them empty. Batch sizes are as even as possible. At each
+    step, the batches of all processes have the same shape if enough of them exist, so that no process waits for
+    another. The order depends only on `seed` and the epoch.
 
     Args:
         shapes: [N, 2], height and width of each sample.
-        max_area: height times width times samples of a batch; a batch has at least one sample.
+        max_area: maximum of height times width times samples in a batch; a batch has at least one sample.
         num_replicas: number of processes.
-        rank: which of them this is.
-        seed: of all orders.
+        rank: index of this process.
+        seed: seed of the orders.
 
     Raises:
-        ValueError: an argument is out of range, or the samples cannot be shared out so that every process has a batch
-            at every step (there are too few, or nearly all of them fill a batch alone).
+        ValueError: an argument is out of range, or the samples cannot be divided so that every process has a batch at
+            every step (there are too few, or nearly all of them fill a batch alone).
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class ShapeBatchSampler(Sampler[list[int]]):
         self.step = 0
 
     def __len__(self) -> int:
-        """Batches of one process in a whole epoch."""
+        """Number of batches of one process per epoch."""
         return int(self._batches.sum()) // self._identity["num_replicas"]
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -57,7 +57,7 @@ class ShapeBatchSampler(Sampler[list[int]]):
         steps = self._steps()
         while self.step < len(self):
             batch = steps[self.step][self.rank]
-            # Counted before it is handed out: a generator runs no further than its last `next`.
+            # Counted before the batch is returned, because a generator stops at its last `next`.
             self.step += 1
             yield batch.tolist()
 
@@ -70,31 +70,31 @@ class ShapeBatchSampler(Sampler[list[int]]):
             for batch in np.array_split(rng.permutation(members), count)
         ]
         num_replicas = self._identity["num_replicas"]
-        # Batches of one shape are neighbours, and so are the processes of a step.
+        # Consecutive batches, which mostly have the same shape, form a step of all processes.
         steps = [batches[start : start + num_replicas] for start in range(0, len(batches), num_replicas)]
         return [steps[index] for index in rng.permutation(len(steps))]
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the beginning of `epoch`; a position within that same epoch, just restored, is kept."""
+        """Go to the start of `epoch`, unless the position, which may have been restored, is within this epoch."""
         if epoch != self.epoch or self.step == len(self):
             self.epoch, self.step = epoch, 0
 
     def state_dict(self, step: int | None = None) -> dict[str, Any]:
         """
-        The position, to be restored by `load_state_dict` on any rank.
+        The position, which `load_state_dict` restores on any rank.
 
         Args:
-            step: batches of this epoch that have been used. None takes those handed out, which is the same unless a
-                data loader with worker processes fetches ahead.
+            step: number of used batches in this epoch. None counts the returned batches, which differ if a data loader
+                with worker processes prefetches.
         """
         return {**self._identity, "epoch": self.epoch, "step": self.step if step is None else step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """
-        Go to a saved position.
+        Restore a position.
 
         Raises:
-            ValueError: it was saved for other data, batches, seed or number of processes.
+            ValueError: the position was saved with other data, batches, seed or number of processes.
         """
         for name, value in self._identity.items():
             if state[name] != value:
@@ -104,15 +104,15 @@ class ShapeBatchSampler(Sampler[list[int]]):
 
 def _even_batches(sizes: np.ndarray, limits: np.ndarray, num_replicas: int) -> np.ndarray:
     """
-    Into how many batches each shape is split, so that the total is a multiple of `num_replicas`.
+    Number of batches for each shape, [S], so that the total is a multiple of `num_replicas`.
 
     Args:
-        sizes: [S], samples of each shape.
-        limits: [S], the most of them that a batch may have.
+        sizes: [S], number of samples of each shape.
+        limits: [S], maximum number of samples in a batch of each shape.
     """
     counts = -(-sizes // limits)
     for _ in range(-counts.sum() % num_replicas):
-        # Where batches are largest, one more makes the least difference.
+        # An additional batch changes the batch size least where batches are largest.
         largest = (sizes / counts).argmax()
         if sizes[largest] == counts[largest]:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""The one form that preference data takes here: a prompt, two images or two cached latents, and a soft target."""
+"""The schema of preference data: a prompt, two images or two cached latents, and a soft target."""
 
 import hashlib
 import os
@@ -10,18 +10,18 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, Image, Value
 
 _LABELS = {
-    # Probability that a is preferred: 1 or 0 for a single vote, their share for several, 0.5 for a tie.
+    # Probability that a is preferred: 1 or 0 for a single vote, the share of several votes, or 0.5 for a tie.
     "target": Value("float64"),
     # Factor on the pair's loss.
     "weight": Value("float64"),
-    # Data set that the pair comes from.
+    # Name of the pair's data set.
     "source": Value("string"),
 }
-# Images stay undecoded: {"bytes", "path"} of a file, whose decoding is left to `modeling_dina.images_dina`.
+# Images are not decoded: {"bytes", "path"} of a file, which `modeling_dina.images_dina` decodes.
 PAIR_FEATURES = Features(
     {"prompt": Value("string"), "image_a": Image(decode=False), "image_b": Image(decode=False), **_LABELS}
 )
-# Latents are `.npy` bytes of float16 [C, height, width] in model space; index is the row that the pair had as images.
+# Latents are `.npy` bytes of float16 [C, height, width] in model space; index is the row in the source.
 LATENT_FEATURES = Features(
     {
         "index": Value("int64"),
@@ -37,10 +37,10 @@ LATENT_FEATURES = Features(
 
 def as_pairs(dataset: Dataset) -> Dataset:
     """
-    Pairs of images with the columns of `PAIR_FEATURES`, checked.
+    Check pairs of images, and convert them to `PAIR_FEATURES`.
 
     Args:
-        dataset: with those columns at least; images may be of any storage that `datasets.Image` reads.
+        dataset: data set with at least these columns; images in any form that `datasets.Image` supports.
 
     Raises:
         ValueError: a column is missing, a target is outside [0, 1], or a weight is negative or not finite.
@@ -50,7 +50,7 @@ def as_pairs(dataset: Dataset) -> Dataset:
         raise ValueError(f"dataset: expected the columns {list(PAIR_FEATURES)}, got none named {', '.join(missing)}")
     dataset = dataset.select_columns(list(PAIR_FEATURES))
     labels = dataset.select_columns(["target", "weight"]).with_format("numpy")[:]
-    # Written so that NaN fails too.
+    # In this form, NaN also fails.
     _refuse(dataset, "target", labels["target"], ~((labels["target"] >= 0) & (labels["target"] <= 1)), "within [0, 1]")
     _refuse(dataset, "weight", labels["weight"], ~((labels["weight"] >= 0) & (labels["weight"] < np.inf)), ">= 0")
     for name in ("image_a", "image_b"):
@@ -65,7 +65,7 @@ def _refuse(dataset: Dataset, name: str, values: np.ndarray, is_wrong: np.ndarra
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """Sixteen hexadecimal digits that tell data sets apart by their prompts and targets, in order."""
+    """Hash of prompts and targets, in order, as sixteen hexadecimal digits."""
     digest = hashlib.sha256()
     for batch in dataset.select_columns(["prompt", "target"]).iter(batch_size=10_000):
         digest.update(repr((batch["prompt"], batch["target"])).encode())
@@ -74,14 +74,17 @@ def fingerprint(dataset: Dataset) -> str:
 
 def contents_fingerprint(dataset: Dataset) -> str:
     """
-    Sixteen hexadecimal digits that tell data sets apart by all but prompts and targets: weights, sources, and where
-    the images are, or how long they are where the data set contains their bytes. No image is read.
+    Hash of everything except prompts and targets: weights, sources, and the paths of the images, or their sizes if the
+    data set contains their bytes. Images are not read.
+
+    Returns:
+        Sixteen hexadecimal digits.
     """
     digest = hashlib.sha256()
     for name in dataset.column_names:
         if name in ("prompt", "target"):
             continue
-        # The table below any selection of rows: through a selection, Arrow would copy all bytes.
+        # The underlying table without a selection of rows, because with a selection, Arrow would copy all bytes.
         for chunk in dataset.data.column(name).chunks:
             digest.update("".join(f"{cell}\n" for cell in _described(chunk)).encode(errors="backslashreplace"))
     return digest.hexdigest()[:16]

@@ -1,5 +1,4 @@
-"""Where preference pairs come from: the names of the formats, and one call that reads any of them. Image files are
-named, not copied."""
+"""Loading of preference pairs from all supported formats. Image files are referred to by path, not copied."""
 
 import os
 from pathlib import Path
@@ -12,26 +11,26 @@ from modeling_dina.data.tables import naming_row, read_parquet, read_rows, table
 from modeling_dina.options import loading
 from training.preference_data.schema import PAIR_FEATURES, as_pairs
 
-# The package's own schema (pairs), or a data set as it is published.
+# The package's own schema (pairs), or the format of a published data set.
 Format = Literal["pairs", "hpdv3", "hpdv2", "image_reward", "pick_a_pic", "reference_cache"]
-# The formats of annotations that give images by their paths.
+# Formats of annotations that contain the paths of images.
 _READERS = {"hpdv3": preferences.hpdv3, "hpdv2": preferences.hpdv2, "image_reward": preferences.image_reward}
 
 
 def load_pairs(source: str, source_format: Format = "pairs", image_root: Path | None = None) -> Dataset:
     """
-    Preference pairs in the package's schema; those of the reference's cache hold latents in place of images.
+    Load preference pairs in the package's schema. Those of `Format.reference_cache` have latents in place of images.
 
     Args:
-        source: for "pairs", a folder that `Dataset.save_to_disk` wrote, or what `datasets.load_dataset` reads,
-            a Hub id for one: its split "train". For Pick-a-Pic and the cache of the reference, a folder with Parquet
-            files at any depth; for the others, a file of annotations. See the readers in
+        source: for "pairs", a folder written by `Dataset.save_to_disk`, or any data set that
+            `datasets.load_dataset` can load, such as a Hub id, with a split "train". For Pick-a-Pic and the reference
+            cache, a folder with Parquet files at any depth. For the others, a file of annotations; see
             `modeling_dina.data.preferences`.
-        source_format: what it is.
-        image_root: for annotations, the folder that their paths start from; None takes that of the annotations.
+        source_format: format of `source`.
+        image_root: folder that paths in annotations are relative to; None uses the folder of the annotations.
 
     Raises:
-        ValueError: there are no pairs, or they are not as their format says.
+        ValueError: there are no pairs, or they do not have the given format.
     """
     match source_format:
         case "pairs":
@@ -72,14 +71,14 @@ def _pick_a_pic(folder: Path) -> Dataset:
     rows = table_rows(table, folder.name, list(images))
     chosen = [index for index, row in enumerate(rows) if any(preferences.pick_a_pic([row], "train", naming_row))]
     dataset = _with_constants(table.rename_columns(columns), weight=1.0, source="pick_a_pic")
-    # Selecting last keeps the images where they are, memory-mapped, instead of copying them.
+    # Rows are selected last, so that images remain memory-mapped and are not copied.
     return as_pairs(dataset.select(chosen))
 
 
 def _reference_cache(folder: Path) -> Dataset:
     """
-    The latent cache of the reference implementation: Parquet files `{prompt, latent1, latent2}`, `.npy` bytes, of
-    which `latent1` is the preferred one. Latents stay as they are, not yet read.
+    Load the latent cache of the reference implementation: Parquet files `{prompt, latent1, latent2}` with `.npy`
+    bytes, in which `latent1` is preferred. Latents are not unpacked.
     """
     columns = {"latent1": "latents_a", "latent2": "latents_b"}
     dataset = _read_folder(folder, ["prompt", *columns]).rename_columns(columns)

@@ -14,32 +14,32 @@ from training.preference_data.sampler import ShapeBatchSampler
 
 def load_pairs(folders: Sequence[str | Path]) -> Dataset:
     """
-    The pairs of several folders that `training.encode_latents` wrote, one after another, with their numbers in the
-    column "row"; see `read_latents`.
+    Load and concatenate the pairs of several folders written by `training.encode_latents`, and add their row numbers
+    as the column "row"; see `read_latents`.
 
     Raises:
-        ValueError: a folder is none of these, or is not encoded to its end.
+        ValueError: a folder has no latents or is incomplete.
     """
     parts = [read_latents(Path(folder)) for folder in folders]
     pairs = concatenate_datasets(parts)
-    # A row's noise depends on its number. Joining drops the transform that unpacks latents.
+    # The noise of a row depends on its number. Concatenation drops the transform that unpacks latents.
     numbered = pairs.add_column("row", np.arange(len(pairs)))
     return numbered.with_transform(parts[0].format["format_kwargs"]["transform"])
 
 
 class PairLoader(DataLoader):
     """
-    Batches of one latent shape, shared out among processes; every pair once an epoch.
+    Batches of one latent shape, divided between processes, with every pair once per epoch.
 
-    A batch holds "index" (rows of `pairs`) and "prompt", both lists, "latents" [2, B, C, H, W] of images a and b in
+    A batch contains the lists "index" (rows of `pairs`) and "prompt", "latents" [2, B, C, H, W] of images a and b in
     float32, "target" [B] and "weight" [B].
 
     Args:
-        pairs: from `load_pairs`.
-        max_area: most latent cells (height x width) in a batch, counting one image a pair.
-        num_replicas, rank: processes, and which of them this is.
-        seed: of the order.
-        num_workers: processes that read ahead.
+        pairs: data set from `load_pairs`.
+        max_area: maximum number of latent positions (height x width) in a batch, counting one image per pair.
+        num_replicas, rank: number of processes, and index of this process.
+        seed: seed of the order.
+        num_workers: number of processes that prefetch.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class PairLoader(DataLoader):
 
 
 def collate_pairs(rows: list[dict]) -> dict[str, torch.Tensor | list]:
-    """Rows of `load_pairs` to a batch as `PairLoader` describes it."""
+    """Collate rows of `load_pairs` to a batch of `PairLoader`."""
     sides = [torch.stack([row[f"latents_{side}"] for row in rows]) for side in "ab"]
     return {
         "index": [row["row"] for row in rows],

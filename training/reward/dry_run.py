@@ -1,4 +1,4 @@
-"""What a run would cost, counted without weights, data or network."""
+"""The cost of a training run, computed without weights, data or network."""
 
 import math
 import os
@@ -19,7 +19,11 @@ ADAM_8BIT_BYTES = 2
 
 def offline_config(base_model: str, fields: dict) -> DinaConfig:
     """
-    The config that training would have, without asking the Hub.
+    Create the config of the model to train, without access to the Hub.
+
+    Args:
+        base_model: folder or Hub id of the base model.
+        fields: fields of the config.
 
     Raises:
         ValueError: `base_model` is neither a folder nor `costs.KNOWN_BASE`, and `fields` has no transformer_config.
@@ -36,7 +40,7 @@ def offline_config(base_model: str, fields: dict) -> DinaConfig:
 
 
 def count_pairs(source: str) -> int | None:
-    """Pairs of one of `train_data`; None where it is not here yet."""
+    """Number of pairs in one source of `train_data`; None if the folder does not exist yet."""
     if source.startswith("world:"):
         return int(source.split(":")[1]) * len(FIRST)
     paths = list((Path(source) / "data").glob("train-*.parquet"))
@@ -44,7 +48,7 @@ def count_pairs(source: str) -> int | None:
 
 
 def pair_inputs(model: DinaRewardModel) -> dict[str, torch.Tensor]:
-    """A pair of the size that the backbone was trained at, on the meta device, as `PreferenceObjective` takes it."""
+    """Arguments of `PreferenceObjective` for one pair of the backbone's training size, on the meta device."""
     config = model.config
     latent, embeds, pooled = costs.input_shapes(config.transformer_config, config.max_sequence_length)
     shapes = {"latents": (2, 1, *latent), "noise": (1, *latent), "sigma": (1,), "target": (1,)}
@@ -53,7 +57,7 @@ def pair_inputs(model: DinaRewardModel) -> dict[str, torch.Tensor]:
 
 
 def activation_bytes(model: DinaRewardModel, checkpointing: bool, half: bool) -> int:
-    """Bytes that one pair keeps for the backward pass."""
+    """Bytes that one pair stores for the backward pass."""
     config, dtype = model.config, torch.bfloat16 if half else torch.float32
     model.backbone.to(dtype)
     latent, *texts = costs.input_shapes(config.transformer_config, config.max_sequence_length)
@@ -75,13 +79,14 @@ def print_dry_run(
     Print parameters, FLOPs, memory and steps of a run.
 
     Args:
-        title: of the table.
-        objective: on the meta device, with everything frozen that is not to be trained.
-        train_data, args: of the run.
+        title: title of the table.
+        objective: objective on the meta device, in which the weights that are not trained are frozen.
+        train_data: training data of the run.
+        args: arguments of the run.
     """
     parameters, trainable = costs.count_parameters(objective)
     batch, checkpointing = args.per_device_train_batch_size, bool(args.activation_checkpointing)
-    pairs_a_step = batch * args.gradient_accumulation_steps * args.world_size
+    step_pairs = batch * args.gradient_accumulation_steps * args.world_size
     optimizer_bytes = ADAM_8BIT_BYTES if "8bit" in str(args.optim) else costs.ADAM_BYTES
     memory = {
         "weights": costs.weight_bytes(objective),
@@ -96,10 +101,10 @@ def print_dry_run(
     rows = {
         "parameters": f"{parameters / 1e6:,.1f} M",
         "trainable parameters": f"{trainable / 1e6:,.1f} M",
-        "pairs a step": f"{pairs_a_step} = {batch} x {args.gradient_accumulation_steps} x {args.world_size} processes",
-        "FLOPs a step": f"{flops * pairs_a_step / 1e12:,.2f} T",
-        **costs.memory_rows(memory, "a process, without text encoders"),
-        "pairs": "unknown: train_data is not here yet" if pairs is None else f"{pairs:,}",
-        "steps an epoch": "unknown" if pairs is None else f"{math.ceil(pairs / pairs_a_step):,}",
+        "pairs per step": f"{step_pairs} = {batch} x {args.gradient_accumulation_steps} x {args.world_size} processes",
+        "FLOPs per step": f"{flops * step_pairs / 1e12:,.2f} T",
+        **costs.memory_rows(memory, "per process, without text encoders"),
+        "pairs": "unknown: train_data does not exist yet" if pairs is None else f"{pairs:,}",
+        "steps per epoch": "unknown" if pairs is None else f"{math.ceil(pairs / step_pairs):,}",
     }
     costs.print_rows(title, rows)

@@ -1,4 +1,4 @@
-"""How well a reward model predicts held-out preferences, by noise level and with the ensemble."""
+"""Agreement of a reward model with held-out preferences, by noise level and with the ensemble."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -23,19 +23,20 @@ def sum_agreement(
     num_draws: int,
 ) -> dict[str, torch.Tensor]:
     """
-    Sums over pairs, to be added up over processes and divided by `mean_agreement`.
+    Weighted sums over pairs. Add them up over processes, and pass the result to `mean_agreement`.
 
     Args:
-        reward: `DinaRewardModel.reward`, of a model in evaluation mode.
-        batches: as `PairLoader` makes them.
-        encode_prompts: texts to embeddings [B, L, D] and pooled embeddings [B, P].
-        mode: how the ensemble joins levels.
-        sigmas: levels that are measured one by one and together, as the ensemble.
-        num_draws: noise draws at each level.
+        reward: `DinaRewardModel.reward` of a model in evaluation mode.
+        batches: batches of `PairLoader`.
+        encode_prompts: maps texts to embeddings [B, L, D] and pooled embeddings [B, P].
+        mode: ensemble mode.
+        sigmas: noise levels, which are evaluated separately and together as the ensemble.
+        num_draws: number of noise draws at each level.
 
     Returns:
-        Three float64 numbers on the embeddings' device, by level ("0.2") and for the "ensemble": the votes agreed with
-        (half of them for equal scores), the squared error of the win probability, and the weight of the pairs.
+        For each level ("0.2") and for the "ensemble", three float64 sums on the embeddings' device: the share of votes
+        for the image with the higher score (one half for equal scores), the squared error of the win probability, and
+        the weight.
     """
     sums: dict[str, torch.Tensor] = {}
     for batch in batches:
@@ -48,7 +49,7 @@ def sum_agreement(
         assert ensemble.level_variance is not None
         samples_a, samples_b = ensemble.level_samples.chunk(2, dim=-1)
         variances = ensemble.level_variance[:, None]
-        read = {
+        measured = {
             f"{sigma:g}": (a, b, pair_statistics(a[None], b[None], variance))
             for sigma, a, b, variance in zip(sigmas, samples_a, samples_b, variances, strict=True)
         }
@@ -57,8 +58,8 @@ def sum_agreement(
         samples_a, samples_b = ensemble.samples.chunk(2, dim=-1)
         scores_a, scores_b = ensemble.scores[None].chunk(2, dim=-1)
         weights = precision_weights(ensemble.variance) if mode == "precision" else None
-        read["ensemble"] = scores_a, scores_b, pair_statistics(samples_a, samples_b, ensemble.variance, weights)
-        for name, (a, b, statistics) in read.items():
+        measured["ensemble"] = scores_a, scores_b, pair_statistics(samples_a, samples_b, ensemble.variance, weights)
+        for name, (a, b, statistics) in measured.items():
             sums[name] = sums.get(name, 0) + _sum_pairs(a.mean(dim=0) - b.mean(dim=0), statistics, target, weight)
     return sums
 
@@ -73,7 +74,7 @@ def _sum_pairs(
 
 
 def mean_agreement(sums: dict[str, torch.Tensor]) -> dict[str, float]:
-    """ "agreement_<level>" and "brier_<level>" from the sums of `sum_agreement`."""
+    """The metrics "agreement_<level>" and "brier_<level>" from the sums of `sum_agreement`."""
     means = {}
     for name, (agreed, squared_error, weight) in sums.items():
         means[f"agreement_{name}"] = (agreed / weight).item()

@@ -1,5 +1,5 @@
-"""Where on the noise path a training pair is looked at, and under which noise: seeded by pair, so that neither the
-number of processes nor an interruption changes what a pair sees."""
+"""Noise levels and noise of training pairs. They are seeded by pair, so that they depend neither on the number of
+processes nor on interruptions."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from scipy.special import betaincinv
 
-# The parameters of each density with the values they take when none are given.
+# The parameters of each density with their default values.
 DENSITIES: dict[str, dict[str, float]] = {
     "uniform": {},
     "logit_normal": {"mean": 0.0, "std": 1.0},
@@ -21,21 +21,21 @@ DENSITIES: dict[str, dict[str, float]] = {
 
 class NoiseLevels:
     """
-    A density of noise levels on [0, 1], by its quantile function: `levels(u)` of uniform numbers u are its samples.
+    A density of noise levels on [0, 1], given by its quantile function: `levels(u)` maps uniform numbers to samples.
 
     - uniform: u
     - logit_normal: sigmoid(mean + std * probit(u)) (arXiv 2403.03206, section 3.1)
     - mode: 1 - u - scale * (cos(pi u / 2)^2 - 1 + u) (ibid.)
     - beta: the quantile of Beta(a, b)
-    - power: u^exponent, denser towards clean latents for exponents above 1
+    - power: u^exponent; for exponents above 1, small noise levels are more likely
     - constant: sigma
 
     Args:
         density: one of `DENSITIES`.
-        parameters: in the order of `DENSITIES[density]`; missing ones take the values given there.
+        parameters: parameters in the order of `DENSITIES[density]`; missing ones take the default values.
 
     Raises:
-        ValueError: the density is unknown, or a parameter is surplus or out of range.
+        ValueError: the density is unknown, there are too many parameters, or one is out of range.
     """
 
     def __init__(self, density: str, parameters: Sequence[float] = ()) -> None:
@@ -73,14 +73,14 @@ def seeded_draws(
     seed: int, step: int, indices: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    A uniform number and normal noise for each of B samples, which depend on (seed, step, index) alone.
+    Draw a uniform number and normal noise for each of B samples, which depend only on (seed, step, index).
 
     Args:
-        seed: of the run.
-        step: update that the samples are used in.
-        indices: B row numbers.
-        shape: of one sample's noise.
-        device: of the noise, which differs between kinds of devices.
+        seed: seed of the run.
+        step: index of the update.
+        indices: row indices of the B samples.
+        shape: shape of one sample's noise.
+        device: device of the noise. The noise differs between types of devices.
 
     Returns:
         u [B], in (0, 1), on the CPU; noise [B, *shape] on `device`.
@@ -89,7 +89,7 @@ def seeded_draws(
     generator = torch.Generator(device)
     for row, index in enumerate(indices):
         first, second = np.random.SeedSequence([seed, step, index]).generate_state(2, np.uint64).tolist()
-        # Half a step off both ends: the quantiles of 0 and 1 may be infinite. 2^-24 is the spacing of float32 below 1.
+        # Offset by half a step, as quantiles of 0 and 1 may be infinite. 2^-24 is the spacing of float32 below 1.
         uniform.append(((first >> 41) + 0.5) * 2**-23)
         torch.randn(
             shape, generator=generator.manual_seed(second >> 1), dtype=torch.float32, device=device, out=noise[row]

@@ -1,4 +1,4 @@
-"""The loss of preference pairs on noisy latents, as one module: what is trained."""
+"""The training objective: the loss of preference pairs on noisy latents, as a module."""
 
 from typing import Any
 
@@ -14,19 +14,19 @@ LOSSES = ("fidelity", "log_likelihood", "bradley_terry")
 
 class PreferenceObjective(nn.Module):
     """
-    Loss of preference pairs under the noise-calibrated Thurstone law, or under Bradley and Terry's.
+    Loss of preference pairs under the noise-calibrated Thurstone model or the Bradley-Terry model.
 
-    Both images of a pair get the same noise at the same level and go through the model in one batch.
+    Both images of a pair have the same noise and noise level, and are processed in one batch.
 
     Args:
-        model: whose variance, `config.variance_slope` sigma^2 + `config.variance_floor`, is the Thurstone law's. A
-            slope of 0 makes it constant.
-        loss: "fidelity" or "log_likelihood" of the Thurstone law, or "bradley_terry".
-        margin: by which "bradley_terry" wants the better reward to exceed the other.
-        learn_variance: fit slope and floor with the weights.
+        model: reward model. Its variance, `config.variance_slope` sigma^2 + `config.variance_floor`, is that of the
+            Thurstone model; with a slope of 0 it is constant.
+        loss: "fidelity" or "log_likelihood" of the Thurstone model, or "bradley_terry".
+        margin: margin that "bradley_terry" requires between the two rewards.
+        learn_variance: whether to learn slope and floor together with the weights.
 
     Raises:
-        ValueError: an option is unknown, or does not go with the others.
+        ValueError: an option is unknown or incompatible with the others.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class PreferenceObjective(nn.Module):
         self.model = model
         self.loss, self.margin = loss, margin
         law = torch.tensor([model.config.variance_slope, model.config.variance_floor], dtype=torch.float32)
-        # In logarithms both stay positive.
+        # With logarithms as parameters, both stay positive.
         self.log_variance = nn.Parameter(law.log()) if learn_variance else None
 
     def forward(
@@ -90,19 +90,19 @@ class PreferenceObjective(nn.Module):
         return law(scores_a, scores_b, variance, variance, target)
 
     def reward(self, *args: Any, **kwargs: Any) -> DinaEnsembleOutput:
-        """`DinaRewardModel.reward`, by way of what FSDP shards and therefore gathers."""
+        """`DinaRewardModel.reward`, as a method of the module whose weights FSDP gathers."""
         return self.model.reward(*args, **kwargs)
 
     def write_variance(self, log_variance: torch.Tensor | None) -> None:
-        """Put slope and floor, where they are learnt, into the model's config; `log_variance` is their logarithms."""
+        """Write the learnt slope and floor, given by their logarithms, to the model's config. None does nothing."""
         if log_variance is not None:
             config = self.model.config
             config.variance_slope, config.variance_floor = log_variance.detach().exp().tolist()
 
     def gradient_checkpointing_enable(self, **options: Any) -> None:
-        """What the Trainer calls to have the backbone's blocks computed twice rather than remembered."""
+        """Enable gradient checkpointing of the backbone's blocks. Called by the Trainer."""
         self.model.gradient_checkpointing_enable(options.get("gradient_checkpointing_kwargs"))
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
-        """The same under the name that later versions of transformers call it by."""
+        """Like `gradient_checkpointing_enable`, under its name in later versions of transformers."""
         self.model.gradient_checkpointing_enable(options.get("activation_checkpointing_kwargs"))

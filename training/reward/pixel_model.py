@@ -1,4 +1,4 @@
-"""A reward on pixels, to compare the latent one with."""
+"""A reward model on pixels, the baseline for the latent reward."""
 
 import torch
 from diffusers import AutoencoderKL
@@ -8,20 +8,20 @@ from torch import nn
 
 class PixelRewardModel(nn.Module, PyTorchModelHubMixin):
     """
-    Scores of pictures under captions: a small transformer reads the features of an autoencoder's encoder and the text.
+    Scores pictures for captions with a small transformer on features of an autoencoder's encoder and text embeddings.
 
     Args:
-        vae_config: of the autoencoder whose encoder is the vision encoder; its weights are not trained.
-        text_width: of prompt_embeds.
-        width: of the transformer.
-        layers: of the transformer.
+        vae_config: config of the autoencoder whose frozen encoder is the vision encoder.
+        text_width: width of prompt_embeds.
+        width: width of the transformer.
+        layers: number of layers of the transformer.
     """
 
     def __init__(self, vae_config: dict, text_width: int, width: int = 128, layers: int = 3) -> None:
         super().__init__()
         vae = AutoencoderKL.from_config(vae_config)
         self.vision_encoder = vae.encoder.requires_grad_(False)
-        self.vision_encoder.conv_out = nn.Identity()  # the features that latents are a projection of
+        self.vision_encoder.conv_out = nn.Identity()  # returns the features before their projection to latents
         channels = vae.config.block_out_channels
         side = vae.config.sample_size // 2 ** (len(channels) - 1)
         self.from_picture, self.from_text = nn.Linear(channels[-1], width), nn.Linear(text_width, width)
@@ -36,7 +36,7 @@ class PixelRewardModel(nn.Module, PyTorchModelHubMixin):
         return self.vision_encoder(pictures).flatten(2).transpose(1, 2)
 
     def read(self, features: torch.Tensor, prompt_embeds: torch.Tensor) -> torch.Tensor:
-        """Scores [B] of features [B, tokens, channels] under prompt_embeds [B, L, D]."""
+        """Scores [B] of features [B, tokens, channels] for prompt_embeds [B, L, D]."""
         picture = self.from_picture(features) + self.position
         query = self.query.expand(len(features), -1, -1)
         tokens = torch.cat([query, picture, self.from_text(prompt_embeds)], dim=1)
@@ -50,5 +50,5 @@ class PixelRewardModel(nn.Module, PyTorchModelHubMixin):
 
     @classmethod
     def _from_pretrained(cls, **options):
-        # The mixin's default passes over weights that are missing or have another name, and leaves them random.
+        # By default, the mixin ignores missing and misnamed weights, and leaves them random.
         return super()._from_pretrained(**options | {"strict": True})

@@ -1,4 +1,4 @@
-"""Weights that FSDP has shared out among processes, gathered for a file and put back from one."""
+"""Gathering of weights that FSDP has sharded, for saving, and distribution of loaded weights."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def gather(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The whole of every weight. Every process must take part, with the weights in the same order."""
+    """Gather the complete weights. Every process must call this, with the weights in the same order."""
     return {
         name: weight.full_tensor().detach() if isinstance(weight, DTensor) else weight.detach()
         for name, weight in weights.items()
@@ -16,7 +16,7 @@ def gather(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def put(weights: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> None:
-    """Copy whole `values` into `weights`, each process its part. Every process must take part."""
+    """Copy complete `values` to `weights`; each process copies its shard. Every process must call this."""
     for name, weight in weights.items():
         value = values[name].to(weight.device, weight.dtype)
         if isinstance(weight, DTensor):

@@ -1,5 +1,4 @@
-"""The reward trainer: transformers' Trainer with pairs of latents, seeded noise, an EMA, and checkpoints that are
-whole or not there."""
+"""The reward trainer: transformers' Trainer with pairs of latents, seeded noise, an EMA, and atomic checkpoints."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -197,7 +196,7 @@ class RewardTrainer(Trainer):
         averaged."""
         latents = inputs["latents"]
         if not latents.isfinite().all():
-            raise NonFiniteError(self._describe("latents: expected finite numbers, got others"))
+            raise NonFiniteError(self._describe("latents: expected finite numbers, got NaN or infinity"))
         u, noise = seeded_draws(
             self.args.seed, self.state.global_step, inputs["index"], latents.shape[2:], latents.device
         )
@@ -223,7 +222,7 @@ class RewardTrainer(Trainer):
         """
         gradients = [weight.grad for weight in self.trainable.values() if weight.grad is not None]
         if getattr(self.accelerator, "scaler", None) is None and not get_total_norm(gradients).isfinite():
-            raise NonFiniteError(self._describe("gradient: expected finite numbers, got others"))
+            raise NonFiniteError(self._describe("gradient: expected finite numbers, got NaN or infinity"))
 
     def _describe(self, problem: str) -> str:
         return (

@@ -1,6 +1,7 @@
-"""The small world, where the truth is known: 64 x 64 scenes of coloured shapes, their true utility and annotators.
+"""The small world, a synthetic data set with known ground truth: 64 x 64 scenes of coloured shapes, their true
+utility, and simulated annotators.
 
-Import order, each part importing only those to its left:
+Each package imports only packages to its left:
 training.world <- training.preference_data, training.reward, training.align, ... <- training.world.models,
-where the networks of the small world are built.
+which builds the networks of the small world.
 """

@@ -1,9 +1,9 @@
-"""Annotators of the small world: they see a picture's true utility through normal noise of known size (Thurstone)."""
+"""Simulated annotators, who compare true utilities with normal noise of known standard deviation (Thurstone)."""
 
 import numpy as np
 from scipy.special import ndtr
 
-# Standard deviation of one annotator's impression of one picture, in units of utility.
+# Standard deviation of one annotator's estimate of the utility of one picture.
 IMPRESSION_NOISE = 0.5
 ANNOTATORS = 9  # votes on each pair
 
@@ -14,16 +14,16 @@ def true_preference(utility_a: np.ndarray, utility_b: np.ndarray) -> np.ndarray:
 
 
 def vote(utility_a: np.ndarray, utility_b: np.ndarray, annotators: int, rng: np.random.Generator) -> np.ndarray:
-    """Share of `annotators` independent votes that go to a, in the shape of the utilities."""
+    """Share of `annotators` independent votes for a, in the shape of the utilities."""
     return rng.binomial(annotators, true_preference(utility_a, utility_b)) / annotators
 
 
 def expected_agreement(prefers_a: np.ndarray, utility_a: np.ndarray, utility_b: np.ndarray) -> np.ndarray:
-    """Probability that one fresh annotator shares each choice, in the shape of the utilities.
+    """Probability that a new annotator agrees with each choice, in the shape of the utilities.
 
-    Its mean is an accuracy without the noise of a sampled annotator. Choices by the utilities themselves give the best
-    that can be reached (Bayes). There are no ties: what does not prefer a prefers b, so that choices of the larger of
-    two scores, `scores_a > scores_b`, count equal scores as a preference for b.
+    Its mean is an accuracy without the sampling noise of an annotator. Choices by the true utilities reach the highest
+    possible mean (Bayes). There are no ties: if `prefers_a` is False, b is preferred. With `scores_a > scores_b` as
+    choices, equal scores therefore count as a preference for b.
     """
     preference = true_preference(utility_a, utility_b)
     return np.where(prefers_a, preference, 1 - preference)

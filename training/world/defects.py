@@ -1,4 +1,4 @@
-"""Ways in which a picture of the small world can be spoilt, each a pure function of (image, severity, generator).
+"""Defects of pictures of the small world, each a pure function of (image, severity, generator).
 
 Images are RGB uint8 [64, 64, 3]; severity lies in (0, 1].
 """
@@ -17,13 +17,13 @@ def blur(image: np.ndarray, severity: float, rng: np.random.Generator) -> np.nda
 
 
 def noise(image: np.ndarray, severity: float, rng: np.random.Generator) -> np.ndarray:
-    """Coarse grey noise, 4 pixels a grain: a standard deviation of 8 to 40 grey levels."""
+    """Grey noise in blocks of 4 x 4 pixels, with a standard deviation of 8 to 40 grey levels."""
     grains = rng.normal(0, 8 + 32 * severity, (IMAGE_SIZE // 4, IMAGE_SIZE // 4, 1))
     return _clip(image + grains.repeat(4, axis=0).repeat(4, axis=1))
 
 
 def wrong_hue(image: np.ndarray, severity: float, rng: np.random.Generator) -> np.ndarray:
-    """All hues turned by 15 to 40 degrees: every colour lies between two names."""
+    """Rotate all hues by 15 to 40 degrees, so that every colour lies between two colour names."""
     hue, saturation, value = Image.fromarray(image).convert("HSV").split()
     turn = (15 + 25 * severity) / 360 * 256 * rng.choice((-1, 1))
     hue = Image.fromarray(((np.asarray(hue).astype(float) + turn) % 256).astype(np.uint8))
@@ -31,7 +31,7 @@ def wrong_hue(image: np.ndarray, severity: float, rng: np.random.Generator) -> n
 
 
 def extra_blob(image: np.ndarray, severity: float, rng: np.random.Generator) -> np.ndarray:
-    """A coloured ellipse that nobody asked for, 3 to 7 pixels in radius."""
+    """Add a coloured ellipse with a radius of 3 to 7 pixels, which the caption does not mention."""
     canvas = Image.fromarray(image)
     x, y = rng.uniform(6, IMAGE_SIZE - 6, 2)
     a, b = (3 + 4 * severity) * rng.uniform(0.7, 1.0, 2)
@@ -40,7 +40,7 @@ def extra_blob(image: np.ndarray, severity: float, rng: np.random.Generator) -> 
 
 
 def cut(image: np.ndarray, severity: float, rng: np.random.Generator) -> np.ndarray:
-    """A grey bar of 4 to 12 pixels across the whole picture, cutting what lies under it."""
+    """Draw a grey bar, 4 to 12 pixels wide, across the picture."""
     image = image.copy()
     width = round(4 + 8 * severity)
     start = int(rng.integers(12, IMAGE_SIZE - 12 - width))
@@ -53,7 +53,7 @@ def cut(image: np.ndarray, severity: float, rng: np.random.Generator) -> np.ndar
 
 
 def compression(image: np.ndarray, severity: float, rng: np.random.Generator) -> np.ndarray:
-    """JPEG at a quality of 12 down to 2: blocks and ringing."""
+    """JPEG compression with quality 12 to 2, which causes blocks and ringing."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=round(12 - 10 * severity))
     return np.asarray(Image.open(buffer))
@@ -67,6 +67,6 @@ DEFECTS = (blur, noise, wrong_hue, extra_blob, cut, compression)
 
 
 def spoil(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One random defect of random severity."""
+    """Apply one random defect of random severity."""
     defect = DEFECTS[rng.integers(len(DEFECTS))]
     return defect(image, rng.uniform(0.15, 1.0), rng)

@@ -1,4 +1,4 @@
-"""Groups of pictures under one caption, whose true utility is known: what every reward is trained and tested on."""
+"""Groups of pictures, with one caption per group and known utilities, on which rewards are trained and tested."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,24 +13,26 @@ from training.world.seeds import Seed
 from training.world.utility import true_utility
 
 GROUP_SIZE = 4
-# The places of both pictures of every pair of a group.
+# Indices of the first and of the second picture of every pair in a group.
 FIRST, SECOND = (index.tolist() for index in np.triu_indices(GROUP_SIZE, 1))
 
 
 def draw_description(*key: int) -> Description:
-    """A random description: number `key[-1]` of the set that the numbers before it seed."""
+    """The random description with index `key[-1]` in the set with the seed `key[:-1]`."""
     return sample_description(np.random.default_rng(key))
 
 
 def draw_group(seed: int, index: int, held_out: bool = False) -> tuple[Description, np.ndarray]:
     """
-    Group number `index` of the set of rendered groups with this seed: its description and pictures.
+    Draw one group of the set of rendered groups with a seed.
 
     Args:
-        held_out: whether the caption asks for a combination of colour and shape that never met in training.
+        seed: seed of the set.
+        index: index of the group in the set.
+        held_out: whether the caption names a combination of colour and shape that is held out from training.
 
     Returns:
-        The description, and pictures RGB uint8 [4, 64, 64, 3].
+        The description, and pictures, RGB uint8 [4, 64, 64, 3].
     """
     rng = np.random.default_rng((seed, index))
     description = sample_description(rng, held_out)
@@ -39,10 +41,10 @@ def draw_group(seed: int, index: int, held_out: bool = False) -> tuple[Descripti
 
 def candidates(description: Description, count: int, rng: np.random.Generator) -> list[np.ndarray]:
     """
-    Pictures of very different worth under one description, as a generator's attempts would be.
+    Draw pictures of very different utility for one description, like the samples of a generator.
 
-    Most differ from the description in one respect or not at all, some in two, a few show something else; two in five
-    have a defect. In half of all calls the candidates share place, tint and background as far as their things allow.
+    Most match the description or differ in one respect, some differ in two, and a few show another description; 40 %
+    have a defect. In half of all calls the candidates share positions, tints and background, if their things allow it.
 
     Returns:
         `count` pictures, RGB uint8 [64, 64, 3].
@@ -50,19 +52,19 @@ def candidates(description: Description, count: int, rng: np.random.Generator) -
     shared = int(rng.integers(2**32)) if rng.random() < 0.5 else None
     images = []
     for _ in range(count):
-        shown = description
+        edited = description
         for _ in range(rng.choice(3, p=(0.35, 0.5, 0.15))):
-            shown = edit(shown, rng)
+            edited = edit(edited, rng)
         if rng.random() < 0.07:
-            shown = sample_description(rng)
-        image = draw(arrange(shown, rng if shared is None else np.random.default_rng(shared)))
+            edited = sample_description(rng)
+        image = draw(arrange(edited, rng if shared is None else np.random.default_rng(shared)))
         images.append(spoil(image, rng) if rng.random() < 0.4 else image)
     return images
 
 
 @dataclass(frozen=True)
 class RenderedPictures(Sequence[np.ndarray]):
-    """Pictures of the first `groups` rendered groups of a set, each drawn when it is read; see `draw_group`."""
+    """Pictures of the first `groups` rendered groups of a set, each drawn on access; see `draw_group`."""
 
     seed: int
     groups: int
@@ -78,13 +80,13 @@ class RenderedPictures(Sequence[np.ndarray]):
 @dataclass(frozen=True, eq=False)
 class Groups:
     """
-    G groups of four pictures under one caption.
+    G groups of four pictures with one caption per group.
 
     Attributes:
-        captions: G of them.
-        utilities: true utilities [G, 4], float64 as measured, float32 as stored.
-        pictures: RGB uint8 [4, 64, 64, 3] of each group; None where only latents are stored, as of generated groups.
-        latents: [G, 4, C, H, W] in model space; None where no autoencoder has encoded the pictures.
+        captions: G captions.
+        utilities: true utilities [G, 4], float64 when measured, float32 when loaded from shards.
+        pictures: RGB uint8 [4, 64, 64, 3] for each group; None if only latents are stored, as for generated groups.
+        latents: [G, 4, C, H, W] in model space; None if the pictures have not been encoded.
     """
 
     captions: list[str]
@@ -94,7 +96,7 @@ class Groups:
 
     @classmethod
     def draw(cls, indices: Iterable[int], seed: int, held_out: bool = False) -> "Groups":
-        """Rendered groups of a set by number; see `draw_group`."""
+        """Draw the rendered groups with these indices in a set; see `draw_group`."""
         drawn = [draw_group(seed, index, held_out) for index in indices]
         return cls.measure([description for description, _ in drawn], np.stack([pictures for _, pictures in drawn]))
 
@@ -102,7 +104,7 @@ class Groups:
     def measure(
         cls, descriptions: Sequence[Description], pictures: np.ndarray, latents: torch.Tensor | None = None
     ) -> "Groups":
-        """Groups of given pictures, RGB uint8 [G, 4, 64, 64, 3], and their utilities under their descriptions."""
+        """Create groups from pictures, RGB uint8 [G, 4, 64, 64, 3], and measure their utilities."""
         utilities = [
             [true_utility(description, picture) for picture in group]
             for description, group in zip(descriptions, pictures, strict=True)
@@ -114,23 +116,23 @@ class Groups:
 
     @property
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
-        """All pairs within groups, group by group: numbers of both pictures, each [6 G], counted over all groups."""
+        """Indices [6 G] of the first and of the second picture of all pairs within groups, among all 4 G pictures."""
         start = GROUP_SIZE * np.arange(len(self))[:, None]
         return (start + FIRST).ravel(), (start + SECOND).ravel()
 
     @property
     def preferences(self) -> np.ndarray:
-        """P(an annotator prefers the first picture) of each pair of each group, float64 [G, 6]."""
+        """Probability that an annotator prefers the first picture of each pair, float64 [G, 6]."""
         utilities = self.utilities.astype(np.float64)
         return true_preference(utilities[:, FIRST], utilities[:, SECOND])
 
 
 def cast_votes(utilities: np.ndarray) -> np.ndarray:
     """
-    The share of `ANNOTATORS` votes that the first picture of every pair gets, [G, 6].
+    Share of `ANNOTATORS` votes for the first picture of every pair, [G, 6].
 
     Args:
-        utilities: [G, 4] of a whole set; its votes are one draw.
+        utilities: [G, 4] of a complete set, because one random generator draws all votes.
     """
     rng = np.random.default_rng(Seed.TOKENIZER_AND_VOTES)
     return vote(utilities[:, FIRST], utilities[:, SECOND], ANNOTATORS, rng)
@@ -138,13 +140,13 @@ def cast_votes(utilities: np.ndarray) -> np.ndarray:
 
 def pairwise_accuracy(scores: np.ndarray, utilities: np.ndarray) -> dict[str, float]:
     """
-    How often scores order all pairs within groups as a fresh annotator does, in expectation.
+    Expected agreement of scores with a new annotator, over all pairs within groups.
 
     Args:
         scores, utilities: [G, 4].
 
     Returns:
-        "accuracy" with its "standard_error" over groups, the "best" that can be reached, and the "ratio" of the two.
+        "accuracy", its "standard_error" over groups, the "best" possible accuracy, and the "ratio" of the two.
     """
     pairs = utilities[:, FIRST], utilities[:, SECOND]
     agreement = expected_agreement(scores[:, FIRST] > scores[:, SECOND], *pairs)

@@ -1,6 +1,6 @@
-"""The small world's pictures as latents of a pipeline's autoencoder, and the shards that keep them.
+"""Latents of the small world's pictures, and the shards that store them.
 
-Everything is drawn and encoded once: later stages read the shards.
+Pictures are drawn and encoded once; later stages read the shards.
 """
 
 import json
@@ -24,13 +24,13 @@ SHARD_SIZE = 4096
 
 
 def to_pixels(pictures: np.ndarray) -> torch.Tensor:
-    """RGB uint8 [..., H, W, 3] to float32 [..., 3, H, W] in [-1, 1], as diffusers' image processor gives it."""
+    """Convert RGB uint8 [..., H, W, 3] to float32 [..., 3, H, W] in [-1, 1], like diffusers' image processor."""
     return torch.from_numpy(np.moveaxis(pictures, -1, -3).astype(np.float32, order="C") / 127.5 - 1)
 
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pictures: np.ndarray, batch_size: int = 256) -> torch.Tensor:
-    """Pictures, RGB uint8 [N, 64, 64, 3], to float16 latents [N, 16, 8, 8] in model space: the posterior's mode."""
+    """Encode pictures, RGB uint8 [N, 64, 64, 3], to float16 latents [N, 16, 8, 8] in model space (posterior mode)."""
     batches = []
     for start in range(0, len(pictures), batch_size):
         pixels = to_pixels(pictures[start : start + batch_size])
@@ -40,14 +40,14 @@ def encode(vae: AutoencoderKL, pictures: np.ndarray, batch_size: int = 256) -> t
 
 @torch.no_grad()
 def decode(pipeline: DiffusionPipeline, latents: torch.Tensor) -> np.ndarray:
-    """Latents [B, 16, 8, 8] in model space to pictures, RGB uint8 [B, 64, 64, 3]."""
+    """Decode latents [B, 16, 8, 8] in model space to pictures, RGB uint8 [B, 64, 64, 3]."""
     images = [decode_latents(pipeline.vae, batch) for batch in latents.split(128)]
     pictures = pipeline.image_processor.postprocess(torch.cat(images), output_type="np")
     return (pictures * 255).round().astype(np.uint8)
 
 
 class Shard(NamedTuple):
-    """Captions of items, and tensors whose first axis is the items."""
+    """Captions of N items, and tensors [N, ...] by name."""
 
     tensors: dict[str, torch.Tensor]
     captions: list[str]
@@ -55,12 +55,12 @@ class Shard(NamedTuple):
 
 def build_shards(directory: Path, total: int, make: Callable[[range], Shard]) -> list[Path]:
     """
-    Write items 0 to total - 1 in shards; those that exist already stay.
+    Write items 0 to total - 1 in shards. Existing shards are not changed.
 
     Args:
-        directory: of the shards. Every shard in it is complete.
+        directory: folder of the shards. Every shard in it is complete.
         total: number of items.
-        make: called with the indices of a shard.
+        make: creates the shard with the given item indices.
     """
     paths = []
     for start in tqdm(range(0, total, SHARD_SIZE), desc=directory.name):
@@ -74,7 +74,7 @@ def build_shards(directory: Path, total: int, make: Callable[[range], Shard]) ->
 
 
 def load_shards(paths: Sequence[Path]) -> Shard:
-    """All shards joined."""
+    """Load shards and concatenate them."""
     parts: list[dict[str, torch.Tensor]] = []
     captions: list[str] = []
     for path in paths:
@@ -86,10 +86,12 @@ def load_shards(paths: Sequence[Path]) -> Shard:
 
 def store_groups(directory: Path, count: int, make: Callable[[range], Groups]) -> Groups:
     """
-    Groups 0 to count - 1 with their latents, from shards under `directory`, which are written where they are missing.
+    Load groups 0 to count - 1 with their latents from shards, and write the missing shards first.
 
     Args:
-        make: called with the numbers of groups, whose latents it gives too.
+        directory: folder of the shards.
+        count: number of groups.
+        make: creates the groups with the given indices, including their latents.
     """
 
     def make_shard(indices: range) -> Shard:
@@ -104,12 +106,13 @@ def store_groups(directory: Path, count: int, make: Callable[[range], Groups]) -
 
 def rendered_groups(directory: Path, vae: AutoencoderKL, *, groups: int, seed: int, held_out: bool = False) -> Groups:
     """
-    Rendered groups with their latents, stored under `directory`; their pictures are drawn when they are read.
+    Load rendered groups with their latents, and encode missing ones first. Pictures are drawn on access.
 
     Args:
-        vae: encodes the pictures.
-        groups: how many.
-        seed, held_out: of the set, as `draw_group` takes them.
+        directory: folder of the shards.
+        vae: autoencoder that encodes the pictures.
+        groups: number of groups.
+        seed, held_out: arguments of `draw_group`.
     """
 
     def make(indices: range) -> Groups:

@@ -1,6 +1,6 @@
-"""What a caption of the small world may ask for, and how a picture of it is laid out and drawn.
+"""Descriptions and captions of the small world, and the layout and drawing of scenes.
 
-Everything is a pure function of its arguments and of the random generator passed in.
+All functions are pure functions of their arguments, which include the random generator.
 """
 
 import colorsys
@@ -13,23 +13,23 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 IMAGE_SIZE = 64
-# Six hues, 60 degrees apart: the index times 60 is the hue in degrees.
+# The index times 60 is the hue in degrees.
 COLORS = ("red", "yellow", "green", "cyan", "blue", "purple")
 SHAPES = ("circle", "square", "triangle", "star")
 SIZES = ("small", "large")
-# Unit vector from the second thing to the first, x to the right and y down.
+# Unit vector from the second thing to the first, with x to the right and y down.
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 COUNTS = {2: "two", 3: "three"}
-# Colour and shape that never meet in training, so that a test can ask what was learnt of each alone.
+# Combinations of colour and shape that are held out from training, to test compositional generalisation.
 HELD_OUT = frozenset({("yellow", "star"), ("blue", "triangle"), ("green", "circle"), ("purple", "square")})
-# Radius in pixels of the circle around a shape.
+# Range of the radius, in pixels, of the circle around a shape.
 RADII = {"small": (6.0, 7.5), "large": (10.5, 12.0)}
 SUPERSAMPLING = 4
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One shape that a caption names; `size` is None where the caption leaves it open."""
+    """A shape named by a caption; `size` is None if the caption gives no size."""
 
     color: str
     shape: str
@@ -41,19 +41,19 @@ class Thing:
 
 @dataclass(frozen=True)
 class Description:
-    """What a picture should show: one to three things, and where the first of two lies from the second."""
+    """The content of a picture: one to three things, and optionally the relation of the first to the second."""
 
     things: tuple[Thing, ...]
     relation: str | None = None
 
     @property
     def held_out(self) -> bool:
-        """Whether any thing is a combination of colour and shape kept out of training."""
+        """Whether any thing is a held-out combination of colour and shape."""
         return any((thing.color, thing.shape) in HELD_OUT for thing in self.things)
 
     @property
     def caption(self) -> str:
-        """The sentence a generator or a reward model is given."""
+        """The prompt for a generator or a reward model."""
         things = self.things
         if len(things) > 1 and len(set(things)) == 1:
             return f"{COUNTS[len(things)]} {things[0]}s"
@@ -64,10 +64,10 @@ class Description:
 
 
 def describe(caption: str) -> Description:
-    """The description that has this caption.
+    """Parse a caption.
 
     Raises:
-        ValueError: it is no caption of the small world.
+        ValueError: `caption` is not a caption of the small world.
     """
     for count, word in COUNTS.items():
         if caption.startswith(f"{word} ") and caption.endswith("s"):
@@ -91,7 +91,7 @@ def _thing(text: str, caption: str) -> Thing:
 
 @dataclass(frozen=True)
 class Placed:
-    """A thing with a place in the picture: centre and radius in pixels, turn in radians, RGB in [0, 255]."""
+    """A thing in a picture: its centre and radius in pixels, rotation in radians, and RGB colour in [0, 255]."""
 
     thing: Thing
     x: float
@@ -103,14 +103,14 @@ class Placed:
 
 @dataclass(frozen=True)
 class Scene:
-    """All that `draw` needs: the placed things over a grey gradient between two corner values in [0, 255]."""
+    """The input of `draw`: placed things, and a grey gradient (both ends in [0, 255], angle in radians)."""
 
     placed: tuple[Placed, ...]
     background: tuple[float, float, float]
 
 
 def sample_thing(rng: np.random.Generator, held_out: bool = False, sized: bool = True) -> Thing:
-    """A random thing, from the combinations kept out of training if `held_out`, from the others if not."""
+    """A random thing, from the held-out combinations if `held_out`, otherwise from the others."""
     combinations = [(c, s) for c in COLORS for s in SHAPES if ((c, s) in HELD_OUT) == held_out]
     color, shape = combinations[rng.integers(len(combinations))]
     size = SIZES[rng.integers(2)] if sized and rng.random() < 0.5 else None
@@ -118,7 +118,7 @@ def sample_thing(rng: np.random.Generator, held_out: bool = False, sized: bool =
 
 
 def sample_description(rng: np.random.Generator, held_out: bool = False) -> Description:
-    """A random description; with `held_out` its first thing is a combination kept out of training."""
+    """A random description; if `held_out`, its first thing is a held-out combination."""
     kind = rng.choice(4, p=(0.3, 0.2, 0.35, 0.15))
     if kind == 0:
         return Description((sample_thing(rng, held_out),))
@@ -140,10 +140,10 @@ def _distinct(rng: np.random.Generator, count: int, held_out: bool, sized: bool)
 
 
 def arrange(description: Description, rng: np.random.Generator) -> Scene:
-    """Place the things without overlap and as the relation says; nuisance (place, turn, tint, grey) is random."""
+    """Place things without overlap and according to the relation. Position, rotation, tint and grey are random."""
     things = description.things
     background = (*rng.uniform(90, 235, 2), rng.uniform(0, 2 * math.pi))
-    # Three things fit only if those of no given size are small.
+    # Three things fit only if those without a given size are small.
     sizes = [thing.size or SIZES[rng.integers(2) if len(things) < 3 else 0] for thing in things]
     radii = np.array([rng.uniform(*RADII[size]) for size in sizes])
     centres = _sample_centres(description.relation, radii, rng)
@@ -155,7 +155,7 @@ def arrange(description: Description, rng: np.random.Generator) -> Scene:
 
 
 def _sample_centres(relation: str | None, radii: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Centres [things, 2] in pixels, by rejection, many layouts at a time."""
+    """Centres [things, 2] in pixels, by rejection sampling of many layouts at a time."""
     first, second = np.triu_indices(len(radii), 1)
     margin = radii[:, None] + 2
     while True:
@@ -177,9 +177,9 @@ def _tint(color: str, rng: np.random.Generator) -> tuple[int, int, int]:
 
 
 def edit(description: Description, rng: np.random.Generator) -> Description:
-    """A description that differs from the given one in a single respect, as a flawed picture would.
+    """A description that differs from the given one in one respect.
 
-    Combinations kept out of training come in only where the given description has one already.
+    It contains a held-out combination only if the given description contains one.
     """
     while True:
         edited = _edit_once(description, rng)
@@ -223,7 +223,7 @@ def _other(values: tuple[str, ...], value: str | None, rng: np.random.Generator)
 
 
 def outline(shape: str, turn: float = 0.0) -> list[tuple[float, float]]:
-    """Corners of a shape inside the unit circle, y down; a circle as a fine polygon."""
+    """Corners of a shape in the unit circle, with y down. A circle is a polygon with 48 corners."""
     if shape == "star":
         corners = [(1.0 if i % 2 == 0 else 0.45, math.pi * i / 5) for i in range(10)]
     else:
@@ -233,7 +233,7 @@ def outline(shape: str, turn: float = 0.0) -> list[tuple[float, float]]:
 
 
 def draw(scene: Scene) -> np.ndarray:
-    """The picture of a scene, RGB uint8 [64, 64, 3], anti-aliased."""
+    """Draw a scene, anti-aliased, RGB uint8 [64, 64, 3]."""
     start, end, angle = scene.background
     ramp = np.linspace(-0.5, 0.5, IMAGE_SIZE)
     slope = np.add.outer(math.sin(angle) * ramp, math.cos(angle) * ramp) / math.sqrt(2)

@@ -1,8 +1,8 @@
-"""The seeds of all that is drawn in the small world.
+"""The seeds of all data of the small world.
 
-Number i of a set is drawn with `numpy.random.default_rng((seed, i))`. NumPy pads seeds with zeros: (40, 2) and
-(40, 2, 0) seed one and the same generator. Sets are therefore apart only if their seeds differ in the first number.
-The seeds of fresh weights stand beside the networks.
+Item i of a set is drawn with `numpy.random.default_rng((seed, i))`. NumPy pads seeds with zeros: (40, 2) and
+(40, 2, 0) seed the same generator. Sets are therefore independent only if their seeds differ in the first number. The
+seeds of initial weights are defined with the networks.
 """
 
 from enum import IntEnum, unique
@@ -10,7 +10,7 @@ from enum import IntEnum, unique
 
 @unique
 class Seed(IntEnum):
-    """A name, a number, and what is drawn with it."""
+    """A seed, with a description of the data that it draws."""
 
     draws: str
 
@@ -20,28 +20,28 @@ class Seed(IntEnum):
         seed.draws = draws
         return seed
 
-    # Both are in the shipped weights, so neither can change. One draws captions, the other votes: they share nothing.
-    TOKENIZER_AND_VOTES = 0, "Captions that the CLIP tokenizer is trained on; annotators' votes on any set of groups."
+    # Fixed by the published weights. Both uses can share a seed, because one draws captions and the other votes.
+    TOKENIZER_AND_VOTES = 0, "Captions for training the CLIP tokenizer; annotators' votes on any set of groups."
 
-    AUTOENCODER = 1, "Pictures that the autoencoder is trained on."
-    LATENT_SCALE = 2, "Pictures whose latents give the autoencoder's shift and scale."
-    GENERATOR = 3, "Pictures that the generator is trained on."
+    AUTOENCODER = 1, "Pictures for training the autoencoder."
+    LATENT_SCALE = 2, "Pictures whose latents determine the autoencoder's shift and scale."
+    GENERATOR = 3, "Pictures for training the generator."
 
-    # The generated groups' noise has torch seeds: the number, plus that of the first group of each batch.
-    RENDERED = 10, "Rendered groups that the latent and the pixel reward are trained on."
-    GENERATED = 11, "Generated groups that both are trained on."
-    TEST_SEEN = 20, "Rendered groups that both are tested on."
-    TEST_HELD_OUT = 21, "Rendered groups with combinations that never met in training, for the latent reward's test."
-    TEST_GENERATED = 22, "Generated groups that both rewards are tested on."
-    VALIDATION = 23, "Rendered groups that the latent reward is validated on while it trains."
+    # The torch seed of a generated batch's noise is this number plus the index of the batch's first group.
+    RENDERED = 10, "Rendered groups for training the latent and the pixel reward."
+    GENERATED = 11, "Generated groups for training both rewards."
+    TEST_SEEN = 20, "Rendered groups for testing both rewards."
+    TEST_HELD_OUT = 21, "Rendered groups with held-out combinations for testing the latent reward."
+    TEST_GENERATED = 22, "Generated groups for testing both rewards."
+    VALIDATION = 23, "Rendered groups for validating the latent reward during training."
 
-    BENCHMARK = 40, "Groups of the benchmark `world`, in every other of them combinations that never met in training."
-    ALIGNMENT_EVALUATION = 41, "Prompts that every alignment run is evaluated on."
-    # With a run's own seed as second number. The committed alignment study was run when this number was 40.
-    ALIGNMENT_PROMPTS = 42, "Prompts that an alignment run trains on."
+    BENCHMARK = 40, "Groups of the benchmark `world`; every other group has a held-out combination."
+    ALIGNMENT_EVALUATION = 41, "Evaluation prompts of every alignment run."
+    # The seed of the run is the second number. The committed alignment study used 40 instead of 42.
+    ALIGNMENT_PROMPTS = 42, "Training prompts of an alignment run."
 
-    STUDY_TRAIN = 50, "Groups that every reward of the study of the method's claims is trained on."
-    STUDY_SEEN = 51, "Groups that they are measured on."
-    STUDY_HELD_OUT = 52, "Groups with combinations that never met in training, that they are measured on."
+    STUDY_TRAIN = 50, "Training groups of the method study."
+    STUDY_SEEN = 51, "Test groups of the method study."
+    STUDY_HELD_OUT = 52, "Test groups of the method study with held-out combinations."
 
-    EXAMPLES = 2026, "Layouts of the pairs among the Space's examples; as layout 0, its groups."
+    EXAMPLES = 2026, "Layouts of the Space's example pairs; layout 0 also draws its example groups."

@@ -1,4 +1,4 @@
-"""Preference benchmarks: how each is read, and how its official accuracy is defined."""
+"""Preference benchmarks: their data and the definitions of their official accuracies."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,12 +17,12 @@ from modeling_dina.options import loading
 
 
 class Ties(str, Enum):
-    """What pairs that were labelled a tie count for."""
+    """How pairs labelled as a tie count."""
 
     dropped = "dropped"
-    correct = "correct"  # whatever is predicted
-    predicted = "predicted"  # a tie can be predicted too, below a threshold chosen on the validation split
-    half = "half"  # as what the label 0.5 says: half of the votes agree, whatever is predicted
+    correct = "correct"  # for any prediction
+    predicted = "predicted"  # a tie is predicted below a threshold that is chosen on the validation split
+    half = "half"  # like any label: for 0.5, half of the votes agree with any prediction
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,15 @@ class Benchmark:
     A benchmark and its official accuracy.
 
     Attributes:
-        read: its pairs, given a folder laid out as the public repository (None if it needs no data) and how many rows
-            to read (None for all).
-        ties: see `Ties`.
-        equal_prompts: the mean over prompts of each prompt's share of pairs, instead of the share of all pairs.
-        by_category: whether accuracy is reported by category too.
-        sizes: published counts, as `evaluate_preferences.count` names them.
-        files: patterns of what to download of the repository.
-        needs_data: whether it is read from a folder; one that makes its own images is not.
-        command: that knows the benchmark.
+        read: reads the pairs, given a folder with the layout of the public repository (None if no data is needed) and
+            a maximum number of rows (None for all).
+        ties: how ties count.
+        equal_prompts: whether all prompts have the same weight, instead of all pairs.
+        by_category: whether to report the accuracy by category as well.
+        sizes: published sizes, with the keys of `evaluate.count`.
+        files: patterns of the files to download from the repository.
+        needs_data: whether the benchmark is read from a folder; False if it generates its images.
+        command: command that can run the benchmark.
     """
 
     read: Callable[[Path | None, int | None], PreferenceSet]
@@ -61,24 +61,24 @@ def published(
     **splits: tuple[str, ...],
 ) -> Callable[[Path | None, int | None], PreferenceSet]:
     """
-    What `Benchmark.read` is for a published data set.
+    Create `Benchmark.read` for a published data set.
 
     Args:
-        reader: of the data set.
-        images: columns that hold images where its files are Parquet.
-        starts, archives: see `ImageFiles`.
-        splits: for each split, patterns of where its rows may be, the best first: one JSON file, or Parquet files.
+        reader: reader of the data set's rows.
+        images: columns with images, if the files are Parquet.
+        starts, archives: arguments of `ImageFiles`.
+        splits: for each split, patterns of its files in order of preference: one JSON file, or Parquet files.
 
     Returns:
-        A function of the data set's folder and of how many usable rows of each split to take (None for all). It
-        raises a ValueError where a split is missing, empty or damaged.
+        A function of the data set's folder and of the maximum number of usable rows per split (None for all). It
+        raises a ValueError if a split is missing, empty or damaged.
     """
 
     def read(folder: Path | None, limit: int | None) -> PreferenceSet:
         if folder is None:
             raise ValueError("data: expected a folder, got None")
         files = ImageFiles(folder, starts, archives)
-        gathered = PreferenceSet()
+        found_preferences = PreferenceSet()
         for split, patterns in splits.items():
             paths = next((found for pattern in patterns if (found := sorted(folder.glob(pattern)))), None)
             if not paths:
@@ -86,14 +86,14 @@ def published(
             rows = list(read_rows(paths, "data", images))
             if not rows:
                 raise ValueError(f"data: expected rows in {paths[0]}, got none")
-            for annotation in islice(reader(rows, split, gathered.row), limit):
+            for annotation in islice(reader(rows, split, found_preferences.row), limit):
                 cluster = annotation.cluster or annotation.prompt
                 common = {"category": annotation.category, "split": split}
                 for pair, label, target in annotation.pairs():
                     a, b = (files.item(annotation.prompt, image) for image in pair)
-                    gathered.add_pair(cluster, a, b, label, target=target, **common)
+                    found_preferences.add_pair(cluster, a, b, label, target=target, **common)
         files.unpack()
-        return gathered
+        return found_preferences
 
     return read
 
@@ -125,7 +125,7 @@ BENCHMARKS = {
         files=("test.json", "*.tar*"),
     ),
     "pickapic": Benchmark(
-        # One pair a prompt.
+        # There is one pair per prompt.
         published(
             preferences.pick_a_pic,
             test=("**/*test_unique*.parquet",),
@@ -165,10 +165,10 @@ BENCHMARKS = {
 
 def find_benchmark(name: str) -> Benchmark:
     """
-    One of `BENCHMARKS` by its name, or a `Benchmark` of one's own by "module:attribute".
+    Find one of `BENCHMARKS` by its name, or any other `Benchmark` by "module:attribute".
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: there is no such benchmark.
     """
     if name in BENCHMARKS:
         return BENCHMARKS[name]
@@ -183,14 +183,17 @@ def find_benchmark(name: str) -> Benchmark:
 
 def find_data(benchmark: Benchmark, data: str | None) -> tuple[Path | None, str | None]:
     """
-    The folder that a benchmark is read from, and its revision if it came from the Hub.
+    Find the data of a benchmark, and download it if necessary.
 
     Args:
-        benchmark: what is read.
-        data: a folder, or the Hub id of a data set, whose files are downloaded; None if the benchmark needs none.
+        benchmark: benchmark to read.
+        data: a folder, or the Hub id of a data set; None if the benchmark needs no data.
+
+    Returns:
+        The folder, and the revision if the data comes from the Hub.
 
     Raises:
-        ValueError: `data` is missing or leads nowhere, or the Hub cannot be reached.
+        ValueError: `data` is missing or does not exist, or the Hub cannot be reached.
     """
     if benchmark.needs_data != (data is not None):
         raise ValueError(f"data: expected {'a folder or a Hub id' if benchmark.needs_data else 'none'}, got {data}")
@@ -203,4 +206,4 @@ def find_data(benchmark: Benchmark, data: str | None) -> tuple[Path | None, str 
         raise ValueError(f"data: expected a folder or a Hub id, got {data}")
     with loading("data", data):
         folder = Path(snapshot_download(data, repo_type="dataset", allow_patterns=list(benchmark.files)))
-    return folder, folder.name  # a snapshot's folder is named after its commit
+    return folder, folder.name  # the name of a snapshot's folder is its commit

@@ -1,4 +1,4 @@
-"""Images of a data set that its annotations give by their paths: on the disk, or in the repository's archives."""
+"""Images that annotations refer to by path, as files on disk or in the archives of a repository."""
 
 import hashlib
 import io
@@ -23,12 +23,12 @@ from modeling_dina.images_dina import load_image
 
 class ImageFiles:
     """
-    Finds images by the paths that annotations give.
+    Finds images by the paths in annotations.
 
     Args:
-        folder: the data set's.
-        starts: folders, seen from `folder`, that paths may start from.
-        archives: patterns of .zip files, of .tar files with any compression, or of the numbered parts of one
+        folder: folder of the data set.
+        starts: subfolders of `folder` that paths may be relative to.
+        archives: patterns of .zip files, of .tar files with any compression, or of numbered parts of such a file
             (.tar.gz.00, …).
     """
 
@@ -45,7 +45,7 @@ class ImageFiles:
             self._unpacked = cached_assets_path("dina-lrm", "benchmarks", place)
 
     def item(self, prompt: str, image: str | Cell) -> Item:
-        """An image, given by its path or by the cell that holds it, for a prompt."""
+        """Create the item for a prompt and an image, given by a path or a cell."""
         if isinstance(image, Cell):
             return Item(prompt, image.name, image.open)
         self._wanted.add(image)
@@ -53,9 +53,9 @@ class ImageFiles:
 
     def unpack(self) -> None:
         """
-        Takes the images of all items that are not on the disk out of the archives, once, into the Hub's cache of
-        assets. An archive's members lie where unpacking it in place, or in a folder of its own name, would put them.
-        What no archive holds stays missing.
+        Unpack the images of all items that are not on disk into the Hub's assets cache, unless they are there already.
+        Paths refer to members as if each archive were unpacked in its folder, or in a subfolder with its name. Images
+        that are in no archive remain missing.
 
         Raises:
             ValueError: an archive is damaged.
@@ -87,7 +87,7 @@ class ImageFiles:
         return load_image(self._locate(path))
 
     def _locate(self, path: str) -> Path:
-        """Where an image is, or would be."""
+        """The path of an image, which may not exist."""
         places = [self.folder / start / path for start in self._starts]
         if self._unpacked is not None:
             places.append(_unpacked_file(self._unpacked, path))
@@ -99,7 +99,7 @@ def _unpacked_file(folder: Path, path: str) -> Path:
 
 
 def _find_archives(folder: Path, patterns: tuple[str, ...]) -> list[list[Path]]:
-    """Archives of a folder, each as its parts in order."""
+    """Find the archives of a folder; each is a list of its parts in order."""
     archives = defaultdict(list)
     for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
         archives[path.with_suffix("") if path.suffix[1:].isdigit() else path].append(path)
@@ -107,7 +107,7 @@ def _find_archives(folder: Path, patterns: tuple[str, ...]) -> list[list[Path]]:
 
 
 def _members(parts: list[Path]) -> Iterator[tuple[str, IO[bytes]]]:
-    """Names and contents of an archive's files."""
+    """Iterate over the names and contents of an archive's files."""
     try:
         if parts[0].suffix == ".zip":
             with zipfile.ZipFile(parts[0]) as archive:
@@ -126,13 +126,13 @@ def _members(parts: list[Path]) -> Iterator[tuple[str, IO[bytes]]]:
 
 
 class _Joined(io.RawIOBase):
-    """Files read as one, forwards."""
+    """Concatenated files, for sequential reading."""
 
     def __init__(self, paths: list[Path]):
         self._content = _blocks(paths)
 
     def read(self, size: int = -1, /) -> bytes:
-        """The next block; tarfile does not mind another size than it asked for."""
+        """Return the next block. Its size may differ from `size`, which tarfile accepts."""
         return next(self._content, b"")
 
 

@@ -1,4 +1,4 @@
-"""The one form that benchmarks are read into: images under their prompts, and pairs of them with what was observed."""
+"""The common form of all benchmarks: images with their prompts, and pairs of images with observed preferences."""
 
 import hashlib
 import json
@@ -14,12 +14,12 @@ from modeling_dina.data.tables import RowError, naming_row
 
 @dataclass(frozen=True)
 class Item:
-    """An image to be scored for a prompt.
+    """An image to score for a prompt.
 
     Attributes:
-        prompt: as the annotations give it.
-        name: what reports call the image.
-        open: decodes it; raises ValueError, TypeError or OSError if it cannot be used.
+        prompt: prompt as in the annotations.
+        name: name of the image in reports.
+        open: decodes the image; raises a ValueError, TypeError or OSError if it is unusable.
     """
 
     prompt: str
@@ -33,11 +33,11 @@ class Pairs:
     Pairs of items, all attributes [N].
 
     Attributes:
-        cluster: which pairs belong to one prompt and are uncertain together.
+        cluster: index of a cluster of statistically dependent pairs, usually those of one prompt.
         a, b: indices of items.
-        label: what counts for accuracy: 1 if a is preferred, 0 if b is, 0.5 for a tie, or a probability.
-        target: what counts for the likelihood: the share of votes for a where votes are known, else the label.
-        category: what the annotations file the pair under, "" if nothing.
+        label: label for the accuracy: 1 if a is preferred, 0 if b is, 0.5 for a tie, or a probability.
+        target: target for the likelihood: the share of votes for a if votes are known, otherwise the label.
+        category: category in the annotations, or "".
     """
 
     cluster: np.ndarray
@@ -51,29 +51,29 @@ class Pairs:
         return len(self.a)
 
     def __getitem__(self, index) -> "Pairs":
-        """The pairs of a mask or of indices."""
+        """Select pairs by a mask or by indices."""
         return Pairs(**{name: values[index] for name, values in vars(self).items()})
 
     def shuffled_sides(self, seed: int) -> "Pairs":
-        """The same pairs, each turned round with probability one half."""
-        turned = np.random.default_rng(seed).random(len(self)) < 0.5
+        """The same pairs, with a and b swapped with probability one half."""
+        swapped = np.random.default_rng(seed).random(len(self)) < 0.5
         return replace(
             self,
-            a=np.where(turned, self.b, self.a),
-            b=np.where(turned, self.a, self.b),
-            label=np.where(turned, 1 - self.label, self.label),
-            target=np.where(turned, 1 - self.target, self.target),
+            a=np.where(swapped, self.b, self.a),
+            b=np.where(swapped, self.a, self.b),
+            label=np.where(swapped, 1 - self.label, self.label),
+            target=np.where(swapped, 1 - self.target, self.target),
         )
 
 
 @dataclass
 class PreferenceSet:
     """
-    What a benchmark's files hold, gathered row by row.
+    The items and pairs of a benchmark, which are added row by row.
 
     Attributes:
-        items: images, each once for each prompt it is scored for.
-        failures: [{"name", "error"}], rows that cannot be used.
+        items: images with their prompts, without duplicates.
+        failures: [{"name", "error"}] for unusable rows.
     """
 
     items: list[Item] = field(default_factory=list)
@@ -83,7 +83,7 @@ class PreferenceSet:
 
     @contextmanager
     def row(self, name: str) -> Iterator[None]:
-        """One bad row is no reason to stop: what is wrong with it is kept under its name."""
+        """Context that records the error of a bad row in `failures` instead of raising it."""
         try:
             with naming_row(name):
                 yield
@@ -91,7 +91,7 @@ class PreferenceSet:
             self.failures.append({"name": error.name, "error": error.reason})
 
     def add_item(self, item: Item) -> int:
-        """Index of an item, which is the earlier one's for the same name and prompt."""
+        """Add an item, unless one with the same name and prompt exists, and return its index."""
         key = (item.prompt, item.name)
         if key not in self._known:
             self._known[key] = len(self.items)
@@ -109,15 +109,15 @@ class PreferenceSet:
         category: str = "",
         split: str = "test",
     ) -> None:
-        """A pair; those of one prompt have one name for their cluster."""
+        """Add a pair. `cluster` is a name that statistically dependent pairs share."""
         target = label if target is None else target
-        if not (0 <= label <= 1 and 0 <= target <= 1):  # so written that NaN fails too
+        if not (0 <= label <= 1 and 0 <= target <= 1):  # in this form, NaN also fails
             raise ValueError(f"expected labels within [0, 1], got {label} and {target}")
         row = (cluster, self.add_item(item_a), self.add_item(item_b), label, target, category)
         self._rows.setdefault(split, []).append(row)
 
     def pairs(self, split: str = "test") -> Pairs:
-        """The pairs of a split, "test" or "validation"; there may be none."""
+        """The pairs of a split, "test" or "validation", which may be empty."""
         columns = list(zip(*self._rows.get(split, []), strict=True)) or [()] * 6
         _, cluster = np.unique(np.array(columns[0], dtype=object).astype(str), return_inverse=True)
         return Pairs(
@@ -130,6 +130,6 @@ class PreferenceSet:
         )
 
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits that tell sets apart by their prompts, images and labels."""
+        """Hash of prompts, image names and labels, as sixteen hexadecimal digits."""
         content = [[(item.prompt, item.name) for item in self.items], self._rows]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""How often predicted preferences between two images agree with observed ones, for `evaluate.load(folder)`."""
+"""Agreement of predicted with observed preferences between two images, as a metric for `evaluate.load(folder)`."""
 
 import datasets
 import evaluate
@@ -7,21 +7,21 @@ import numpy as np
 from modeling_dina.evaluation.statistics import agreement, clustered_mean
 
 _DESCRIPTION = """
-Share of pairs whose reward order is the observed preference, with a standard error and a bootstrap interval over
-prompts.
+Share of pairs whose rewards have the order of the observed preference, with a standard error and a bootstrap interval
+over prompts.
 """
 _KWARGS_DESCRIPTION = """
 Args:
-    predictions: reward of the first image less that of the second, one number a pair.
+    predictions: reward of the first image minus that of the second, for each pair.
     references: probability that the first image is preferred: 1, 0, or a share of votes; 0.5 is a tie.
-    prompts: optional, what the pairs cluster by, one text or number a pair; each pair on its own by default.
-    drop_ties: leave out pairs whose reference is 0.5.
-    seed: of the bootstrap.
+    prompts: optional text or number for each pair; pairs with equal ones form a cluster. By default, each pair does.
+    drop_ties: whether to drop pairs with the reference 0.5.
+    seed: seed of the bootstrap.
 Returns:
     accuracy: between 0 and 1, where equal rewards count as an error; None if there are no pairs.
     standard_error: None for fewer than two prompts.
     interval: 2.5 and 97.5 percentiles of the bootstrap; None for fewer than two prompts.
-    pairs: how many counted.
+    pairs: number of pairs used.
 Examples:
     >>> metric = evaluate.load("modeling_dina/evaluation/preference_accuracy")
     >>> metric.compute(predictions=[0.3, -1.2, 0.0], references=[1, 1, 0])["accuracy"]
@@ -48,8 +48,8 @@ class PreferenceAccuracy(evaluate.Metric):
             raise ValueError(f"prompts: expected one for each of {len(target)} pairs, got {len(clusters)}")
         if not (np.isfinite(difference).all() and ((target >= 0) & (target <= 1)).all()):
             raise ValueError("predictions, references: expected finite numbers, and references within [0, 1]")
-        kept = target != 0.5 if drop_ties else np.ones(len(target), bool)
-        if not kept.any():
+        used = target != 0.5 if drop_ties else np.ones(len(target), bool)
+        if not used.any():
             return {"accuracy": None, "standard_error": None, "interval": None, "pairs": 0}
-        measured = clustered_mean(agreement(difference, target, ties="wrong")[kept], clusters[kept], seed=seed)
-        return {"accuracy": measured.pop("mean"), **measured, "pairs": int(kept.sum())}
+        measured = clustered_mean(agreement(difference, target, ties="wrong")[used], clusters[used], seed=seed)
+        return {"accuracy": measured.pop("mean"), **measured, "pairs": int(used.sum())}

@@ -25,7 +25,7 @@ from modeling_dina import DinaScorer
 from modeling_dina.evaluation.benchmarks import BENCHMARKS
 from modeling_dina.evaluation.benchmarks.preference_set import Item, PreferenceSet
 from modeling_dina.evaluation.evaluate import evaluate, score_items
-from modeling_dina.evaluation.rewards import CallableReader, DinaReader
+from modeling_dina.evaluation.rewards import CallableEvaluator, DinaEvaluator
 from modeling_dina.files import Journal
 from modeling_dina.options import EMBEDDED_MODEL
 from modeling_dina.thurstone_dina import pair_statistics, precision_weights
@@ -198,7 +198,7 @@ def test_limit(run, hpdv3):
         ("hpdv3", ["--model", "tiny"], "brightness", "scorer: expected no model"),
         ("hpdv3", [], "nothing", "scorer: expected module:function"),
         ("hpdv3", [], "CALLS", "scorer: expected module:function"),
-        ("hpdv3", [], "too_few", "expected 5 numbers for as many images, got 1"),
+        ("hpdv3", [], "too_few", "scorer: expected 5 numbers for 5 images, got 1"),
         ("hpdv3", ["--model", "/nowhere"], None, "model: expected a folder or a Hub id, got /nowhere"),
         ("hpdv3", ["--out", "results.txt"], "brightness", "out: expected a file ending in .json"),
         ("hpdv3", ["--out", "/nowhere/results.json"], "brightness", "out: expected a file that can be written"),
@@ -253,7 +253,7 @@ def test_the_same_annotations_beside_other_images_are_another_run(data, tmp_path
     write_json(HPDV3)
     write_greys(GREYS)
     other = shutil.copytree(data, tmp_path / "other")
-    reader = CallableReader(f"{SCORERS}:brightness")
+    evaluator = CallableEvaluator(f"{SCORERS}:brightness")
 
     def interrupt(done, total):
         if done:
@@ -261,7 +261,7 @@ def test_the_same_annotations_beside_other_images_are_another_run(data, tmp_path
 
     def run_on(folder, **options):
         out = tmp_path / "results.json"
-        evaluate("hpdv3", read_hpdv3(folder, None), reader, out, batch_size=2, folder=folder, **options)
+        evaluate("hpdv3", read_hpdv3(folder, None), evaluator, out, batch_size=2, folder=folder, **options)
 
     with pytest.raises(KeyboardInterrupt):
         run_on(data, progress=interrupt)
@@ -272,10 +272,10 @@ def test_the_same_annotations_beside_other_images_are_another_run(data, tmp_path
 
 def test_a_reader_knows_the_text_encoders_of_its_model(embedded, tmp_path):
     folder = shutil.copytree(EMBEDDED_MODEL, tmp_path / "model")
-    before = DinaReader(embedded, EMBEDDED_MODEL).settings
+    before = DinaEvaluator(embedded, EMBEDDED_MODEL).settings
     path = folder / "text_encoder" / "model.safetensors"
     save_file({name: weight + 1 for name, weight in load_file(path).items()}, path, metadata={"format": "pt"})
-    after = DinaReader(DinaScorer.from_pretrained(folder), str(folder)).settings
+    after = DinaEvaluator(DinaScorer.from_pretrained(folder), str(folder)).settings
     assert {name for name in after if before[name] != after[name]} == {"model", "conditioning"}
 
 
@@ -285,13 +285,13 @@ def test_mended_images_are_scored_when_a_run_goes_on(data, tmp_path, write_json,
     write_greys(GREYS)
     image = (data / "1.png").read_bytes()
     (data / "1.png").unlink()
-    preferences, reader = read_hpdv3(data, None), CallableReader(f"{SCORERS}:brightness")
+    preferences, evaluator = read_hpdv3(data, None), CallableEvaluator(f"{SCORERS}:brightness")
     journal = tmp_path / "journal"
-    _, errors = score_items(preferences.items, reader, Journal(journal, {}), 2, lambda *_: None)
+    _, errors = score_items(preferences.items, evaluator, Journal(journal, {}), 2, lambda *_: None)
     assert [error["name"] for error in errors] == ["1.png"]
     (data / "1.png").write_bytes(image)
     scorers.CALLS.clear()
-    samples, errors = score_items(preferences.items, reader, Journal(journal, {}), 2, lambda *_: None)
+    samples, errors = score_items(preferences.items, evaluator, Journal(journal, {}), 2, lambda *_: None)
     assert not errors
     assert samples[0, 0].tolist() == [2.0, 1.0, 0.0, 0.0, 2.0]
     assert scorers.CALLS == [1]
@@ -307,15 +307,15 @@ def test_one_pass_reads_levels_and_ensemble(embedded, mode):
     items = read_world(3).items
     prompts, images = [item.prompt for item in items], [item.open() for item in items]
     sigmas, options = [0.2, 0.6], {"num_draws": 2, "seed": 5}
-    reader = DinaReader(embedded, EMBEDDED_MODEL, sigmas=sigmas, mode=mode, **options)
+    evaluator = DinaEvaluator(embedded, EMBEDDED_MODEL, sigmas=sigmas, mode=mode, **options)
     calls = []
     hook = embedded.model.backbone.register_forward_hook(lambda *_: calls.append(1))
-    samples = reader.read(prompts[:8], images[:8])
+    samples = evaluator.score(prompts[:8], images[:8])
     hook.remove()
     assert len(calls) == 2 * 2  # levels x draws
 
-    samples = reader.read(prompts, images)
-    ensemble, levels = reader.ensemble(samples), reader.levels(samples)
+    samples = evaluator.score(prompts, images)
+    ensemble, levels = evaluator.ensemble(samples), evaluator.levels(samples)
     expected = embedded.score(prompts=prompts, images=images, sigmas=sigmas, mode=mode, **options)
     np.testing.assert_allclose(ensemble.scores, expected.scores, atol=1e-5)
     pairs = read_world(3).pairs()
@@ -357,9 +357,9 @@ def test_world(run, embedded):
 
 
 def test_scorer_module_function():
-    reader = CallableReader(f"{SCORERS}:brightness")
-    assert reader.function is scorers.brightness
-    assert reader.levels(np.zeros((1, 1, 2))) == {}
+    evaluator = CallableEvaluator(f"{SCORERS}:brightness")
+    assert evaluator.function is scorers.brightness
+    assert evaluator.levels(np.zeros((1, 1, 2))) == {}
 
 
 # A data set on the Hub

@@ -58,8 +58,8 @@ def tiny_folder():
 
 @pytest.fixture
 def settings(tmp_path):
-    """Arguments of a run of an algorithm: fields of `AlignArguments` by name, and of its own in `own`. One prompt is
-    all that is asked for: what is learnt of it shows soon."""
+    """Arguments of a run of an algorithm: fields of `AlignArguments` by name, and of its own in `own`. There is one
+    prompt only, so that progress shows after few updates."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a large red circle\n")
     places = {"output_dir": str(tmp_path / "run"), "prompts": str(prompts), "eval_prompts": str(prompts)}

@@ -78,7 +78,7 @@ def test_what_an_algorithm_keeps(settings, algorithm, own):
         lambda module, inputs, output: kept.append(len(output.sample) * torch.is_grad_enabled())
     )
     trainer.algorithm.loss(experience.select(torch.tensor([0])), 0)
-    assert sum(kept) == own.evaluations().kept
+    assert sum(kept) == own.evaluations().stored
     held = [trainer.average, *vars(trainer.algorithm).values()]
     assert sum(isinstance(each, EMAModel) for each in held) == trainer.algorithm.averages
 

@@ -53,30 +53,30 @@ def test_the_lora_is_all_that_is_trained(policy):
 
 
 def test_reference_and_averages_leave_the_weights_as_they_were(policy):
-    asked, noise = policy.encode(["two purple stars"]), policy.noise(1, torch.Generator().manual_seed(0))
+    conditioning, noise = policy.encode(["two purple stars"]), policy.noise(1, torch.Generator().manual_seed(0))
     sigma = torch.tensor([0.6])
     with torch.no_grad():
-        first = policy.velocity(noise, sigma, asked)
+        first = policy.velocity(noise, sigma, conditioning)
         average = EMAModel(policy.parameters, decay=0.9)
         disturb(policy)
-        disturbed = policy.velocity(noise, sigma, asked)
+        disturbed = policy.velocity(noise, sigma, conditioning)
         assert not torch.allclose(first, disturbed, atol=1e-3)
         with policy.reference():
-            assert torch.equal(policy.velocity(noise, sigma, asked), first)
+            assert torch.equal(policy.velocity(noise, sigma, conditioning), first)
         with averaged_weights(average, policy.parameters):
-            assert torch.equal(policy.velocity(noise, sigma, asked), first)
-        assert torch.equal(policy.velocity(noise, sigma, asked), disturbed)
-    policy.velocity(noise, sigma, asked).sum().backward()
+            assert torch.equal(policy.velocity(noise, sigma, conditioning), first)
+        assert torch.equal(policy.velocity(noise, sigma, conditioning), disturbed)
+    policy.velocity(noise, sigma, conditioning).sum().backward()
     assert all(parameter.grad is not None for parameter in policy.parameters)
 
 
 def test_a_reference_amid_a_loss_does_not_stop_the_gradient(policy):
-    asked, noise = policy.encode(["two purple stars"]), policy.noise(1, torch.Generator().manual_seed(0))
+    conditioning, noise = policy.encode(["two purple stars"]), policy.noise(1, torch.Generator().manual_seed(0))
     sigma = torch.tensor([0.6])
 
     def reference():
         with torch.no_grad(), policy.reference():
-            return policy.velocity(noise, sigma, asked)
+            return policy.velocity(noise, sigma, conditioning)
 
     def gradients(velocity, held):
         loss = (velocity - held).square().mean()
@@ -84,8 +84,8 @@ def test_a_reference_amid_a_loss_does_not_stop_the_gradient(policy):
 
     disturb(policy)
     held = reference()
-    expected = gradients(policy.velocity(noise, sigma, asked), held)
-    amid = gradients(policy.velocity(noise, sigma, asked), reference())
+    expected = gradients(policy.velocity(noise, sigma, conditioning), held)
+    amid = gradients(policy.velocity(noise, sigma, conditioning), reference())
     assert sum(gradient.any() for gradient in expected) > 80
     assert all(torch.equal(first, second) for first, second in zip(expected, amid, strict=True))
 
@@ -99,12 +99,12 @@ def test_state_is_taken_up_exactly(tiny_folder, policy):
 
 
 def test_rollouts_do_not_depend_on_the_batch_where_nothing_is_random(policy):
-    asked, noise = policy.encode(["two purple stars"] * 3), policy.noise(3, torch.Generator().manual_seed(0))
-    whole = policy.sample(asked, noise, policy.sigmas(3), batch_size=3)
-    parts = policy.sample(asked, noise, policy.sigmas(3), batch_size=2)
+    conditioning, noise = policy.encode(["two purple stars"] * 3), policy.noise(3, torch.Generator().manual_seed(0))
+    whole = policy.sample(conditioning, noise, policy.sigmas(3), batch_size=3)
+    parts = policy.sample(conditioning, noise, policy.sigmas(3), batch_size=2)
     torch.testing.assert_close(whole.states, parts.states, rtol=0, atol=1e-5)
     stochastic = policy.sample(
-        asked,
+        conditioning,
         noise,
         policy.sigmas(3),
         batch_size=2,

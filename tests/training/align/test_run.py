@@ -131,16 +131,16 @@ BROKEN = "two purple stars"
 class Faulty(Reward):
     """The reward it is given, but NaN for one prompt."""
 
-    reads_noise = True
+    accepts_noise = True
 
     def __init__(self, reward):
         self.reward = reward
 
-    def judge(self, latents, conditioning, sigma, seed):
-        judged = self.reward(latents, conditioning, sigma, seed)
+    def score(self, latents, conditioning, sigma, seed):
+        output = self.reward(latents, conditioning, sigma, seed)
         broken = torch.tensor([prompt == BROKEN for prompt in conditioning.prompts])
         # No number in the backward pass either, as with a real fault.
-        return judged._replace(scores=judged.scores * torch.where(broken, torch.nan, 1.0))
+        return output._replace(scores=output.scores * torch.where(broken, torch.nan, 1.0))
 
 
 @pytest.fixture
@@ -176,16 +176,16 @@ def test_the_run_stops_when_the_watched_reward_turns(settings):
     trainer = build(arguments, own, Accelerator())
     scores = torch.tensor([1.0, 2.0, 3.0, 4.0])
 
-    def has_turned(watched):
-        return trainer.evaluation.has_turned({"utility": watched}, trainer.average)
+    def should_stop(watched):
+        return trainer.evaluation.should_stop({"utility": watched}, trainer.average)
 
-    assert not has_turned(scores)
+    assert not should_stop(scores)
     kept = [weight.clone() for weight in trainer.average.shadow_params]
     for shadow in trainer.average.shadow_params:
         shadow += 1
     noise = torch.tensor([0.5, -0.6, 0.4, -0.4])
-    assert not has_turned(scores + noise)  # lower, but not surely
-    assert has_turned(scores - 0.5 + 0.1 * noise)
+    assert not should_stop(scores + noise)  # lower, but not surely
+    assert should_stop(scores - 0.5 + 0.1 * noise)
     assert all(torch.equal(first, second) for first, second in zip(kept, trainer.evaluation.best_weights, strict=True))
 
 
@@ -227,7 +227,7 @@ def test_a_fine_tuned_copy_of_the_policy_is_not_refused(settings, tmp_path):
 @pytest.mark.parametrize(
     ("algorithm", "own", "fields", "message"),
     [
-        ("refl", {}, {"rewards": ["utility"]}, "rewards: ReFL needs differentiable ones"),
+        ("refl", {}, {"rewards": ["utility"]}, "rewards: expected .* ReFL"),
         (
             "refl",
             {"last_step": 5},

@@ -83,7 +83,7 @@ def test_hpdv3_filters_by_confidence_and_turns_votes_into_targets(annotations, t
     ("changes", "message"),
     [
         ({"path2": None}, "row 0: expected the field path2, got none"),
-        ({"choice_dist": [0.0, 0.0]}, "row 0: choice_dist: expected the votes for two images"),
+        ({"choice_dist": [0.0, 0.0]}, r"row 0: choice_dist: expected .* got \[0.0, 0.0\]"),
         ({"choice_dist": [1.0]}, "choice_dist"),
         ({"choice_dist": 1.0}, "row 0: .*float"),
         ({"path1": 5}, "row 0: path1: expected a str, got 5"),
@@ -145,7 +145,7 @@ def test_hpdv2_rankings_of_another_length_are_refused(annotations):
     ("changes", "message"),
     [
         ({"raw_annotations": [{"user_hash": "a"}]}, "row 0: .*rank"),
-        ({"raw_annotations": [{"rank": [1, None]}]}, "row 0: expected numbers for ranks, got .*None"),
+        ({"raw_annotations": [{"rank": [1, None]}]}, "row 0: expected .* ranks, got .*None"),
         ({"image_path": "0.jpg"}, "row 0: image_path: expected a list, got '0.jpg'"),
     ],
 )

@@ -97,7 +97,7 @@ def test_edit_changes_what_is_asked_for(seed):
 
 
 def test_pictures_are_functions_of_seed_and_index():
-    first, second = Pictures(seed=5, size=4, spoilt=0.5), Pictures(seed=5, size=4, spoilt=0.5)
+    first, second = Pictures(seed=5, size=4, defect_share=0.5), Pictures(seed=5, size=4, defect_share=0.5)
     for index in (3, 0):
         assert first.draw(index)[0] == second.draw(index)[0]
         np.testing.assert_array_equal(first.draw(index)[1], second.draw(index)[1])

@@ -84,15 +84,15 @@ def test_benchmark():
 
 
 @pytest.mark.parametrize(
-    ("seed", "spoilt", "expected"),
+    ("seed", "defect_share", "expected"),
     [
         (Seed.AUTOENCODER, 0.4, ("5119931c55", "fdcf1f5729")),
         (Seed.LATENT_SCALE, 0.4, ("7f5a249318", "3d7e4eccec")),
         (Seed.GENERATOR, 0.1, ("8ce87f07e1", "6a66fcc0c7")),
     ],
 )
-def test_single_pictures(seed, spoilt, expected):
-    drawn = [Pictures(seed=seed, size=1000, spoilt=spoilt).draw(index) for index in range(8)]
+def test_single_pictures(seed, defect_share, expected):
+    drawn = [Pictures(seed=seed, size=1000, defect_share=defect_share).draw(index) for index in range(8)]
     assert digests([text.caption for text, _ in drawn], [image for _, image in drawn], [])[:2] == expected
 
 

@@ -12,7 +12,7 @@ from training.world.annotators import (
 from training.world.defects import DEFECTS
 from training.world.groups import pairwise_accuracy
 from training.world.scenes import COLORS, SHAPES, Description, Placed, Scene, Thing, draw
-from training.world.utility import coverage, fidelity, read, true_utility
+from training.world.utility import coverage, decompose, fidelity, true_utility
 
 
 def scene(*things: tuple[str, str, float, float, float]) -> np.ndarray:
@@ -33,7 +33,7 @@ def scene(*things: tuple[str, str, float, float, float]) -> np.ndarray:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("radius", [7.0, 11.0])
 def test_reading_names_what_was_drawn(color, shape, radius):
-    reading = read(scene((color, shape, 30, 33, radius)))
+    reading = decompose(scene((color, shape, 30, 33, radius)))
     (region,) = reading.regions
     assert max(region.color_fit, key=region.color_fit.get) == color
     assert max(region.shape_fit, key=region.shape_fit.get) == shape
@@ -47,36 +47,36 @@ def test_fidelity_worked_out_by_hand():
     """A perfect picture 1; a wrong colour costs 0.4, a missing thing its share, an extra thing 0.3."""
     triangle = Description((Thing("red", "triangle"),))
 
-    def shown(description, *things):
-        return fidelity(description, read(scene(*things)).regions)
+    def score(description, *things):
+        return fidelity(description, decompose(scene(*things)).regions)
 
     red = ("red", "triangle", 20, 20, 9.0)
-    assert shown(triangle, red) == pytest.approx(1, abs=0.02)
-    assert shown(triangle, ("blue", "triangle", 20, 20, 9.0)) == pytest.approx(0.6, abs=0.02)
-    assert shown(triangle, ("red", "star", 20, 20, 9.0)) == pytest.approx(0.6, abs=0.02)
-    assert shown(triangle, red, ("blue", "star", 45, 45, 9.0)) == pytest.approx(0.7, abs=0.02)
+    assert score(triangle, red) == pytest.approx(1, abs=0.02)
+    assert score(triangle, ("blue", "triangle", 20, 20, 9.0)) == pytest.approx(0.6, abs=0.02)
+    assert score(triangle, ("red", "star", 20, 20, 9.0)) == pytest.approx(0.6, abs=0.02)
+    assert score(triangle, red, ("blue", "star", 45, 45, 9.0)) == pytest.approx(0.7, abs=0.02)
     two = Description((Thing("red", "triangle"), Thing("red", "triangle")))
-    assert shown(two, red) == pytest.approx(0.5, abs=0.01)
-    assert shown(triangle) == 0
+    assert score(two, red) == pytest.approx(0.5, abs=0.01)
+    assert score(triangle) == 0
 
     related = Description((Thing("red", "triangle"), Thing("blue", "star")), "left of")
     blue = ("blue", "star", 46, 20, 9.0)
-    assert shown(related, red, blue) == pytest.approx(1, abs=0.02)
+    assert score(related, red, blue) == pytest.approx(1, abs=0.02)
     turned = Description(related.things, "right of")
-    assert shown(turned, red, blue) == pytest.approx(0.7, abs=0.02)
+    assert score(turned, red, blue) == pytest.approx(0.7, abs=0.02)
 
 
 def test_a_speck_counts_by_its_area():
     triangle = Description((Thing("red", "triangle"),))
     image = scene(("red", "triangle", 20, 20, 9.0)).copy()
     image[40:46, 40:45] = (30, 30, 230)
-    assert fidelity(triangle, read(image).regions) == pytest.approx(1 - 0.3 * 30 / 60, abs=0.02)
+    assert fidelity(triangle, decompose(image).regions) == pytest.approx(1 - 0.3 * 30 / 60, abs=0.02)
 
 
 def test_size_counts_where_it_is_named():
     large = Description((Thing("red", "circle", "large"),))
     pictures = [scene(("red", "circle", 30, 30, radius)) for radius in (7.0, 11.0)]
-    small_fit, large_fit = (fidelity(large, read(picture).regions) for picture in pictures)
+    small_fit, large_fit = (fidelity(large, decompose(picture).regions) for picture in pictures)
     assert large_fit == pytest.approx(1, abs=0.04)
     assert small_fit == pytest.approx(0.7, abs=0.04)
 

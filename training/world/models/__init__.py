@@ -1,1 +1,1 @@
-"""Networks of the small world: autoencoder, text encoders, generator and rewards, how they are built and measured."""
+"""Building and measuring the small world's networks: autoencoder, text encoders, generator and rewards."""

@@ -12,17 +12,17 @@ from training.world.models.pictures import Pictures
 from training.world.models.stage import train_stage
 from training.world.seeds import Seed
 
-# Weight of the Kullback-Leibler term, averaged over latent values. Large for an autoencoder of this kind: it spreads
-# what the latents say, so that a reward model can still read them under diffusion noise.
+# Weight of the Kullback-Leibler term, averaged over latent values. It is large for a latent-diffusion autoencoder, so
+# that latents remain informative for a reward model under diffusion noise.
 KL_WEIGHT = 2e-4
-# The squared error finds the shapes, which cover a tenth of a picture; to absolute errors plain grey is a good answer
-# for long. The absolute error keeps edges sharp once they are there.
+# The squared error is needed to learn the shapes, which cover a tenth of a picture: under the absolute error alone,
+# plain grey remains a good solution for long. The absolute error later sharpens edges.
 ABSOLUTE_WEIGHT = 0.1
-SPOILT = 0.4  # share of pictures with a defect
+DEFECT_SHARE = 0.4  # share of pictures with a defect
 
 
 class AutoencoderObjective(nn.Module):
-    """Squared and absolute error of the pixels, and the Kullback-Leibler term."""
+    """Sum of the squared and the absolute error of the pixels and of the Kullback-Leibler term."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
@@ -39,8 +39,10 @@ def build_autoencoder(directory: Path, *, images: int, sample: int, batch_size: 
     """Train the autoencoder and save it under `pipeline/vae/`.
 
     Args:
-        images: fresh pictures to train on.
-        sample: pictures whose latents are scaled to mean 0 and variance 1.
+        directory: folder of the build.
+        images: number of training pictures, each used once.
+        sample: number of pictures whose latents are scaled to mean 0 and variance 1.
+        batch_size: pictures per update.
     """
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -56,14 +58,14 @@ def build_autoencoder(directory: Path, *, images: int, sample: int, batch_size: 
     )
     train_stage(
         AutoencoderObjective(vae),
-        Pictures(Seed.AUTOENCODER, size=images, spoilt=SPOILT),
+        Pictures(Seed.AUTOENCODER, size=images, defect_share=DEFECT_SHARE),
         directory / "autoencoder",
         batch_size=batch_size,
         save_steps=250,
         learning_rate=1.5e-3,
         bf16=True,
     )
-    pictures = Pictures(Seed.LATENT_SCALE, size=sample, spoilt=SPOILT)
+    pictures = Pictures(Seed.LATENT_SCALE, size=sample, defect_share=DEFECT_SHARE)
     with torch.no_grad():
         latents = torch.cat(
             [vae.encode(pictures[i]["pixel_values"][None].to(vae.device)).latent_dist.mode() for i in range(sample)]

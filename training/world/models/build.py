@@ -1,7 +1,7 @@
 """Build the small world's models: `python -m training.world.models.build --out DIR`.
 
-The stages are autoencoder, generator, preference groups, reward model and report. Each leaves its result under DIR, so
-that an interrupted build resumes with the first unfinished stage. The finished, self-contained folder is DIR/model.
+The stages are autoencoder, generator, preference groups, reward model and report. Each writes its result to DIR, so an
+interrupted build resumes at the first unfinished stage. The finished, self-contained folder is DIR/model.
 """
 
 import json
@@ -26,15 +26,15 @@ from training.world.models.report import write_report
 from training.world.models.reward import train_reward
 from training.world.seeds import Seed
 
-# A scaled build has no fewer pictures than fill a batch of the autoencoder and of the generator.
-LEAST_PICTURES, LEAST_GROUPS = 32, 4
+# The minimum for a scaled build: pictures for one batch of the autoencoder, and groups.
+MIN_PICTURES, MIN_GROUPS = 32, 4
 
 
 def build(
     out: Annotated[Path, typer.Option(help="Folder of the build; an interrupted build resumes.")],
     scale: Annotated[float, typer.Option(help="Factor on the number of pictures, for a trial.", min=0.0)] = 1.0,
 ) -> None:
-    """Train autoencoder, generator and reward model of the small world, and measure them."""
+    """Train and measure the autoencoder, generator and reward model of the small world."""
     with exit_on_bad_input():
         check_folder("out", out)
     pipeline, model, tests = build_models(out, scale)
@@ -44,23 +44,23 @@ def build(
 
 def build_models(out: Path, scale: float) -> tuple[StableDiffusion3Pipeline, DinaRewardModel, dict[str, Groups]]:
     """
-    Run the stages that are not finished.
+    Run the unfinished stages.
 
     Args:
         out: folder of the build.
         scale: factor on the number of pictures.
 
     Returns:
-        The generator, the reward model in evaluation mode, and the groups to test it on, by the name of their set.
+        The generator, the reward model in evaluation mode, and the test groups by name.
 
     Raises:
-        typer.Exit: a SIGTERM ended the reward training; there is a checkpoint to resume from.
+        typer.Exit: SIGTERM stopped the reward training, which can resume from its checkpoint.
     """
 
-    def amount(count: int, least: int = LEAST_GROUPS) -> int:
+    def amount(count: int, least: int = MIN_GROUPS) -> int:
         return max(least, round(count * scale))
 
-    images = amount(64_000, LEAST_PICTURES), amount(75_000, LEAST_PICTURES)
+    images = amount(64_000, MIN_PICTURES), amount(75_000, MIN_PICTURES)
     pipeline = build_pipeline(out, images=images, sample=amount(1024))
     vae = pipeline.vae
     rendered = rendered_groups(out / "rendered", vae, groups=amount(24_000), seed=Seed.RENDERED)
@@ -84,11 +84,12 @@ def build_models(out: Path, scale: float) -> tuple[StableDiffusion3Pipeline, Din
 
 def build_pipeline(out: Path, *, images: tuple[int, int], sample: int) -> StableDiffusion3Pipeline:
     """
-    The generator with its autoencoder, trained or read from `out`.
+    Train the generator with its autoencoder, or load finished parts from `out`.
 
     Args:
-        images: numbers of pictures that the autoencoder and the generator are trained on.
-        sample: number of pictures that scale the autoencoder's latents.
+        out: folder of the build.
+        images: numbers of training pictures of the autoencoder and of the generator.
+        sample: number of pictures that determine the scale of the latents.
     """
     folder = out / "pipeline"
     if (folder / "vae" / "config.json").exists():
@@ -105,10 +106,10 @@ def build_pipeline(out: Path, *, images: tuple[int, int], sample: int) -> Stable
 
 
 def pack(pipeline: StableDiffusion3Pipeline, model: DinaRewardModel, directory: Path) -> None:
-    """One folder that is the reward model for transformers and the generator for diffusers.
+    """Write one folder that transformers loads as the reward model and diffusers as the generator.
 
-    The autoencoder and the transformer are stored in half precision, which diffusers reads back into float32. The text
-    encoders are not: transformers would run them in the precision they are stored in.
+    The autoencoder and the transformer are stored in half precision, which diffusers converts to float32. The text
+    encoders are stored in float32, because transformers runs them in the stored precision.
     """
     with atomic_path(directory) as partial:
         pipeline.save_pretrained(partial)
@@ -118,11 +119,11 @@ def pack(pipeline: StableDiffusion3Pipeline, model: DinaRewardModel, directory: 
             ).save_pretrained(partial / name)
         model.save_pretrained(partial)
         for path in partial.rglob("*.json"):
-            _forget_origin(path)
+            _remove_source_path(path)
 
 
-def _forget_origin(path: Path) -> None:
-    """Take the folder that diffusers last loaded a part from out of its configuration."""
+def _remove_source_path(path: Path) -> None:
+    """Remove the local folder that diffusers records in the configuration of a loaded part."""
     config = json.loads(path.read_text())
     if isinstance(config, dict) and config.pop("_name_or_path", None):
         path.write_text(json.dumps(config, indent=2) + "\n")

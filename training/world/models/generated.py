@@ -1,4 +1,4 @@
-"""Groups of pictures that the generator makes, with their true utilities."""
+"""Groups of generated pictures with their true utilities."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from training.world.models.text import MAX_LENGTH
 def sample_latents(
     pipeline: StableDiffusion3Pipeline, captions: list[str], *, guidance_scale: float, seed: int, steps: int = 16
 ) -> torch.Tensor:
-    """One latent a caption, [B, 16, 8, 8] in model space."""
+    """Sample one latent per caption, [B, 16, 8, 8] in model space."""
     pipeline.set_progress_bar_config(disable=True)
     return pipeline(
         captions,
@@ -31,12 +31,14 @@ def generated_groups(
     directory: Path, pipeline: StableDiffusion3Pipeline, *, groups: int, seed: int, batch_size: int = 32
 ) -> Groups:
     """
-    Groups of generated pictures, stored under `directory` as their latents.
+    Load groups of generated pictures, stored as latents, and generate missing ones first.
 
     Args:
-        groups: how many.
-        seed: of the captions, and with the number of a batch's first group added, of the noise.
-        batch_size: groups that are sampled at once; the set depends on it.
+        directory: folder of the shards.
+        pipeline: generator.
+        groups: number of groups.
+        seed: seed of the captions. The noise of a batch has this seed plus the index of the batch's first group.
+        batch_size: number of groups sampled at a time; it affects the result.
     """
 
     def make(indices: range) -> Groups:
@@ -46,7 +48,7 @@ def generated_groups(
                 sample_latents(
                     pipeline,
                     [text.caption for text in descriptions[start : start + batch_size] for _ in range(GROUP_SIZE)],
-                    # Half without guidance: attempts that differ more.
+                    # Every other batch has no guidance, for more diverse samples.
                     guidance_scale=(1.0, 3.0)[start // batch_size % 2],
                     seed=seed + indices[start],
                 )

@@ -1,4 +1,4 @@
-"""Stage two: text encoders and a diffusion transformer trained together by flow matching, as a stock pipeline."""
+"""Stage two: a Stable Diffusion 3 pipeline with text encoders and transformer trained jointly by flow matching."""
 
 from pathlib import Path
 
@@ -19,14 +19,14 @@ from training.world.models.stage import train_stage
 from training.world.seeds import Seed
 
 WIDTH = 128
-# Share of training pictures with a defect: the generator learns to draw them too, as one trained on the web does.
-SPOILT = 0.1
-# Share of captions left out, for guidance without a classifier.
+# Share of training pictures with a defect, so that the generator also learns defects, like one trained on web data.
+DEFECT_SHARE = 0.1
+# Share of captions dropped in training, for classifier-free guidance.
 UNCONDITIONAL = 0.1
 
 
 class CaptionedLatents(Dataset):
-    """Latents [16, 8, 8] with their captions, gone through `epochs` times; some captions are left out."""
+    """Latents [16, 8, 8] with their captions, `epochs` times; some captions are replaced by the empty text."""
 
     def __init__(self, latents: torch.Tensor, captions: list[str], epochs: int) -> None:
         self.latents, self.captions, self.epochs = latents, captions, epochs
@@ -46,7 +46,7 @@ class FlowMatchingObjective(nn.Module):
     def __init__(self, pipeline: StableDiffusion3Pipeline) -> None:
         super().__init__()
         self.transformer = pipeline.transformer
-        # The T5 stack without its wrapper, which names the same embedding twice; a checkpoint holds a tensor once.
+        # T5 without its wrapper, which has two names for the embedding; a checkpoint stores a tensor only once.
         self.text_encoders = nn.ModuleList(
             [pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3.encoder]
         )
@@ -64,7 +64,7 @@ class FlowMatchingObjective(nn.Module):
 
 
 def new_pipeline(vae: AutoencoderKL) -> StableDiffusion3Pipeline:
-    """The whole generator around a trained autoencoder; text encoders and transformer start at random."""
+    """Create the generator with a trained autoencoder and randomly initialised text encoders and transformer."""
     clip_tokenizer, t5_tokenizer = text.build_clip_tokenizer(), text.build_t5_tokenizer()
     transformer = SD3Transformer2DModel(
         sample_size=8,
@@ -96,8 +96,8 @@ def new_pipeline(vae: AutoencoderKL) -> StableDiffusion3Pipeline:
 def build_generator(
     directory: Path, vae: AutoencoderKL, *, images: int, epochs: int, batch_size: int = 128
 ) -> StableDiffusion3Pipeline:
-    """Train on `images` pictures gone through `epochs` times and save the stock pipeline under `pipeline/`."""
-    pictures = Pictures(Seed.GENERATOR, size=images, spoilt=SPOILT)
+    """Train the generator on `images` pictures for `epochs` epochs, and save it under `pipeline/`."""
+    pictures = Pictures(Seed.GENERATOR, size=images, defect_share=DEFECT_SHARE)
 
     def make(indices: range) -> Shard:
         drawn = [pictures.draw(index) for index in indices]

@@ -1,6 +1,6 @@
-"""Train a reward on pixels, to compare the latent one with: `python -m training.world.models.pixel_reward --out DIR`.
+"""Train a reward on pixels as a baseline: `python -m training.world.models.pixel_reward --out DIR`.
 
-It is trained on the votes that the latent reward is trained on.
+It is trained on the same votes as the latent reward.
 """
 
 from collections.abc import Sequence
@@ -32,13 +32,13 @@ def feature_dataset(
     features: torch.Tensor, prompt_embeds: torch.Tensor, votes: torch.Tensor, epochs: int
 ) -> ConcatDataset:
     """
-    Groups of pictures as vision features, with the share of votes that each pair's first picture got.
+    Groups of pictures as vision features, with their votes.
 
     Args:
         features: [G, 4, tokens, channels].
         prompt_embeds: [G, L, D].
-        votes: [G, 6].
-        epochs: how often the groups are gone through.
+        votes: [G, 6], share of votes for the first picture of each pair.
+        epochs: number of passes over the groups.
     """
     # A tensor is as good as a data set here, though the annotations do not say so.
     tensors: dict[str, Any] = {"features": features, "prompt_embeds": prompt_embeds, "targets": votes}
@@ -46,7 +46,7 @@ def feature_dataset(
 
 
 class VotesObjective(nn.Module):
-    """Negative log-likelihood of the votes under the annotators' own Thurstone law."""
+    """Negative log-likelihood of the votes under the Thurstone model that generated them."""
 
     def __init__(self, model: PixelRewardModel) -> None:
         super().__init__()
@@ -59,17 +59,17 @@ class VotesObjective(nn.Module):
 
 
 def score_groups(model: PixelRewardModel, features: torch.Tensor, prompt_embeds: torch.Tensor) -> torch.Tensor:
-    """Scores [G, 4] of features [G, 4, tokens, channels] under prompt_embeds [G, L, D], in float32."""
+    """Scores [G, 4] of features [G, 4, tokens, channels] for prompt_embeds [G, L, D], in float32."""
     embeds = prompt_embeds.float().repeat_interleave(GROUP_SIZE, dim=0)
     return model.read(features.float().flatten(0, 1), embeds).unflatten(0, (-1, GROUP_SIZE))
 
 
 @torch.no_grad()
 def encode_pictures(model: PixelRewardModel, vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
-    """Vision features, float16 [G, 4, tokens, channels], of the decoded pictures of latents [G, 4, C, H, W] in model
-    space."""
+    """Decode latents [G, 4, C, H, W] in model space, and encode the pictures to vision features, float16
+    [G, 4, tokens, channels]."""
     features = []
-    for group in tqdm(latents.split(32), desc="pictures encoded"):
+    for group in tqdm(latents.split(32), desc="encoding pictures"):
         pixels = decode_latents(vae, group.flatten(0, 1).float()).clamp(-1, 1)
         features.append(model.features(pixels).half())
     return torch.cat(features).unflatten(0, (-1, GROUP_SIZE))
@@ -77,7 +77,7 @@ def encode_pictures(model: PixelRewardModel, vae: AutoencoderKL, latents: torch.
 
 @torch.no_grad()
 def measure(model: PixelRewardModel, pipeline: StableDiffusion3Pipeline, groups: Groups) -> dict[str, float]:
-    """Agreement with a fresh annotator, as `training.world.groups.pairwise_accuracy` returns it."""
+    """Agreement with a new annotator, as returned by `training.world.groups.pairwise_accuracy`."""
     assert groups.latents is not None
     embeds, _ = encode_captions(pipeline, groups.captions)
     features = encode_pictures(model, pipeline.vae, groups.latents)
@@ -87,7 +87,7 @@ def measure(model: PixelRewardModel, pipeline: StableDiffusion3Pipeline, groups:
 
 
 def test_groups(folder: Path, pipeline: StableDiffusion3Pipeline, count: int) -> dict[str, Groups]:
-    """Groups that no reward was trained on, rendered and generated, stored in `folder`."""
+    """Rendered and generated test groups, stored in `folder`. No reward was trained on them."""
     return {
         "rendered": rendered_groups(folder / "test_rendered", pipeline.vae, groups=count, seed=Seed.TEST_SEEN),
         "generated": generated_groups(folder / "test_generated", pipeline, groups=count, seed=Seed.TEST_GENERATED),
@@ -97,7 +97,7 @@ def test_groups(folder: Path, pipeline: StableDiffusion3Pipeline, count: int) ->
 def votes_dataset(
     model: PixelRewardModel, pipeline: StableDiffusion3Pipeline, sets: Sequence[Groups], epochs: int
 ) -> ConcatDataset:
-    """The groups of several sets, one after another, with votes that are one draw."""
+    """Concatenate the groups of several sets, and draw all their votes together."""
     captions = [caption for groups in sets for caption in groups.captions]
     utilities = torch.cat([torch.from_numpy(groups.utilities) for groups in sets]).numpy()
     features = []
@@ -115,9 +115,10 @@ def train_pixel_reward(pipeline_dir: str, out: Path, *, rendered: int, generated
 
     Args:
         pipeline_dir: diffusers pipeline of the small world.
-        out: for model, groups and checkpoint; an interrupted training resumes, and a finished model stays.
-        rendered, generated: groups of four pictures to train on.
-        epochs: how often they are gone through.
+        out: folder for model, groups and checkpoints. An interrupted training resumes, and a finished model is not
+            trained again.
+        rendered, generated: numbers of training groups of four pictures.
+        epochs: number of passes over the groups.
     """
     if (out / "config.json").is_file():  # the last file to be written
         return
@@ -132,7 +133,7 @@ def train_pixel_reward(pipeline_dir: str, out: Path, *, rendered: int, generated
 
 
 def fresh_pixel_reward(vae: AutoencoderKL, text_width: int) -> PixelRewardModel:
-    """A pixel reward with random weights behind the encoder of `vae`, for prompt embeddings of `text_width`."""
+    """Create a pixel reward with the encoder of `vae` and otherwise random weights."""
     model = PixelRewardModel(dict(vae.config), text_width)
     weights = vae.encoder.state_dict()
     model.vision_encoder.load_state_dict(
@@ -145,11 +146,13 @@ def fit_pixel_reward(
     model: PixelRewardModel, votes: ConcatDataset, out: Path, *, batch_size: int = 64, **arguments
 ) -> None:
     """
-    Train a fresh pixel reward, and save it in `out`, the checkpoints of an interrupted training beside it.
+    Train a pixel reward, and save it in `out`.
 
     Args:
-        votes: features and votes of groups, as often as they are gone through.
-        batch_size: groups of an update.
+        model: untrained model.
+        votes: features and votes of groups for all epochs.
+        out: folder for the model; checkpoints are in its subfolder `training`.
+        batch_size: number of groups per update.
         arguments: further TrainingArguments that differ from those of `train_stage`.
     """
     train_stage(
@@ -165,13 +168,13 @@ def fit_pixel_reward(
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder of the model; a finished one stays.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model; a finished model is not trained again.")],
     pipeline: Annotated[str, typer.Option(help="Diffusers pipeline of the small world.")] = EMBEDDED_MODEL,
     rendered: Annotated[int, typer.Option(help="Rendered groups of four pictures to train on.")] = 8192,
     generated: Annotated[int, typer.Option(help="Generated groups to train on.")] = 2000,
     epochs: Annotated[int, typer.Option(help="Number of passes over the groups.")] = 4,
 ) -> None:
-    """Train the pixel reward, and print how often it agrees with an annotator."""
+    """Train the pixel reward, and print its agreement with an annotator."""
     with exit_on_bad_input():
         check_folder("out", out)
         check_model(pipeline, "pipeline")

@@ -1,4 +1,4 @@
-"""Measure a finished build of the small world: a JSON of numbers and two figures, of which its model card is made."""
+"""Measure a finished build of the small world, and write the JSON and the two figures for its model card."""
 
 import json
 from dataclasses import replace
@@ -34,17 +34,17 @@ INK, ACCENT, SOFT = "#1f2937", "#2563eb", "#9ca3af"
 def write_report(
     directory: Path, pipeline: StableDiffusion3Pipeline, model: DinaRewardModel, tests: dict[str, Groups], scale: float
 ) -> None:
-    """Write `report.json` and its figures beside the weights in `model/`.
+    """Write `report.json` and its figures to `model/`.
 
     Args:
-        directory: of the build.
-        pipeline: the generator.
-        model: the reward model, in evaluation mode.
-        tests: groups by the name of the test set: "seen", "held_out", "generated".
-        scale: of the build.
+        directory: folder of the build.
+        pipeline: generator.
+        model: reward model in evaluation mode.
+        tests: groups of the test sets "seen", "held_out" and "generated".
+        scale: scale of the build.
     """
     folder = directory / "model"
-    # DIR: the folder is published, and must not name a place on the machine that built it.
+    # DIR stands for the local path, because the folder is published.
     head = {
         "kind": "world_build",
         "command": f"python -m training.world.models.build --out DIR --scale {scale:g}",
@@ -59,7 +59,7 @@ def write_report(
 
 
 def measure(model: DinaRewardModel, pipeline: StableDiffusion3Pipeline, groups: Groups) -> dict:
-    """Pairwise accuracy of one test set: by ensemble, by single noise level, and under captions of other groups."""
+    """Pairwise accuracy on one test set: by ensemble, by single noise level, and with captions of other groups."""
 
     def accuracy(groups: Groups, **ensemble) -> dict[str, float]:
         return pairwise_accuracy(group_scores(model, pipeline, groups, **ensemble), groups.utilities)
@@ -78,7 +78,7 @@ def measure(model: DinaRewardModel, pipeline: StableDiffusion3Pipeline, groups: 
 
 
 def draw_pictures(pipeline: StableDiffusion3Pipeline, path: Path, attempts: int = 2) -> None:
-    """What the generator makes of eight captions, two attempts each."""
+    """Draw a figure of generated pictures: eight captions with two samples each."""
     latents = sample_latents(pipeline, list(CAPTIONS) * attempts, guidance_scale=3.0, seed=0, steps=28)
     pictures = decode(pipeline, latents)
     figure, axes = plt.subplots(attempts * 2, 4, figsize=(9, 2.6 * attempts * 2), layout="constrained")
@@ -96,7 +96,7 @@ def draw_pictures(pipeline: StableDiffusion3Pipeline, path: Path, attempts: int 
 
 
 def draw_accuracy(measured: dict, curve: list[dict], path: Path) -> None:
-    """Accuracy against noise level, and the learning curve, both beside the best that can be reached."""
+    """Plot the accuracy against the noise level, and the learning curve, with the best possible accuracy."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained", sharey=True)
     levels = {float(level): values["accuracy"] for level, values in measured["levels"].items()}
     ensemble = measured["ensembles"]["features, 4 draws"]

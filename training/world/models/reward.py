@@ -1,4 +1,4 @@
-"""Stage four: a DiNa reward model on the generator's first blocks, by the package's own trainer."""
+"""Stage four: train a DiNa reward model on the generator's first blocks with the package's trainer."""
 
 import json
 from pathlib import Path
@@ -15,16 +15,16 @@ CONFIG = Path(__file__).parents[2] / "configs" / "small_world.yaml"
 
 def train_reward(directory: Path, groups: dict[str, Groups], validation: Groups) -> Path | None:
     """
-    Train as `configs/small_world.yaml` says, on the generator under `pipeline/`.
+    Train with `configs/small_world.yaml` on the generator under `pipeline/`.
 
     Args:
-        directory: of the build; pairs go to `pairs/`, checkpoints to `reward_training/`, what the validation says at
-            each step to `learning_curve.jsonl`.
-        groups: to train on, by name.
-        validation: groups that are measured while training goes on.
+        directory: folder of the build. Pairs are written to `pairs/`, checkpoints to `reward_training/`, and the
+            validation accuracies to `learning_curve.jsonl`.
+        groups: training groups by name.
+        validation: groups that are evaluated during training.
 
     Returns:
-        The folder of the reward model; None if a SIGTERM came first.
+        The folder of the reward model, or None after a SIGTERM.
     """
     pairs = directory / "pairs"
     for name, members in {**groups, "validation": validation}.items():
@@ -49,9 +49,9 @@ def train_reward(directory: Path, groups: dict[str, Groups], validation: Groups)
 
 def learning_curve(training_dir: Path, validation: Groups, sigmas: list[float]) -> list[dict]:
     """
-    The ensemble's agreement with the validation pairs' votes at each evaluation of a training.
+    Agreement of the ensemble with the validation votes, at each evaluation of a training.
 
-    "best" is what the order of the true utilities would reach in expectation; `sigmas` are the ensemble's levels.
+    "best" is the expected agreement of the true utilities; `sigmas` are the noise levels of the ensemble.
     """
     checkpoint = last_checkpoint(training_dir)
     assert checkpoint is not None

@@ -1,4 +1,4 @@
-"""A reward model's scores of groups of latents."""
+"""Scoring of groups of latents with a reward model."""
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ def encode_captions(
 
 @torch.no_grad()
 def group_scores(model: DinaRewardModel, pipeline: StableDiffusion3Pipeline, groups: Groups, **ensemble) -> np.ndarray:
-    """Rewards [G, 4] of groups of latents; `ensemble` goes to `DinaRewardModel.reward`."""
+    """Rewards [G, 4] of groups of latents; `ensemble` is passed to `DinaRewardModel.reward`."""
     prompt_embeds, pooled = encode_captions(pipeline, groups.captions)
     assert groups.latents is not None
     scores = []

@@ -1,4 +1,4 @@
-"""One way to train every part of the small world: a module that returns its loss, under transformers' Trainer."""
+"""Training of a part of the small world, a module that returns its loss, with transformers' Trainer."""
 
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,13 @@ from transformers import Trainer, TrainingArguments
 
 
 def train_stage(module: nn.Module, dataset: Dataset, output_dir: Path, *, batch_size: int, **arguments) -> None:
-    """Train `module` once over `dataset`, or go on from the last checkpoint in `output_dir`.
+    """Train `module` for one pass over `dataset`, or resume from the last checkpoint in `output_dir`.
 
     Args:
-        module: its forward takes a collated batch as keywords and returns a dict with "loss".
-        dataset: map-style; its length over `batch_size` is the number of steps.
-        output_dir: checkpoints go there, the last two are kept.
+        module: its forward takes a collated batch as keyword arguments and returns a dict with "loss".
+        dataset: map-style data set; its length divided by `batch_size` is the number of steps.
+        output_dir: folder for the last two checkpoints.
+        batch_size: number of items per step.
         arguments: further TrainingArguments, such as learning_rate or bf16.
     """
     defaults: dict[str, Any] = {
@@ -39,10 +40,10 @@ def train_stage(module: nn.Module, dataset: Dataset, output_dir: Path, *, batch_
         train_dataset=dataset,
         data_collator=default_collate,
     )
-    trainer.train(resume_from_checkpoint=_last_whole_checkpoint(output_dir))
+    trainer.train(resume_from_checkpoint=_last_complete_checkpoint(output_dir))
 
 
-def _last_whole_checkpoint(output_dir: Path) -> str | None:
-    """The newest checkpoint that was written to its end: its state is the last file to be written."""
+def _last_complete_checkpoint(output_dir: Path) -> str | None:
+    """The newest complete checkpoint. trainer_state.json is the last file that the Trainer writes."""
     steps = [int(path.parent.name.split("-")[1]) for path in output_dir.glob("checkpoint-*/trainer_state.json")]
     return str(output_dir / f"checkpoint-{max(steps)}") if steps else None

@@ -1,4 +1,4 @@
-"""Tokenizers and text encoders of the small world, in the three kinds that Stable Diffusion 3 has."""
+"""Tokenizers and text encoders of the small world, with the architectures of Stable Diffusion 3."""
 
 import numpy as np
 from transformers import (
@@ -15,11 +15,11 @@ from training.world.seeds import Seed
 
 MAX_LENGTH = 14
 CLIP_WIDTH = 64
-T5_WIDTH = 2 * CLIP_WIDTH  # the pipeline lays the two CLIP embeddings side by side, then pads them to this
+T5_WIDTH = 2 * CLIP_WIDTH  # the pipeline concatenates the two CLIP embeddings and pads them to this width
 
 
 def build_clip_tokenizer() -> CLIPTokenizer:
-    """A byte-pair tokenizer in which every word of the small world is one token, and any other text can be spelt."""
+    """Train a byte-pair tokenizer. Every word of the small world is one token; other text is split into pieces."""
     rng = np.random.default_rng(Seed.TOKENIZER_AND_VOTES)
     captions = [sample_description(rng).caption for _ in range(5000)]
     tokenizer = CLIPTokenizer().train_new_from_iterator(captions, vocab_size=600)
@@ -28,7 +28,7 @@ def build_clip_tokenizer() -> CLIPTokenizer:
 
 
 def build_t5_tokenizer() -> T5Tokenizer:
-    """A unigram tokenizer over the words of the small world; other text is spelt in letters."""
+    """Create a unigram tokenizer of the words of the small world; other text is split into letters."""
     plurals = [f"{shape}s" for shape in SHAPES]
     relations = {word for relation in RELATIONS for word in relation.split()}
     words = ["a", "and", *COUNTS.values(), *SIZES, *COLORS, *SHAPES, *plurals, *sorted(relations)]
@@ -39,7 +39,7 @@ def build_t5_tokenizer() -> T5Tokenizer:
 
 
 def build_clip_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
-    """Two causal layers; the pipeline reads the first one's output and the projected end-of-text state."""
+    """Two causal layers; the pipeline uses the output of the first layer and the projected end-of-text state."""
     return CLIPTextModelWithProjection(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
