@@ -1,9 +1,10 @@
-"""What both studies run on: a folder that keeps results, variants that are run with several seeds, and the command."""
+"""The runner of both studies: a folder of results that can be resumed, variants run with several seeds, the command."""
 
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from itertools import product
@@ -22,62 +23,75 @@ from modeling_dina.options import EMBEDDED_MODEL, exit_on_bad_input
 
 
 class Amount(NamedTuple):
-    """How much of something a study takes: a whole number or a share, and what a trial of it needs at least."""
+    """An amount that a study scales: an integer or a fraction in full, and the minimum of a trial (of an integer)."""
 
     full: float
     least: int = 1
 
 
 class StudySize(dict[str, Any]):
-    """The amounts of a study by name, all times `factor`, but enough to run; shares stay fractions."""
+    """The amounts of a study by name, multiplied by `factor`. Integers are at least their minimum."""
 
     def __init__(self, amounts: dict[str, Amount], factor: float = 1.0) -> None:
         for name, (full, least) in amounts.items():
             self[name] = factor * full if isinstance(full, float) else max(least, round(factor * full))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """
+    A variant of a study.
+
+    Attributes:
+        title: title in tables and figures.
+        color: color in figures.
+        overrides: fields of the configuration that differ from the study's.
+    """
+
+    title: str
+    color: str
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+
 class StudyFolder:
     """
-    Results of a study's parts, one JSON file each, complete or absent: an interrupted study resumes, and several
-    processes can share a folder, each skipping what another one has begun.
+    Results of a study's parts, one JSON file each, which is complete or absent. An interrupted study resumes, and
+    several processes can share a folder: each skips the parts that another one is computing.
 
     Args:
         path: the folder.
-        settings: of the study.
-
-    Attributes:
-        path, settings: the same, the latter as JSON has them.
+        settings: settings of the study.
 
     Raises:
         ValueError: `path` is a file, or the folder of a study with other settings.
     """
 
-    def __init__(self, path: Path, settings: dict) -> None:
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         if path.is_file():
             raise ValueError(f"out: expected a folder, new or of the same study, got the file {path}")
         self.path = path
-        self.settings = settings = json.loads(json.dumps(settings))
-        found = self.load_or_compute("settings", lambda: settings)
-        if found != settings:
-            different = sorted(name for name in settings if found.get(name) != settings[name])
+        self.settings = json.loads(json.dumps(settings))
+        found = self.load_or_compute("settings", lambda: self.settings)
+        if found != self.settings:
+            different = sorted(name for name in self.settings if found.get(name) != self.settings[name])
             raise ValueError(
                 f"out: expected a new folder or one of the same study, got {path}, which differs in {different}"
             )
 
     def lock(self, name: str, wait: bool = True) -> AbstractContextManager:
-        """A lock among processes; without `wait`, entering it raises filelock.Timeout if another process has it."""
+        """A lock among processes. Without `wait`, entering it raises filelock.Timeout if another process has it."""
         path = self.path / "locks" / f"{name.replace('/', '-')}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
         return FileLock(path, timeout=-1 if wait else 0)
 
     def load_or_compute(self, name: str, make: Callable[[], Any], wait: bool = True) -> Any:
         """
-        The content of `<name>.json`, which is written with what `make` returns if it does not exist.
+        Load the part `name` from `<name>.json`, or compute and write it.
 
         Args:
-            name: of the part, relative to the folder.
-            make: measures it; returns what JSON can contain.
-            wait: for another process that computes it; otherwise None is returned.
+            name: path of the part in the folder, without suffix.
+            make: computes the part; returns what JSON can represent.
+            wait: wait for another process that computes the part; if False, None is returned.
         """
         try:
             with self.lock(name, wait):
@@ -85,32 +99,25 @@ class StudyFolder:
         except Timeout:
             return None
 
-    def load_or_compute_all(self, parts: dict[str, Callable[[], Any]]) -> list[Any]:
-        """`load_or_compute` of each part, first of those that no other process computes."""
-        for number, (name, make) in enumerate(parts.items(), start=1):
-            typer.echo(f"{number} of {len(parts)}: {name}{', done' * (self.path / f'{name}.json').exists()}")
-            self.load_or_compute(name, make, wait=False)
-        return [self.load_or_compute(name, make) for name, make in parts.items()]
-
 
 class Study(ABC):
     """
     Variants that are run with several seeds and compared.
 
     Args:
-        folder: of the study, with its settings.
+        folder: folder of the study, with its settings.
         pipeline_dir: folder of the small world's pipeline and reward model.
-        size: see `StudySize`.
-        seeds: runs of each variant.
-        names: of the variants to run.
+        size: amounts of the study.
+        seeds: number of runs of each variant.
+        names: names of the variants to run.
 
     Attributes:
-        kind: of the results, for whoever reads the JSON.
-        subject: the part of the pipeline whose weights the results are about; "." is the reward model.
-        weights: parts of the pipeline that the results depend on too.
-        amounts: of its size.
-        variants: all of them, by name, each with a `title`.
-        settings: what the results depend on beside weights and size.
+        kind: kind of the results, for readers of the JSON.
+        subject: part of the pipeline whose weights the results describe; "." is the reward model.
+        weights: other parts of the pipeline that the results depend on.
+        amounts: amounts of its full size.
+        variants: all variants by name.
+        settings: everything else that the results depend on.
     """
 
     kind: ClassVar[str]
@@ -124,41 +131,58 @@ class Study(ABC):
         self.folder, self.pipeline_dir, self.size, self.seeds, self.names = folder, pipeline_dir, size, seeds, names
 
     @abstractmethod
-    def measure(self) -> dict:
-        """Everything that is measured of the variants of `names`."""
+    def run(self, name: str, seed: int) -> dict[str, Any]:
+        """Train and measure a variant: the "seconds" that this took, and what `summarize` reads."""
+
+    @abstractmethod
+    def measure_costs(self) -> dict[str, Any]:
+        """Measure the cost of each variant, with all of them in turn."""
+
+    @abstractmethod
+    def summarize(self, runs: dict[str, list[dict]], costs: dict[str, Any]) -> dict[str, Any]:
+        """The results, from what `run` returned for each seed, by variant, and from `measure_costs`."""
 
     @staticmethod
     @abstractmethod
-    def write_report(results: dict, folder: Path) -> None:
-        """Write tables.md and its figures, made of the results of all variants alone."""
+    def write_report(results: dict[str, Any], folder: Path) -> None:
+        """Write tables.md and its figures from the results of all variants alone."""
 
-    def run_variants(self, part: str, run: Callable[[str, int], Any]) -> dict[str, list]:
+    def run_all(self) -> dict[str, list[dict]]:
         """
-        What `run` returns of each variant and seed, as lists over seeds by variant; kept in the folder as `part`.
+        `run` of each variant and seed, as lists over seeds by variant.
 
-        Seed by seed: an interrupted study has at least compared all variants once.
+        All variants are run with one seed before the next seed, so that an interrupted study can compare them. Runs
+        that no other process is computing come first.
         """
-        runs = list(product(range(self.seeds), self.names))
-        found = self.folder.load_or_compute_all(
-            {f"{part}/{name}-{seed}": partial(run, name, seed) for seed, name in runs}
-        )
+        runs = {
+            f"variants/{name}-{seed}": partial(self.run, name, seed)
+            for seed, name in product(range(self.seeds), self.names)
+        }
+        for number, (name, run) in enumerate(runs.items(), start=1):
+            done = ", done" if (self.folder.path / f"{name}.json").exists() else ""
+            typer.echo(f"{number} of {len(runs)}: {name}{done}")
+            self.folder.load_or_compute(name, run, wait=False)
+        found = [self.folder.load_or_compute(name, run) for name, run in runs.items()]
         return {name: found[index :: len(self.names)] for index, name in enumerate(self.names)}
 
-    def results(self, command: str) -> dict:
-        """The content of results.json."""
-        measured, settings = self.measure(), dict(self.folder.settings)
-        settings |= {"pipeline": shown(self.pipeline_dir), "seeds": self.seeds, "device": device_name()}
+    def results(self, command: str) -> dict[str, Any]:
+        """Run the study; returns the content of results.json, with the command that made it."""
+        runs = self.run_all()
+        costs = self.folder.load_or_compute(f"costs-{'-'.join(self.names)}", self.measure_costs)
+        settings = self.folder.settings | {"pipeline": shown(self.pipeline_dir), "seeds": self.seeds}
         return {
             "kind": self.kind,
             "command": command,
             "revision": settings.pop("revision"),
-            "settings": settings | {"libraries": {library: version(library) for library in LIBRARIES}},
-            **measured,
+            "settings": settings
+            | {"device": device_name(), "libraries": {library: version(library) for library in LIBRARIES}},
+            "seconds": {name: sum(run["seconds"] for run in by_seed) for name, by_seed in runs.items()},
+            **self.summarize(runs, costs),
         }
 
 
 def device_name() -> str:
-    """What the study runs on."""
+    """The device that the study runs on."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     threads = torch.get_num_threads()
@@ -183,11 +207,11 @@ def study_command(study: type[Study], module: str) -> Callable[..., None]:
         ] = False,
     ) -> None:
         """Run and measure every variant of the study."""
+        names = [name for name in study.variants if not variant or name in variant]
         with exit_on_bad_input():
             if report:
                 return study.write_report(json.loads((out / "results.json").read_text("utf-8")), out)
-            unknown = sorted(set(variant or ()) - set(study.variants))
-            if unknown:
+            if unknown := sorted(set(variant or ()) - set(names)):
                 raise ValueError(f"variant: expected one of {', '.join(study.variants)}, got {', '.join(unknown)}")
             if not Path(pipeline, "model_index.json").is_file():
                 raise ValueError(f"pipeline: expected a folder with a pipeline's model_index.json, got {pipeline}")
@@ -196,10 +220,8 @@ def study_command(study: type[Study], module: str) -> Callable[..., None]:
             settings = {"revision": hashes[study.subject], "weights": {part: hashes[part] for part in study.weights}}
             folder = StudyFolder(out, settings | {"size": size, **study.settings})
         options = {"out": shown(str(out)), "pipeline": shown(pipeline), "scale": scale, "seeds": seeds}
-        words = [f"--{name} {value}" for name, value in options.items()] + [
-            f"--variant {name}" for name in variant or ()
-        ]
-        names = [name for name in study.variants if not variant or name in variant]
+        words = [f"--{name} {value}" for name, value in options.items()]
+        words += [f"--variant {name}" for name in variant or ()]
         results = study(folder, pipeline, size, seeds, names).results(" ".join([f"python -m {module}", *words]))
         write_json(out / "results.json", results)
         if names == list(study.variants):

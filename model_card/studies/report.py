@@ -1,6 +1,7 @@
-"""What the reports of both studies share: tables in Markdown, estimates in words, and the style of figures."""
+"""What the reports of both studies share: Markdown tables, formatted estimates, and the style of figures."""
 
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -9,23 +10,25 @@ from modeling_dina.files import atomic_path, write_text
 from modeling_dina.plotting import FAINT, INK
 
 
-def write_tables(folder: Path, title: str, tables: dict[str, str], figures: dict[str, Figure | None]) -> None:
+def write_page(
+    folder: Path, title: str, tables: dict[str, list[dict[str, str]]], figures: dict[str, Figure | None]
+) -> None:
     """
     Write `tables.md` and its figures.
 
     Args:
-        folder: of results.json, from which everything is made.
-        title: of the page.
-        tables: Markdown by heading.
-        figures: by name; None for one that the study itself has drawn.
+        folder: folder of results.json, from which everything is made.
+        title: title of the page.
+        tables: rows of each table, as `markdown` takes them, by heading.
+        figures: figures by name; None for one that the study itself has drawn.
     """
     for name, figure in figures.items():
         if figure is not None:
             save(figure, folder / f"{name}.png")
     sections = [f"# {title}", "Made from `results.json`. [What follows from it](conclusions.md) is written by hand."]
-    pictures = [f"![{name.replace('_', ' ').capitalize()}]({name}.png)" for name in figures]
-    sections += [f"## {heading}\n\n{table}" for heading, table in tables.items()]
-    write_text(folder / "tables.md", "\n\n".join([*sections, *pictures]) + "\n")
+    sections += [f"## {heading}\n\n{markdown(rows)}" for heading, rows in tables.items()]
+    sections += [f"![{name.replace('_', ' ').capitalize()}]({name}.png)" for name in figures]
+    write_text(folder / "tables.md", "\n\n".join(sections) + "\n")
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -34,13 +37,14 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(partial, facecolor="white")
 
 
-def markdown(header: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
-    """A table whose first column is aligned to the left."""
-    rule = ("---", *("---:" for _ in header[1:]))
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *lines))
+def markdown(rows: list[dict[str, str]]) -> str:
+    """A table of rows with the same columns, which map headings to cells. The first column is aligned to the left."""
+    header = list(rows[0])
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *(row.values() for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def interval(estimate: dict, form: str, scale: float = 1) -> str:
+def interval(estimate: dict[str, Any], form: str, scale: float = 1) -> str:
     """`estimate` times `scale` as "mean [low, high]", each number in the format `form`."""
     mean, low, high = (format(scale * number, form) for number in (estimate["mean"], *estimate["interval"]))
     return f"{mean} [{low}, {high}]"
@@ -59,14 +63,13 @@ def panels(rows: int, columns: int = 1, *, width: float, height: float) -> tuple
 
 
 def line(
-    axes: Axes, points: list[tuple[float, float]], color: str, label: str, is_main: bool = False, **style
+    axes: Axes, points: list[tuple[float, float]], color: str, label: str, is_main: bool = False, **style: Any
 ) -> None:
-    """A curve through points; `style` goes to matplotlib."""
-    x, y = zip(*points, strict=True) if points else ((), ())
-    defaults = {"marker": "o", "markersize": 4, "linestyle": "-", "linewidth": 2.6 if is_main else 1.5}
-    axes.plot(x, y, color=color, label=label, **{**defaults, "zorder": 3 if is_main else 2, **style})
+    """Draw a curve through points; `style` goes to matplotlib."""
+    defaults = {"marker": "o", "markersize": 4, "linewidth": 2.6 if is_main else 1.5, "zorder": 3 if is_main else 2}
+    axes.plot(*zip(*points, strict=True), color=color, label=label, **(defaults | style))
 
 
 def legend_outside(figure: Figure, axes: Axes, fontsize: int) -> None:
-    """The legend of one panel to the right of all."""
+    """Draw the legend of one panel to the right of all."""
     figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=fontsize, loc="outside right upper")

@@ -1,19 +1,14 @@
-"""What an update costs: in the small world measured, at the size of Stable Diffusion 3.5 Medium counted."""
+"""The cost of an update of Stable Diffusion 3.5 Medium, counted without computing."""
 
-import tempfile
 from collections.abc import Collection
 from functools import cache
-from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 
-from model_card.cost_counters import measure_peak_bytes, measure_seconds
 from model_card.measure_cost import DINA, HPSV3, Preset, build_inputs, build_model, contenders, count, policy
-from model_card.studies.alignment.variants import CONFIGS, VARIANTS, read_arguments
+from model_card.studies.alignment.variants import CONFIGS
 from training.align.dry_run import Cost
-from training.align.run import build, load_run
-from training.costs import count_flops
+from training.align.run import load_run
 
 RESOLUTION = 1024
 FULL_SIZE = {
@@ -21,38 +16,16 @@ FULL_SIZE = {
     "DiNa-LRM, ReFL on clean predictions": ("refl", DINA),
     "HPSv3 behind the decoder, ReFL": ("refl", HPSV3),
 }
-
-
-def measure_updates(
-    names: list[str], pipeline_dir: str, pixel_dir: Path, prompts: float, rounds: int
-) -> dict[str, dict[str, float]]:
-    """Measure one update of each variant: the median "seconds", with all variants in turn, the "peak_bytes" beyond the
-    memory that is always in use, and the "flops"."""
-    with tempfile.TemporaryDirectory() as folder:
-        cases = {}
-        for name in names:
-            out = Path(folder) / name
-            out.mkdir()
-            arguments = read_arguments(VARIANTS[name], pipeline_dir, pixel_dir, prompts, output_dir=out)
-            cases[name] = build(*arguments, Accelerator()).make_update
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        seconds = measure_seconds(cases, device, rounds)
-        return {
-            name: {
-                "seconds": seconds[name],
-                "peak_bytes": measure_peak_bytes(case, device),
-                "flops": count_flops(case),
-            }
-            for name, case in cases.items()
-        }
+TRAINING = ("gradients", "optimizer", "averaged weights")
 
 
 def count_full_size(names: Collection[str] = tuple(FULL_SIZE)) -> dict[str, dict[str, dict[str, float]]]:
-    """FLOPs and bytes, by their parts, of an update on one prompt of Stable Diffusion 3.5 Medium at 1024 pixels, with
-    one level of DiNa-LRM and with HPSv3; on the meta device, with fused attention and without recomputation.
+    """
+    FLOPs and bytes, by their parts, of an update on one prompt at 1024 pixels, with one level of DiNa-LRM or with
+    HPSv3; on the meta device, with fused attention and without recomputation.
 
     Args:
-        names: of `FULL_SIZE`.
+        names: names of `FULL_SIZE`.
     """
     dtype = torch.bfloat16
     model = build_model(Preset.sd35_medium, "meta", dtype)
@@ -62,22 +35,19 @@ def count_full_size(names: Collection[str] = tuple(FULL_SIZE)) -> dict[str, dict
     generator = count(policy(model, inputs, dtype), inputs[0])
     found = {}
     for name in names:
-        config, reward = FULL_SIZE[name]
-        cost, judged = full_size_run(config), counted[reward]
+        config, reward = full_size_run(FULL_SIZE[name][0]), counted[FULL_SIZE[name][1]]
         found[name] = {
             "flops": {
-                "sampling": cost.flops["sampling"],
-                "reward": judged["gradient"]["flops"],
-                "update": cost.flops["update"],
+                "sampling": config.flops["sampling"],
+                "reward": reward["gradient"]["flops"],
+                "update": config.flops["update"],
             },
             "bytes": {
                 "generator": generator["weight_bytes"],
                 "its activations": generator["gradient"]["kept_bytes"],
-                "LoRA's gradients, moments and average": sum(
-                    cost.memory[part] for part in ("gradients", "optimizer", "averaged weights")
-                ),
-                "reward": judged["weight_bytes"],
-                "reward's activations": judged["gradient"]["kept_bytes"],
+                "LoRA's gradients, moments and average": sum(config.memory[part] for part in TRAINING),
+                "reward": reward["weight_bytes"],
+                "reward's activations": reward["gradient"]["kept_bytes"],
             },
         }
     return found

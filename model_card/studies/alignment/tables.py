@@ -1,121 +1,111 @@
-"""The alignment study's report: tables and figures, made of its results alone."""
+"""The report of the alignment study: tables and figures, made from its results alone."""
 
 from pathlib import Path
+from typing import Any
 
 from model_card.studies.alignment.figures import draw_figures
 from model_card.studies.alignment.variants import VARIANTS
-from model_card.studies.report import interval, markdown, write_tables
+from model_card.studies.report import interval, write_page
 
 REWARDS = {"dina": "DiNa", "pixel": "pixel"}
-SCORES = ("dina", "pixel", "diversity")
 
 
-def write_report(results: dict, folder: Path) -> None:
-    """Write `tables.md` and the figures, but for "pictures"."""
+def write_report(results: dict[str, Any], folder: Path) -> None:
+    """Write `tables.md` and the figures except "pictures", which the study draws."""
     tables = {
         "Variants": variants_table(results),
-        "Best of N, without any update": best_table(results),
+        "Best of N, without any update": best_table(results["best_of_n"]),
         "ReFL on noisy states against the pixel reward's utility": targets_table(results["aim"]["targets"]),
-        "Cost of an update": costs_table(results),
+        "Cost of an update": costs_table(results["variants"]),
         "Agreement of the reward models with a fresh annotator, %": rewards_table(results["reward_models"]),
         f"Stable Diffusion 3.5 Medium at {results['settings']['resolution']} pixels, one prompt an update": (
             full_size_table(results["full_size"])
         ),
     }
-    write_tables(folder, "The alignment study", tables, draw_figures(results))
+    write_page(folder, "The alignment study", tables, draw_figures(results))
 
 
-def scores_of(measured: dict) -> list[str]:
+def scores(measured: dict[str, dict]) -> dict[str, str]:
     """Means of both rewards and of diversity."""
-    return [f"{measured[name]['mean']:.2f}" for name in SCORES]
+    names = REWARDS | {"diversity": "diversity"}
+    return {title: f"{measured[name]['mean']:.2f}" for name, title in names.items()}
 
 
-def rise(measured: dict) -> str:
+def rise(measured: dict[str, dict]) -> str:
     """The rise of the true utility with its interval."""
     return interval(measured["utility"]["rise"], "+.2f")
 
 
-def variants_table(results: dict) -> str:
-    """A line for each variant."""
-    header = ("variant", "reward", "utility, kept", "after", "utility, last", "after", "DiNa", "pixel", "diversity")
+def variants_table(results: dict[str, Any]) -> list[dict[str, str]]:
+    """A row for each variant."""
+
+    def row(variant: str, reward: str, selected: str, updates: str, last: str, count: int, measured: dict) -> dict:
+        columns = {"variant": variant, "reward": reward, "utility, selected": selected, "selected after": updates}
+        return columns | {"utility, last": last, "last after": f"{count}"} | scores(measured)
+
     before = results["unaligned"]
-    lines = [("unaligned", "", interval(before["utility"], ".2f"), "", "", "0", *scores_of(before))]
-    for variant in results["variants"]:
-        kept, last = variant["kept"], variant["last"]
-        lines.append(
-            (
-                VARIANTS[variant["variant"]].title,
-                REWARDS[variant["reward"]],
-                rise(kept),
-                ", ".join(map(str, kept["updates"])),
-                rise(last),
-                f"{last['update']}",
-                *scores_of(last),
-            )
-        )
-    return markdown(header, lines)
+    rows = [row("unaligned", "", interval(before["utility"], ".2f"), "", "", 0, before)]
+    for each in results["variants"]:
+        selected, last, title = each["selected"], each["last"], VARIANTS[each["variant"]].title
+        updates = ", ".join(map(str, selected["updates"]))
+        rows.append(row(title, REWARDS[each["reward"]], rise(selected), updates, rise(last), last["update"], last))
+    return rows
 
 
-def best_table(results: dict) -> str:
-    """A line for each reward and N."""
-    header = ("best of", "by", "utility", "DiNa", "pixel", "diversity")
-    lines = [
-        (f"{each['candidates']}", REWARDS[each["reward"]], rise(each), *scores_of(each))
-        for each in results["best_of_n"]
+def best_table(best_of_n: list[dict]) -> list[dict[str, str]]:
+    """A row for each reward and N."""
+    return [
+        {"best of": f"{each['candidates']}", "by": REWARDS[each["reward"]], "utility": rise(each), **scores(each)}
+        for each in best_of_n
     ]
-    return markdown(header, lines)
 
 
-def targets_table(targets: dict[str, dict]) -> str:
-    """A line for each utility that the pixel reward led to; empty where it was never reached."""
-    header = ("utility of ReFL, pixel reward", "", "its seconds", "seconds on noisy states", "ratio")
-    lines = [
-        (
-            name,
-            f"{target['utility']:.3f}",
-            f"{target['pixel_seconds']:.0f}",
-            "" if target["seconds"] is None else f"{target['seconds']:.0f}",
-            "" if target["ratio"] is None else f"{target['ratio']:.2f}",
-        )
+def targets_table(targets: dict[str, dict]) -> list[dict[str, str]]:
+    """A row for each utility that the pixel reward led to; empty where it was never reached."""
+    return [
+        {
+            "utility of ReFL, pixel reward": name,
+            "": f"{target['utility']:.3f}",
+            "its seconds": f"{target['pixel_seconds']:.0f}",
+            "seconds on noisy states": "" if target["seconds"] is None else f"{target['seconds']:.0f}",
+            "ratio": "" if target["ratio"] is None else f"{target['ratio']:.2f}",
+        }
         for name, target in targets.items()
     ]
-    return markdown(header, lines)
 
 
-def costs_table(results: dict) -> str:
-    """A line for each variant."""
-    units = {"seconds": (1, ".2f"), "peak_bytes": (1e6, ",.0f"), "flops": (1e9, ",.0f")}
-    lines = [
-        (
-            VARIANTS[each["variant"]].title,
-            *(format(each["cost"][name] / unit, form) for name, (unit, form) in units.items()),
-        )
-        for each in results["variants"]
+def costs_table(variants: list[dict]) -> list[dict[str, str]]:
+    """A row for each variant."""
+    return [
+        {
+            "variant": VARIANTS[each["variant"]].title,
+            "seconds": f"{each['cost']['seconds']:.2f}",
+            "MB beyond the weights": f"{each['cost']['peak_bytes'] / 1e6:,.0f}",
+            "GFLOPs": f"{each['cost']['flops'] / 1e9:,.0f}",
+        }
+        for each in variants
     ]
-    return markdown(("variant", "seconds", "MB beyond the weights", "GFLOPs"), lines)
 
 
-def rewards_table(quality: dict[str, dict[str, dict]]) -> str:
-    """A line for each reward and one for the best reachable, a column for each kind of pictures."""
-    lines = [
-        (REWARDS[name], *(f"{100 * each['accuracy']:.1f}" for each in by_kind.values()))
-        for name, by_kind in quality.items()
+def rewards_table(quality: dict[str, dict[str, dict]]) -> list[dict[str, str]]:
+    """A row for each reward and one for the best reachable, a column for each kind of pictures."""
+    measured = {
+        REWARDS[name]: {kind: each["accuracy"] for kind, each in sets.items()} for name, sets in quality.items()
+    }
+    measured["best reachable"] = {kind: each["best"] for kind, each in quality["dina"].items()}
+    return [
+        {"reward": name, **{kind: f"{100 * share:.1f}" for kind, share in shares.items()}}
+        for name, shares in measured.items()
     ]
-    best = next(iter(quality.values()))
-    lines.append(("best reachable", *(f"{100 * each['best']:.1f}" for each in best.values())))
-    return markdown(("reward", *best), lines)
 
 
-def full_size_table(found: dict) -> str:
-    """A line for each reward with FLOPs and bytes by part."""
-    first = next(iter(found.values()))
-    header = ("", *(f"TFLOPs, {part}" for part in first["flops"]), *(f"GB, {part}" for part in first["bytes"]))
-    lines = [
-        (
-            name,
-            *(f"{value / 1e12:,.1f}" for value in parts["flops"].values()),
-            *(f"{value / 1e9:,.2f}" for value in parts["bytes"].values()),
-        )
+def full_size_table(found: dict[str, dict[str, dict]]) -> list[dict[str, str]]:
+    """A row for each reward with FLOPs and bytes by part."""
+    return [
+        {
+            "": name,
+            **{f"TFLOPs, {part}": f"{value / 1e12:,.1f}" for part, value in parts["flops"].items()},
+            **{f"GB, {part}": f"{value / 1e9:,.2f}" for part, value in parts["bytes"].items()},
+        }
         for name, parts in found.items()
     ]
-    return markdown(header, lines)

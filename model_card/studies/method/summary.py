@@ -1,6 +1,6 @@
-"""From what was measured of every variant and seed to the study's results: means over seeds with their uncertainty."""
+"""Results of the method study: means over seeds, with their uncertainty, of the measurements of every variant."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,8 +45,8 @@ CLAIMS = (
 )
 
 
-def average(trees: list):
-    """The mean of nested dicts and lists of one shape, number by number; None, where nothing is, is left out."""
+def average(trees: list) -> Any:
+    """The mean of nested dicts and lists of the same shape, number by number, without numbers that are None."""
     first = trees[0]
     if isinstance(first, dict):
         return {name: average([tree[name] for tree in trees]) for name in first}
@@ -56,29 +56,29 @@ def average(trees: list):
     return float(np.mean(numbers)) if numbers else None
 
 
-def summarize(measured: dict[str, list[dict]], best: dict[str, dict], cost: dict[str, dict[str, dict]]) -> dict:
+def summarize(
+    runs: dict[str, list[dict]], best: dict[str, dict], costs: dict[str, dict[str, dict[str, float]]]
+) -> dict[str, Any]:
     """
-    The study's results, of all variants or of some.
+    Results of all variants or of some.
 
     Args:
-        measured: by variant, what `measurement.measure_variant` returned for each seed; of "dina" also "ensemble",
-            what `analyze` did.
-        best: by set, what `measurement.best_reachable` returned.
-        cost: FLOPs and seconds of a comparison by variant and evaluation.
+        runs: `MethodStudy.run` of each seed, by variant.
+        best: `measurement.best_reachable` by set.
+        costs: FLOPs and seconds of a comparison by `Variant.cost` and evaluation.
     """
 
     def by_seed(variant: str, evaluation: str, set_name: str, measure: str) -> np.ndarray:
-        return np.array([seed["evaluations"][evaluation][set_name][measure] for seed in measured[variant]])
+        return np.array([run["evaluations"][evaluation][set_name][measure] for run in runs[variant]])
 
-    def difference(claim: Claim, set_name: str, measure: str) -> dict:
-        return estimate(by_seed(*claim.better, set_name, measure) - by_seed(*claim.worse, set_name, measure))
+    def summarize_set(variant: str, evaluation: str, set_name: str) -> dict[str, Any]:
+        measured = [run["evaluations"][evaluation][set_name] for run in runs[variant]]
+        means = average([{name: each[name] for name in ("calibration_error", "reliability")} for each in measured])
+        return {name: estimate(by_seed(variant, evaluation, set_name, name)) for name in MEASURES} | means
 
-    def summarize_set(*key: str) -> dict:
-        found = {measure: estimate(by_seed(*key, measure)) for measure in MEASURES}
-        found["calibration_error"] = float(by_seed(*key, "calibration_error").mean())
-        variant, evaluation, set_name = key
-        reliability = [seed["evaluations"][evaluation][set_name]["reliability"] for seed in measured[variant]]
-        return found | {"reliability": average(reliability)}
+    def differences(claim: Claim, set_name: str) -> dict[str, dict]:
+        pairs = {name: (by_seed(*side, set_name, name) for side in claim[1:]) for name in MEASURES}
+        return {name: estimate(better - worse) for name, (better, worse) in pairs.items()}
 
     return {
         "best": {
@@ -90,30 +90,27 @@ def summarize(measured: dict[str, list[dict]], best: dict[str, dict], cost: dict
                 "variant": name,
                 "evaluation": evaluation,
                 **{set_name: summarize_set(name, evaluation, set_name) for set_name in SETS},
-                **cost[VARIANTS[name].cost][evaluation],
+                **costs[VARIANTS[name].cost][evaluation],
             }
-            for name in measured
+            for name in runs
             for evaluation in VARIANTS[name].evaluations
         ],
-        "levels": {name: average([seed["levels"] for seed in seeds]) for name, seeds in measured.items()},
+        "levels": {name: average([run["levels"] for run in by_seed]) for name, by_seed in runs.items()},
         "claims": [
-            {
-                **claim._asdict(),
-                **{set_name: {name: difference(claim, set_name, name) for name in MEASURES} for set_name in SETS},
-                "verdict": verdict(difference(claim, "seen", "accuracy")),
-            }
+            {**claim._asdict(), **found, "verdict": verdict(found["seen"]["accuracy"])}
             for claim in CLAIMS
-            if {claim.better[0], claim.worse[0]} <= measured.keys()
+            if {claim.better[0], claim.worse[0]} <= runs.keys()
+            for found in [{set_name: differences(claim, set_name) for set_name in SETS}]
         ],
-        **(summarize_ensemble([seed["ensemble"] for seed in measured[DINA]]) if DINA in measured else {}),
+        **(summarize_ensemble([run["ensemble"] for run in runs[DINA]]) if DINA in runs else {}),
     }
 
 
-def summarize_ensemble(ensembles: list[dict]) -> dict:
+def summarize_ensemble(ensembles: list[dict]) -> dict[str, Any]:
     """Means over seeds of what `measurement.analyze` returned."""
     disagreement = [ensemble["disagreement"] for ensemble in ensembles]
     return {
-        **{name: average([each[name] for each in ensembles]) for name in ("scaling", "variances", "win_probability")},
+        **average([{name: each[name] for name in ("scaling", "variances")} for each in ensembles]),
         "disagreement": {
             "quintiles": average([each["quintiles"] for each in disagreement]),
             **{name: estimate(np.array([each[name] for each in disagreement])) for name in ("rise", "avoidable_rise")},
