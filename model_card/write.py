@@ -13,8 +13,8 @@ import typer
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from model_card.studies.alignment.tables import variants_table
-from model_card.studies.method.tables import claims_table
+from model_card.studies.alignment.report import variants_table
+from model_card.studies.method.report import claims_table
 from modeling_dina import DinaConfig, DinaRewardModel
 from modeling_dina.evaluation.rewards import shown
 from modeling_dina.files import write_text

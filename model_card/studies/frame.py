@@ -1,4 +1,4 @@
-"""The runner of both studies: a folder of results that can be resumed, variants run with several seeds, the command."""
+"""The runner of both studies: variants that are run with several seeds, in a folder that can be resumed."""
 
 import json
 from abc import ABC, abstractmethod
@@ -23,18 +23,15 @@ from modeling_dina.options import EMBEDDED_MODEL, exit_on_bad_input
 
 
 class Amount(NamedTuple):
-    """An amount that a study scales: an integer or a fraction in full, and the minimum of a trial (of an integer)."""
+    """An amount that a study scales: a fraction, or an integer with the minimum that a trial needs."""
 
     full: float
     least: int = 1
 
-
-class StudySize(dict[str, Any]):
-    """The amounts of a study by name, multiplied by `factor`. Integers are at least their minimum."""
-
-    def __init__(self, amounts: dict[str, Amount], factor: float = 1.0) -> None:
-        for name, (full, least) in amounts.items():
-            self[name] = factor * full if isinstance(full, float) else max(least, round(factor * full))
+    def scaled(self, factor: float) -> Any:
+        """The amount times `factor`."""
+        product = factor * self.full
+        return product if isinstance(self.full, float) else max(self.least, round(product))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +40,7 @@ class Variant:
     A variant of a study.
 
     Attributes:
-        title: title in tables and figures.
-        color: color in figures.
+        title, color: how tables and figures show it.
         overrides: fields of the configuration that differ from the study's.
     """
 
@@ -53,71 +49,30 @@ class Variant:
     overrides: dict[str, Any] = field(default_factory=dict)
 
 
-class StudyFolder:
-    """
-    Results of a study's parts, one JSON file each, which is complete or absent. An interrupted study resumes, and
-    several processes can share a folder: each skips the parts that another one is computing.
-
-    Args:
-        path: the folder.
-        settings: settings of the study.
-
-    Raises:
-        ValueError: `path` is a file, or the folder of a study with other settings.
-    """
-
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        if path.is_file():
-            raise ValueError(f"out: expected a folder, new or of the same study, got the file {path}")
-        self.path = path
-        self.settings = json.loads(json.dumps(settings))
-        found = self.load_or_compute("settings", lambda: self.settings)
-        if found != self.settings:
-            different = sorted(name for name in self.settings if found.get(name) != self.settings[name])
-            raise ValueError(
-                f"out: expected a new folder or one of the same study, got {path}, which differs in {different}"
-            )
-
-    def lock(self, name: str, wait: bool = True) -> AbstractContextManager:
-        """A lock among processes. Without `wait`, entering it raises filelock.Timeout if another process has it."""
-        path = self.path / "locks" / f"{name.replace('/', '-')}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(path, timeout=-1 if wait else 0)
-
-    def load_or_compute(self, name: str, make: Callable[[], Any], wait: bool = True) -> Any:
-        """
-        Load the part `name` from `<name>.json`, or compute and write it.
-
-        Args:
-            name: path of the part in the folder, without suffix.
-            make: computes the part; returns what JSON can represent.
-            wait: wait for another process that computes the part; if False, None is returned.
-        """
-        try:
-            with self.lock(name, wait):
-                return load_or_compute(self.path / f"{name}.json", make)
-        except Timeout:
-            return None
-
-
 class Study(ABC):
     """
     Variants that are run with several seeds and compared.
 
+    Each part of the results is a JSON file in the study's folder, which is complete or absent: an interrupted study
+    resumes, and several processes can share the folder.
+
     Args:
-        folder: folder of the study, with its settings.
+        path: folder of the study.
         pipeline_dir: folder of the small world's pipeline and reward model.
-        size: amounts of the study.
+        scale: factor on all amounts.
         seeds: number of runs of each variant.
         names: names of the variants to run.
 
     Attributes:
         kind: kind of the results, for readers of the JSON.
         subject: part of the pipeline whose weights the results describe; "." is the reward model.
-        weights: other parts of the pipeline that the results depend on.
-        amounts: amounts of its full size.
+        weights: parts of the pipeline that the results depend on.
+        amounts: amounts of the full size.
         variants: all variants by name.
-        settings: everything else that the results depend on.
+        constants: everything else that the results depend on.
+
+    Raises:
+        ValueError: `path` is a file, or the folder of a study with other settings.
     """
 
     kind: ClassVar[str]
@@ -125,10 +80,21 @@ class Study(ABC):
     weights: ClassVar[tuple[str, ...]]
     amounts: ClassVar[dict[str, Amount]]
     variants: ClassVar[dict[str, Any]]
-    settings: ClassVar[dict[str, Any]]
+    constants: ClassVar[dict[str, Any]]
 
-    def __init__(self, folder: StudyFolder, pipeline_dir: str, size: StudySize, seeds: int, names: list[str]) -> None:
-        self.folder, self.pipeline_dir, self.size, self.seeds, self.names = folder, pipeline_dir, size, seeds, names
+    def __init__(self, path: Path, pipeline_dir: str, scale: float, seeds: int, names: list[str]) -> None:
+        if path.is_file():
+            raise ValueError(f"out: expected a folder, new or of the same study, got the file {path}")
+        self.path, self.pipeline_dir, self.seeds, self.names = path, pipeline_dir, seeds, names
+        self.size = {name: amount.scaled(scale) for name, amount in self.amounts.items()}
+        hashes = {part: weights_hash(Path(pipeline_dir, part)) for part in (self.subject, *self.weights)}
+        settings = {"revision": hashes[self.subject], "weights": {part: hashes[part] for part in self.weights}}
+        self.settings = json.loads(json.dumps(settings | {"size": self.size, **self.constants}))
+        found = self.part("settings", lambda: self.settings)
+        if different := sorted(name for name in self.settings if found.get(name) != self.settings[name]):
+            raise ValueError(
+                f"out: expected a new folder or one of the same study, got {path}, which differs in {different}"
+            )
 
     @abstractmethod
     def run(self, name: str, seed: int) -> dict[str, Any]:
@@ -136,7 +102,7 @@ class Study(ABC):
 
     @abstractmethod
     def measure_costs(self) -> dict[str, Any]:
-        """Measure the cost of each variant, with all of them in turn."""
+        """Measure the costs of the study's variants, which take turns."""
 
     @abstractmethod
     def summarize(self, runs: dict[str, list[dict]], costs: dict[str, Any]) -> dict[str, Any]:
@@ -147,9 +113,24 @@ class Study(ABC):
     def write_report(results: dict[str, Any], folder: Path) -> None:
         """Write tables.md and its figures from the results of all variants alone."""
 
+    def lock(self, name: str, wait: bool = True) -> AbstractContextManager:
+        """A lock among processes. Without `wait`, entering it raises filelock.Timeout if another process has it."""
+        path = self.path / "locks" / f"{name.replace('/', '-')}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(path, timeout=-1 if wait else 0)
+
+    def part(self, name: str, compute: Callable[[], Any], wait: bool = True) -> Any:
+        """The content of `<name>.json`, which is computed and written if it does not exist. If another process is
+        computing it and `wait` is false, the result is None."""
+        try:
+            with self.lock(name, wait):
+                return load_or_compute(self.path / f"{name}.json", compute)
+        except Timeout:
+            return None
+
     def run_all(self) -> dict[str, list[dict]]:
         """
-        `run` of each variant and seed, as lists over seeds by variant.
+        What `run` returns, as lists over seeds by variant.
 
         All variants are run with one seed before the next seed, so that an interrupted study can compare them. Runs
         that no other process is computing come first.
@@ -159,23 +140,21 @@ class Study(ABC):
             for seed, name in product(range(self.seeds), self.names)
         }
         for number, (name, run) in enumerate(runs.items(), start=1):
-            done = ", done" if (self.folder.path / f"{name}.json").exists() else ""
-            typer.echo(f"{number} of {len(runs)}: {name}{done}")
-            self.folder.load_or_compute(name, run, wait=False)
-        found = [self.folder.load_or_compute(name, run) for name, run in runs.items()]
+            typer.echo(f"{number} of {len(runs)}: {name}")
+            self.part(name, run, wait=False)
+        found = [self.part(name, run) for name, run in runs.items()]
         return {name: found[index :: len(self.names)] for index, name in enumerate(self.names)}
 
     def results(self, command: str) -> dict[str, Any]:
         """Run the study; returns the content of results.json, with the command that made it."""
         runs = self.run_all()
-        costs = self.folder.load_or_compute(f"costs-{'-'.join(self.names)}", self.measure_costs)
-        settings = self.folder.settings | {"pipeline": shown(self.pipeline_dir), "seeds": self.seeds}
+        costs = self.part(f"costs-{'-'.join(self.names)}", self.measure_costs)
+        settings = self.settings | {"pipeline": shown(self.pipeline_dir), "seeds": self.seeds, "device": device_name()}
         return {
             "kind": self.kind,
             "command": command,
             "revision": settings.pop("revision"),
-            "settings": settings
-            | {"device": device_name(), "libraries": {library: version(library) for library in LIBRARIES}},
+            "settings": settings | {"libraries": {library: version(library) for library in LIBRARIES}},
             "seconds": {name: sum(run["seconds"] for run in by_seed) for name, by_seed in runs.items()},
             **self.summarize(runs, costs),
         }
@@ -215,14 +194,10 @@ def study_command(study: type[Study], module: str) -> Callable[..., None]:
                 raise ValueError(f"variant: expected one of {', '.join(study.variants)}, got {', '.join(unknown)}")
             if not Path(pipeline, "model_index.json").is_file():
                 raise ValueError(f"pipeline: expected a folder with a pipeline's model_index.json, got {pipeline}")
-            size = StudySize(study.amounts, scale)
-            hashes = {part: weights_hash(Path(pipeline, part)) for part in {study.subject, *study.weights}}
-            settings = {"revision": hashes[study.subject], "weights": {part: hashes[part] for part in study.weights}}
-            folder = StudyFolder(out, settings | {"size": size, **study.settings})
+            running = study(out, pipeline, scale, seeds, names)
         options = {"out": shown(str(out)), "pipeline": shown(pipeline), "scale": scale, "seeds": seeds}
-        words = [f"--{name} {value}" for name, value in options.items()]
-        words += [f"--variant {name}" for name in variant or ()]
-        results = study(folder, pipeline, size, seeds, names).results(" ".join([f"python -m {module}", *words]))
+        words = [*options.items(), *(("variant", name) for name in variant or ())]
+        results = running.results(" ".join([f"python -m {module}", *(f"--{name} {value}" for name, value in words)]))
         write_json(out / "results.json", results)
         if names == list(study.variants):
             study.write_report(results, out)

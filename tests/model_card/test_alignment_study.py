@@ -14,10 +14,9 @@ from typer.testing import CliRunner
 from model_card.studies.alignment import summary
 from model_card.studies.alignment.__main__ import AlignmentStudy, main
 from model_card.studies.alignment.costs import count_full_size
-from model_card.studies.alignment.tables import write_report
+from model_card.studies.alignment.report import write_report
 from model_card.studies.alignment.variants import DECODED, LATENT, VARIANTS, read_arguments
-from model_card.studies.frame import StudySize
-from model_card.studies.report import interval
+from model_card.studies.page import interval
 from modeling_dina.options import EMBEDDED_MODEL
 from tests.model_card.reports import assert_report_is_of_results
 from training.align.evaluation import diversity
@@ -103,11 +102,10 @@ def test_variants_are_runs(name, tmp_path):
 
 
 def test_size():
-    full = StudySize(AlignmentStudy.amounts)
-    assert (full["updates"], full["eval_samples"], full["prompts"]) == (80, 96, 1.0)
-    least = StudySize(AlignmentStudy.amounts, 0.0)
-    assert (least["updates"], least["evaluations"], least["prompts"]) == (2, 1, 0.0)
-    assert StudySize(AlignmentStudy.amounts, 0.5)["eval_samples"] == 48
+    updates, samples, prompts = (AlignmentStudy.amounts[name] for name in ("updates", "eval_samples", "prompts"))
+    assert (updates.scaled(1.0), samples.scaled(1.0), prompts.scaled(1.0)) == (80, 96, 1.0)
+    assert (updates.scaled(0.0), samples.scaled(0.0), prompts.scaled(0.0)) == (2, 4, 0.0)
+    assert samples.scaled(0.5) == 48
 
 
 def test_the_committed_tables_are_of_the_committed_results(tmp_path):
@@ -187,8 +185,8 @@ def test_full_size_is_counted_as_committed():
     assert count_full_size([name])[name] == read_results()["full_size"][name]
 
 
-# Runs of few steps, with gradients of the same kind.
-FEW_STEPS = {"num_steps": 4, "first_step": 1, "last_step": 2, "eval_steps": 2}
+# Few steps and draws, which make the same computations as many.
+FEW_STEPS = {"num_steps": 4, "first_step": 1, "last_step": 2, "eval_steps": 2, "reward_draws": 1}
 
 
 @pytest.mark.slow

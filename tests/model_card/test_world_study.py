@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from model_card.studies.method import measurement, pixel, summary, variants
 from model_card.studies.method.__main__ import main
 from model_card.studies.method.measurement import LEVELS, SWEEP, LevelRewards, group_pairs
-from model_card.studies.method.tables import write_report
+from model_card.studies.method.report import write_report
 from model_card.studies.method.variants import VARIANTS
 from modeling_dina import DinaRewardModel
 from modeling_dina.backbone_dina import Features

@@ -20,13 +20,12 @@ from safetensors.torch import load_file
 
 from model_card.cost_counters import measure_peak_bytes, measure_seconds
 from model_card.studies.alignment.costs import RESOLUTION, count_full_size
-from model_card.studies.alignment.figures import draw_pictures
 from model_card.studies.alignment.measurement import BEST, CANDIDATES, best_of_n, measure_run
+from model_card.studies.alignment.report import draw_pictures, write_report
 from model_card.studies.alignment.summary import summarize
-from model_card.studies.alignment.tables import write_report
 from model_card.studies.alignment.variants import CONFIGS, LATENT, VARIANTS, read_arguments
 from model_card.studies.frame import Amount, Study, study_command
-from model_card.studies.report import save
+from model_card.studies.page import save
 from modeling_dina import DinaRewardModel
 from training.align.arguments import AlignArguments
 from training.align.evaluation import Evaluation
@@ -50,13 +49,13 @@ class AlignmentStudy(Study):
         "prompts": Amount(1.0),  # fraction of the configurations' prompts that an update takes
         "evaluations": Amount(4),  # evaluations of a run after the one before its first update
         "eval_samples": Amount(96, least=4),  # two for each caption
-        "rendered": Amount(8192, least=16),  # groups of four pictures that the pixel reward is trained on
+        "rendered": Amount(8192, least=12),  # groups of four pictures that the pixel reward is trained on
         "generated": Amount(1000, least=4),  # the same, of the generator's own pictures
         "test_groups": Amount(250, least=2),  # that both reward models are compared on, of each kind
         "rounds": Amount(5),  # timings of each cost
     }
     variants = VARIANTS
-    settings = {  # noqa: RUF012
+    constants = {  # noqa: RUF012
         "resolution": RESOLUTION,
         "configs": {path.stem: path.read_text() for path in sorted(CONFIGS.glob("small_world_*.yaml"))},
         "flags": {name: variant.overrides for name, variant in VARIANTS.items()},
@@ -66,11 +65,11 @@ class AlignmentStudy(Study):
     @property
     def pixel_dir(self) -> Path:
         """Folder of the pixel reward."""
-        return self.folder.path / "pixel_reward"
+        return self.path / "pixel_reward"
 
     def run_dir(self, name: str, seed: int) -> Path:
         """Folder of a run."""
-        return self.folder.path / "runs" / f"{name}-{seed}"
+        return self.path / "runs" / f"{name}-{seed}"
 
     def arguments(self, name: str, output_dir: Path, **fields: Any) -> tuple[AlignArguments, Any]:
         """Arguments of a variant's run and of its algorithm. Evaluations are the same for all variants."""
@@ -82,10 +81,10 @@ class AlignmentStudy(Study):
     def evaluation(self) -> Evaluation:
         """The evaluation of the generator as it begins by every reward: "utility" is the truth, "dina" the model's own
         ensemble. One process trains the pixel reward while the others wait."""
-        with self.folder.lock("pixel_reward"):
+        with self.lock("pixel_reward"):
             groups = {name: self.size[name] for name in ("rendered", "generated")}
             train_pixel_reward(self.pipeline_dir, self.pixel_dir, **groups, epochs=4)
-        arguments, algorithm_arguments = self.arguments(LATENT, self.folder.path)
+        arguments, algorithm_arguments = self.arguments(LATENT, self.path)
         watching = replace(arguments, watched=["utility", "pixel"])
         return build(watching, algorithm_arguments, Accelerator()).evaluation
 
@@ -137,11 +136,11 @@ class AlignmentStudy(Study):
 
     def summarize(self, runs: dict[str, list[dict]], costs: dict[str, Any]) -> dict[str, Any]:
         parts = {
-            "best_of_n": lambda: best_of_n(self.evaluation, self.folder.path),
+            "best_of_n": lambda: best_of_n(self.evaluation, self.path),
             "reward_models": self.measure_rewards,
             "full_size": count_full_size,
         }
-        found = {name: self.folder.load_or_compute(name, make) for name, make in parts.items()}
+        found = {name: self.part(name, make) for name, make in parts.items()}
         curves = {name: [run["curve"] for run in by_seed] for name, by_seed in runs.items()}
         results = summarize(curves, found.pop("best_of_n"), costs) | found
         self.draw_pictures(results["variants"])
@@ -154,7 +153,7 @@ class AlignmentStudy(Study):
         updates = {each["variant"]: each["selected"]["updates"][0] for each in variants}
         paths = {
             "unaligned": self.evaluation_path(self.names[0], 0),
-            f"best of {max(CANDIDATES)} by DiNa": self.folder.path / BEST,
+            f"best of {max(CANDIDATES)} by DiNa": self.path / BEST,
             **{VARIANTS[name].title: self.evaluation_path(name, update) for name, update in updates.items()},
         }
         policy, pictures = self.evaluation.policy, {}
@@ -162,7 +161,7 @@ class AlignmentStudy(Study):
             images = policy.decode(load_file(path)["latents"][SHOWN].to(policy.device))
             pictures[title] = images.add(1).div(2).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
         prompts = list(self.evaluation.conditioning.prompts[SHOWN])
-        save(draw_pictures(pictures, prompts), self.folder.path / "pictures.png")
+        save(draw_pictures(pictures, prompts), self.path / "pictures.png")
 
     def evaluation_path(self, name: str, update: int) -> Path:
         """File of an evaluation of a variant's first seed."""

@@ -34,8 +34,8 @@ from model_card.studies.method.measurement import (
     measure_variant,
 )
 from model_card.studies.method.pixel import pixel_reader, score_pixels, train_pixels, untrained_pixels
+from model_card.studies.method.report import write_report
 from model_card.studies.method.summary import summarize
-from model_card.studies.method.tables import write_report
 from model_card.studies.method.variants import VARIANTS, build_variant, read_arguments, train_variant
 from training.costs import count_flops
 from training.encode_world import write_rendered_pairs
@@ -61,7 +61,7 @@ class MethodStudy(Study):
         "rounds": Amount(50),  # timings of each cost
     }
     variants = VARIANTS
-    settings = {  # noqa: RUF012
+    constants = {  # noqa: RUF012
         "ensemble": {"levels": LEVELS[:ENSEMBLE_LEVELS], "draws": ENSEMBLE_DRAWS},
         "training": CONFIG.read_text(),
     }
@@ -77,16 +77,16 @@ class MethodStudy(Study):
     @cached_property
     def train_set(self) -> tuple[Groups, Dataset]:
         """Groups to train on and their pairs with votes. One process draws and encodes them while the others wait."""
-        folder, count = self.folder.path / "data" / "train", self.size["train_groups"]
-        with self.folder.lock("train"):
+        folder, count = self.path / "data" / "train", self.size["train_groups"]
+        with self.lock("train"):
             groups = write_rendered_pairs(folder, self.pipeline_dir, groups=count, seed=Seed.STUDY_TRAIN)
         return groups, load_pairs([folder])
 
     @cached_property
     def test_sets(self) -> dict[str, Groups]:
         """Groups to measure on: "seen", and "held_out" combinations of colour and shape."""
-        folder, options = self.folder.path / "data", {"vae": self.pipeline.vae, "groups": self.size["test_groups"]}
-        with self.folder.lock("test"):
+        folder, options = self.path / "data", {"vae": self.pipeline.vae, "groups": self.size["test_groups"]}
+        with self.lock("test"):
             return {
                 "seen": rendered_groups(folder / "seen", seed=Seed.STUDY_SEEN, **options),
                 "held_out": rendered_groups(folder / "held_out", seed=Seed.STUDY_HELD_OUT, held_out=True, **options),
@@ -94,7 +94,7 @@ class MethodStudy(Study):
 
     def run(self, name: str, seed: int) -> dict[str, Any]:
         """Train and measure a variant; the seed is that of the fresh weights, the order of the pairs and the noise."""
-        start, folder = time.monotonic(), self.folder.path / "training" / f"{name}-{seed}"
+        start, folder = time.monotonic(), self.path / "training" / f"{name}-{seed}"
         read, sweep = self.train(name, seed, folder), (0.0,) if name == "pixel" else SWEEP
         measured = measure_variant(VARIANTS[name].evaluations, read, self.test_sets, sweep)
         if name == "dina":
@@ -134,7 +134,7 @@ class MethodStudy(Study):
             pixels = untrained_pixels(pipeline).to(pipeline.device)
             images = to_pixels(seen.pictures[0])[:2] if reads == "pictures" else images
             return lambda: score_pixels(pixels, pipeline, captions, images, reads)
-        arguments, _ = read_arguments(self.pipeline_dir, VARIANTS[name], output_dir=self.folder.path)
+        arguments, _ = read_arguments(self.pipeline_dir, VARIANTS[name], output_dir=self.path)
         objective, encode = build_variant(VARIANTS[name], arguments, pipeline)
         model = objective.model.eval().requires_grad_(False).to(pipeline.device)
         images, sigmas = images.to(pipeline.device), LEVELS[:levels] if reads == "noisy latents" else (0.0,)

@@ -77,7 +77,7 @@ def summarize(
         return {name: estimate(by_seed(variant, evaluation, set_name, name)) for name in MEASURES} | means
 
     def differences(claim: Claim, set_name: str) -> dict[str, dict]:
-        pairs = {name: (by_seed(*side, set_name, name) for side in claim[1:]) for name in MEASURES}
+        pairs = {name: [by_seed(*side, set_name, name) for side in claim[1:]] for name in MEASURES}
         return {name: estimate(better - worse) for name, (better, worse) in pairs.items()}
 
     return {

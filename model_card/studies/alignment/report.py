@@ -1,0 +1,200 @@
+"""The report of the alignment study: tables and figures, made from its results alone."""
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from model_card.studies.alignment.variants import LATENT, VARIANTS
+from model_card.studies.page import interval, legend_outside, line, panels, write_page
+from modeling_dina.plotting import FAINT, INK
+
+REWARDS = {"dina": "DiNa", "pixel": "pixel"}
+PARTS = ("#0072B2", "#56B4E9", "#8C8C8C", "#D55E00", "#E69F00")
+LABELS = {"dina": "DiNa's ensemble", "pixel": "the pixel reward", "diversity": "diversity of samples of a prompt"}
+
+
+def write_report(results: dict[str, Any], folder: Path) -> None:
+    """Write `tables.md` and the figures except "pictures", which the study draws."""
+    tables = {
+        "Variants": variants_table(results),
+        "Best of N, without any update": best_table(results["best_of_n"]),
+        "ReFL on noisy states against the pixel reward's utility": targets_table(results["aim"]["targets"]),
+        "Cost of an update": costs_table(results["variants"]),
+        "Agreement of the reward models with a fresh annotator, %": rewards_table(results["reward_models"]),
+        f"Stable Diffusion 3.5 Medium at {results['settings']['resolution']} pixels, one prompt an update": (
+            full_size_table(results["full_size"])
+        ),
+    }
+    write_page(folder, "The alignment study", tables, draw_figures(results))
+
+
+def scores(measured: dict[str, dict]) -> dict[str, str]:
+    """Means of both rewards and of diversity."""
+    names = REWARDS | {"diversity": "diversity"}
+    return {title: f"{measured[name]['mean']:.2f}" for name, title in names.items()}
+
+
+def rise(measured: dict[str, dict]) -> str:
+    """The rise of the true utility with its interval."""
+    return interval(measured["utility"]["rise"], "+.2f")
+
+
+def variants_table(results: dict[str, Any]) -> list[dict[str, str]]:
+    """A row for each variant."""
+
+    def row(variant: str, reward: str, selected: str, updates: str, last: str, count: int, measured: dict) -> dict:
+        columns = {"variant": variant, "reward": reward, "utility, selected": selected, "selected after": updates}
+        return columns | {"utility, last": last, "last after": f"{count}"} | scores(measured)
+
+    before = results["unaligned"]
+    rows = [row("unaligned", "", interval(before["utility"], ".2f"), "", "", 0, before)]
+    for each in results["variants"]:
+        selected, last, title = each["selected"], each["last"], VARIANTS[each["variant"]].title
+        updates = ", ".join(map(str, selected["updates"]))
+        rows.append(row(title, REWARDS[each["reward"]], rise(selected), updates, rise(last), last["update"], last))
+    return rows
+
+
+def best_table(best_of_n: list[dict]) -> list[dict[str, str]]:
+    """A row for each reward and N."""
+    return [
+        {"best of": f"{each['candidates']}", "by": REWARDS[each["reward"]], "utility": rise(each), **scores(each)}
+        for each in best_of_n
+    ]
+
+
+def targets_table(targets: dict[str, dict]) -> list[dict[str, str]]:
+    """A row for each utility that the pixel reward led to; empty where it was never reached."""
+    return [
+        {
+            "utility of ReFL, pixel reward": name,
+            "": f"{target['utility']:.3f}",
+            "its seconds": f"{target['pixel_seconds']:.0f}",
+            "seconds on noisy states": "" if target["seconds"] is None else f"{target['seconds']:.0f}",
+            "ratio": "" if target["ratio"] is None else f"{target['ratio']:.2f}",
+        }
+        for name, target in targets.items()
+    ]
+
+
+def costs_table(variants: list[dict]) -> list[dict[str, str]]:
+    """A row for each variant."""
+    return [
+        {
+            "variant": VARIANTS[each["variant"]].title,
+            "seconds": f"{each['cost']['seconds']:.2f}",
+            "MB beyond the weights": f"{each['cost']['peak_bytes'] / 1e6:,.0f}",
+            "GFLOPs": f"{each['cost']['flops'] / 1e9:,.0f}",
+        }
+        for each in variants
+    ]
+
+
+def rewards_table(quality: dict[str, dict[str, dict]]) -> list[dict[str, str]]:
+    """A row for each reward and one for the best reachable, a column for each kind of pictures."""
+    measured = {
+        REWARDS[name]: {kind: each["accuracy"] for kind, each in sets.items()} for name, sets in quality.items()
+    }
+    measured["best reachable"] = {kind: each["best"] for kind, each in quality["dina"].items()}
+    return [
+        {"reward": name, **{kind: f"{100 * share:.1f}" for kind, share in shares.items()}}
+        for name, shares in measured.items()
+    ]
+
+
+def full_size_table(found: dict[str, dict[str, dict]]) -> list[dict[str, str]]:
+    """A row for each reward with FLOPs and bytes by part."""
+    return [
+        {
+            "": name,
+            **{f"TFLOPs, {part}": f"{value / 1e12:,.1f}" for part, value in parts["flops"].items()},
+            **{f"GB, {part}": f"{value / 1e9:,.2f}" for part, value in parts["bytes"].items()},
+        }
+        for name, parts in found.items()
+    ]
+
+
+def draw_figures(results: dict[str, Any]) -> dict[str, Figure | None]:
+    """All figures of `results`, by name."""
+    return {
+        "utility": draw_utility(results),
+        "rewards": draw_rewards(results["variants"]),
+        "pictures": None,  # of latents, which the results do not contain
+        "full_size": draw_full_size(results["full_size"]),
+    }
+
+
+def draw_utility(results: dict[str, Any]) -> Figure:
+    """Rise of the true utility against updates and against the seconds that they take."""
+    figure, axes = panels(1, 2, width=11, height=4.6)
+    best = max(results["best_of_n"], key=lambda each: each["candidates"])["candidates"]
+    for panel, of, words in zip(axes, ("update", "seconds"), ("updates", "seconds of updates"), strict=True):
+        draw_curves(panel, results["variants"], "utility", of)
+        panel.axhline(0, color=INK, linewidth=1)
+        for each in results["best_of_n"]:
+            if each["candidates"] == best:
+                rise, style = each["utility"]["rise"]["mean"], {"dina": ":", "pixel": "--"}[each["reward"]]
+                label = f"best of {best} by {'DiNa' if each['reward'] == 'dina' else 'the pixel reward'}"
+                panel.axhline(rise, color=INK, linewidth=1, linestyle=style, label=label)
+        panel.set(xlabel=words, ylabel="rise of the true utility")
+    legend_outside(figure, axes[0], fontsize=8)
+    return figure
+
+
+def draw_rewards(variants: list[dict]) -> Figure:
+    """Both reward models and diversity against updates: a run that optimises one reward is watched by the other."""
+    figure, axes = panels(1, 3, width=13, height=4.2)
+    for panel, (name, label) in zip(axes, LABELS.items(), strict=True):
+        draw_curves(panel, variants, name, "update")
+        panel.set(xlabel="updates", ylabel=f"rise of {label}")
+    legend_outside(figure, axes[0], fontsize=8)
+    return figure
+
+
+def draw_curves(panel: Axes, variants: list[dict], name: str, of: str) -> None:
+    """The rise of a measure of all variants with its interval."""
+    for each in variants:
+        variant, x = VARIANTS[each["variant"]], [point[of] for point in each["curve"]]
+        rises = [point[name]["rise"] for point in each["curve"]]
+        panel.fill_between(
+            x, *np.transpose([rise["interval"] for rise in rises]), color=variant.color, alpha=0.12, lw=0
+        )
+        points = list(zip(x, [rise["mean"] for rise in rises], strict=True))
+        line(panel, points, variant.color, variant.title, each["variant"] == LATENT, markersize=3)
+
+
+def draw_pictures(pictures: dict[str, np.ndarray], prompts: list[str]) -> Figure:
+    """Pictures of the same prompts, a row for each generator."""
+    figure = Figure(figsize=(1.15 * len(prompts) + 2, 1.15 * len(pictures) + 0.6), dpi=130, layout="constrained")
+    axes = figure.subplots(len(pictures), len(prompts), squeeze=False)
+    for row, (name, images) in zip(axes, pictures.items(), strict=True):
+        for panel, image in zip(row, images, strict=True):
+            panel.imshow(image, interpolation="nearest")
+            panel.set(xticks=[], yticks=[])
+            panel.spines[:].set_color(FAINT)
+        row[0].set_ylabel(name, rotation=0, horizontalalignment="right", verticalalignment="center", fontsize=8)
+    for panel, prompt in zip(axes[0], prompts, strict=True):
+        panel.set_title(textwrap.fill(prompt, 16), fontsize=7, color=INK)
+    return figure
+
+
+def draw_full_size(found: dict[str, dict[str, dict[str, float]]]) -> Figure:
+    """FLOPs and memory of an update of Stable Diffusion 3.5 Medium at 1024 pixels, as stacked bars."""
+    figure, axes = panels(2, width=9, height=4.6)
+    units = {"flops": (1e12, "TFLOPs an update, one prompt"), "bytes": (1e9, "GB")}
+    names = list(found)[::-1]
+    for panel, (of, (unit, label)) in zip(axes, units.items(), strict=True):
+        start = np.zeros(len(names))
+        for part, color in zip(found[names[0]][of], PARTS, strict=False):
+            length = np.array([found[name][of][part] for name in names]) / unit
+            panel.barh(names, length, left=start, color=color, label=part, height=0.6)
+            start += length
+        for place, total in enumerate(start):
+            panel.text(total, place, f" {total:,.0f}", va="center", fontsize=9, color=INK)
+        panel.set(xlabel=label, xlim=(0, 1.12 * start.max()))
+        panel.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
