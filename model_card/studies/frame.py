@@ -36,13 +36,7 @@ class Amount(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """
-    A variant of a study.
-
-    Attributes:
-        title, color: how tables and figures show it.
-        overrides: fields of the configuration that differ from the study's.
-    """
+    """A variant of a study; `overrides` are fields of the configuration that differ from the study's."""
 
     title: str
     color: str
@@ -63,24 +57,16 @@ class Study(ABC):
         seeds: number of runs of each variant.
         names: names of the variants to run.
 
-    Attributes:
-        kind: kind of the results, for readers of the JSON.
-        subject: part of the pipeline whose weights the results describe; "." is the reward model.
-        weights: parts of the pipeline that the results depend on.
-        amounts: amounts of the full size.
-        variants: all variants by name.
-        constants: everything else that the results depend on.
-
     Raises:
         ValueError: `path` is a file, or the folder of a study with other settings.
     """
 
-    kind: ClassVar[str]
-    subject: ClassVar[str]
-    weights: ClassVar[tuple[str, ...]]
+    kind: ClassVar[str]  # of the results, for readers of the JSON
+    subject: ClassVar[str]  # part of the pipeline whose weights the results describe; "." is the reward model
+    weights: ClassVar[tuple[str, ...]]  # parts of the pipeline that the results depend on
     amounts: ClassVar[dict[str, Amount]]
     variants: ClassVar[dict[str, Any]]
-    constants: ClassVar[dict[str, Any]]
+    constants: ClassVar[dict[str, Any]]  # everything else that the results depend on
 
     def __init__(self, path: Path, pipeline_dir: str, scale: float, seeds: int, names: list[str]) -> None:
         if path.is_file():
@@ -129,16 +115,10 @@ class Study(ABC):
             return None
 
     def run_all(self) -> dict[str, list[dict]]:
-        """
-        What `run` returns, as lists over seeds by variant.
-
-        All variants are run with one seed before the next seed, so that an interrupted study can compare them. Runs
-        that no other process is computing come first.
-        """
-        runs = {
-            f"variants/{name}-{seed}": partial(self.run, name, seed)
-            for seed, name in product(range(self.seeds), self.names)
-        }
+        """What `run` returns, as lists over seeds by variant. All variants are run with one seed before the next, so
+        that an interrupted study can compare them; runs that no other process is computing come first."""
+        order = product(range(self.seeds), self.names)
+        runs = {f"variants/{name}-{seed}": partial(self.run, name, seed) for seed, name in order}
         for number, (name, run) in enumerate(runs.items(), start=1):
             typer.echo(f"{number} of {len(runs)}: {name}")
             self.part(name, run, wait=False)
@@ -162,10 +142,8 @@ class Study(ABC):
 
 def device_name() -> str:
     """The device that the study runs on."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
     threads = torch.get_num_threads()
-    return f"{threads} CPU thread{'s' * (threads > 1)}"
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{threads} CPU thread{'s' * (threads > 1)}"
 
 
 def study_command(study: type[Study], module: str) -> Callable[..., None]:

@@ -10,31 +10,22 @@ from modeling_dina.files import atomic_path, write_text
 from modeling_dina.plotting import FAINT, INK
 
 
-def write_page(
-    folder: Path, title: str, tables: dict[str, list[dict[str, str]]], figures: dict[str, Figure | None]
-) -> None:
+def write_page(folder: Path, title: str, tables: dict[str, list[dict[str, str]]], figures: dict[str, Figure]) -> None:
     """
     Write `tables.md` and its figures.
 
     Args:
         folder: folder of results.json, from which everything is made.
-        title: title of the page.
         tables: rows of each table, as `markdown` takes them, by heading.
-        figures: figures by name; None for one that the study itself has drawn.
+        figures: figures by name.
     """
     for name, figure in figures.items():
-        if figure is not None:
-            save(figure, folder / f"{name}.png")
+        with atomic_path(folder / f"{name}.png") as partial:
+            figure.savefig(partial, facecolor="white")
     sections = [f"# {title}", "Made from `results.json`. [What follows from it](conclusions.md) is written by hand."]
     sections += [f"## {heading}\n\n{markdown(rows)}" for heading, rows in tables.items()]
     sections += [f"![{name.replace('_', ' ').capitalize()}]({name}.png)" for name in figures]
     write_text(folder / "tables.md", "\n\n".join(sections) + "\n")
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure, complete or not at all."""
-    with atomic_path(path) as partial:
-        figure.savefig(partial, facecolor="white")
 
 
 def markdown(rows: list[dict[str, str]]) -> str:
@@ -42,6 +33,11 @@ def markdown(rows: list[dict[str, str]]) -> str:
     header = list(rows[0])
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *(row.values() for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def number(value: float | None, form: str, scale: float = 1) -> str:
+    """`value` times `scale` in the format `form`; empty for None."""
+    return "" if value is None else format(scale * value, form)
 
 
 def interval(estimate: dict[str, Any], form: str, scale: float = 1) -> str:
@@ -62,12 +58,10 @@ def panels(rows: int, columns: int = 1, *, width: float, height: float) -> tuple
     return figure, axes
 
 
-def line(
-    axes: Axes, points: list[tuple[float, float]], color: str, label: str, is_main: bool = False, **style: Any
-) -> None:
+def line(axes: Axes, points: list[tuple[float, float]], is_main: bool = False, **style: Any) -> None:
     """Draw a curve through points; `style` goes to matplotlib."""
-    defaults = {"marker": "o", "markersize": 4, "linewidth": 2.6 if is_main else 1.5, "zorder": 3 if is_main else 2}
-    axes.plot(*zip(*points, strict=True), color=color, label=label, **(defaults | style))
+    weight: dict[str, Any] = {"linewidth": 2.6, "zorder": 3} if is_main else {"linewidth": 1.5, "zorder": 2}
+    axes.plot(*zip(*points, strict=True), **{"marker": "o", "markersize": 4, **weight, **style})
 
 
 def legend_outside(figure: Figure, axes: Axes, fontsize: int) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -180,9 +179,7 @@ def test_full_size_as_committed():
 
 @pytest.mark.slow
 def test_full_size_is_counted_as_committed():
-    """With the reward that decodes, which all parts are counted for."""
-    name = "HPSv3 behind the decoder, ReFL"
-    assert count_full_size([name])[name] == read_results()["full_size"][name]
+    assert count_full_size() == read_results()["full_size"]
 
 
 # Few steps and draws, which make the same computations as many.
@@ -204,7 +201,6 @@ def test_study_in_miniature_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert [row["variant"] for row in alone["variants"]] == [LATENT]
     assert "aim" not in alone
     assert not (tmp_path / "tables.md").exists()
-    assert load_file(tmp_path / "best_of_n.safetensors")["latents"].shape == (4, 16, 8, 8)
 
     (tmp_path / f"variants/{LATENT}-0.json").unlink()
     complete = [tmp_path / f"{name}.json" for name in ("best_of_n", "reward_models", f"costs-{LATENT}")]
@@ -227,7 +223,7 @@ def test_study_in_miniature_goes_on_where_it_stopped(tmp_path, monkeypatch):
         assert by[reward, 16][reward]["mean"] > by[reward, 4][reward]["mean"] - 1e-3
     assert not list((tmp_path / "runs").glob("*/checkpoint-*"))
     page = (tmp_path / "tables.md").read_text()
-    assert all((tmp_path / f"{name}.png").is_file() and f"]({name}.png)" in page for name in ("pictures", "utility"))
+    assert all((tmp_path / f"{name}.png").is_file() and f"]({name}.png)" in page for name in ("rewards", "utility"))
 
     other = CliRunner().invoke(app, [*command[:-4], "--scale", "1"])
     assert other.exit_code == 2

@@ -13,19 +13,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 import typer
 from accelerate import Accelerator
-from safetensors.torch import load_file
 
 from model_card.cost_counters import measure_peak_bytes, measure_seconds
 from model_card.studies.alignment.costs import RESOLUTION, count_full_size
-from model_card.studies.alignment.measurement import BEST, CANDIDATES, best_of_n, measure_run
-from model_card.studies.alignment.report import draw_pictures, write_report
+from model_card.studies.alignment.measurement import best_of_n, measure_run
+from model_card.studies.alignment.report import write_report
 from model_card.studies.alignment.summary import summarize
 from model_card.studies.alignment.variants import CONFIGS, LATENT, VARIANTS, read_arguments
 from model_card.studies.frame import Amount, Study, study_command
-from model_card.studies.page import save
 from modeling_dina import DinaRewardModel
 from training.align.arguments import AlignArguments
 from training.align.evaluation import Evaluation
@@ -36,8 +33,6 @@ from training.run_control import TERMINATED
 from training.world.groups import pairwise_accuracy
 from training.world.models.pixel_reward import measure, test_groups, train_pixel_reward
 from training.world.models.scores import group_scores
-
-SHOWN = slice(0, 16, 2)  # samples in the figure of pictures: one for each of eight prompts
 
 
 class AlignmentStudy(Study):
@@ -67,10 +62,6 @@ class AlignmentStudy(Study):
         """Folder of the pixel reward."""
         return self.path / "pixel_reward"
 
-    def run_dir(self, name: str, seed: int) -> Path:
-        """Folder of a run."""
-        return self.path / "runs" / f"{name}-{seed}"
-
     def arguments(self, name: str, output_dir: Path, **fields: Any) -> tuple[AlignArguments, Any]:
         """Arguments of a variant's run and of its algorithm. Evaluations are the same for all variants."""
         fields |= {"eval_samples": self.size["eval_samples"] // 2 * 2, "eval_samples_per_prompt": 2}
@@ -95,7 +86,7 @@ class AlignmentStudy(Study):
         Raises:
             SystemExit: after a SIGTERM, which leaves a checkpoint to resume from.
         """
-        variant, out, evaluation = VARIANTS[name], self.run_dir(name, seed), self.evaluation
+        variant, out, evaluation = VARIANTS[name], self.path / "runs" / f"{name}-{seed}", self.evaluation
         updates = max(2, round(self.size["updates"] * variant.updates))
         fields = {"updates": updates, "eval_every": math.ceil(updates / self.size["evaluations"])}
         fields |= {"save_every": max(1, updates // 5), "seed": seed}
@@ -114,12 +105,9 @@ class AlignmentStudy(Study):
             cases = {name: build(*each, Accelerator()).make_update for name, each in arguments.items()}
             device = self.evaluation.policy.device.type
             seconds = measure_seconds(cases, device, self.size["rounds"])
+            peaks = {name: measure_peak_bytes(case, device) for name, case in cases.items()}
             return {
-                name: {
-                    "seconds": seconds[name],
-                    "peak_bytes": measure_peak_bytes(case, device),
-                    "flops": count_flops(case),
-                }
+                name: {"seconds": seconds[name], "peak_bytes": peaks[name], "flops": count_flops(case)}
                 for name, case in cases.items()
             }
 
@@ -135,37 +123,10 @@ class AlignmentStudy(Study):
         }
 
     def summarize(self, runs: dict[str, list[dict]], costs: dict[str, Any]) -> dict[str, Any]:
-        parts = {
-            "best_of_n": lambda: best_of_n(self.evaluation, self.path),
-            "reward_models": self.measure_rewards,
-            "full_size": count_full_size,
-        }
-        found = {name: self.part(name, make) for name, make in parts.items()}
+        best = self.part("best_of_n", lambda: best_of_n(self.evaluation))
         curves = {name: [run["curve"] for run in by_seed] for name, by_seed in runs.items()}
-        results = summarize(curves, found.pop("best_of_n"), costs) | found
-        self.draw_pictures(results["variants"])
-        return results
-
-    @torch.no_grad()
-    def draw_pictures(self, variants: list[dict]) -> None:
-        """Draw pictures of the first prompts: before, the best of several, and with the selected weights of each
-        variant's first seed."""
-        updates = {each["variant"]: each["selected"]["updates"][0] for each in variants}
-        paths = {
-            "unaligned": self.evaluation_path(self.names[0], 0),
-            f"best of {max(CANDIDATES)} by DiNa": self.path / BEST,
-            **{VARIANTS[name].title: self.evaluation_path(name, update) for name, update in updates.items()},
-        }
-        policy, pictures = self.evaluation.policy, {}
-        for title, path in paths.items():
-            images = policy.decode(load_file(path)["latents"][SHOWN].to(policy.device))
-            pictures[title] = images.add(1).div(2).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
-        prompts = list(self.evaluation.conditioning.prompts[SHOWN])
-        save(draw_pictures(pictures, prompts), self.path / "pictures.png")
-
-    def evaluation_path(self, name: str, update: int) -> Path:
-        """File of an evaluation of a variant's first seed."""
-        return self.run_dir(name, 0) / "evaluations" / f"{update:06d}.safetensors"
+        quality, full_size = self.part("reward_models", self.measure_rewards), self.part("full_size", count_full_size)
+        return {"reward_models": quality, **summarize(curves, best, costs), "full_size": full_size}
 
 
 main = study_command(AlignmentStudy, "model_card.studies.alignment")

@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from training.align.evaluation import Evaluation, diversity
 
 CANDIDATES = (4, 16)
-BEST = "best_of_n.safetensors"
 
 
 def measure(evaluation: Evaluation, latents: torch.Tensor) -> dict[str, list[float]]:
@@ -31,13 +30,9 @@ def measure_run(evaluation: Evaluation, folder: Path) -> list[dict[str, Any]]:
 
 
 @torch.no_grad()
-def best_of_n(evaluation: Evaluation, folder: Path) -> list[dict[str, Any]]:
-    """
-    What `measure` returns of the best of N samples of the initial generator by "reward", for each of N "candidates".
-
-    Args:
-        folder: folder that the latents of the best of the most by DiNa are written to.
-    """
+def best_of_n(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """What `measure` returns of the best of N samples of the initial generator by "reward", for each of N
+    "candidates"."""
     arguments, policy, most = evaluation.arguments, evaluation.policy, max(CANDIDATES)
     first = most * torch.arange(len(evaluation.conditioning), device=policy.device)
     conditioning = evaluation.conditioning.select((first // most).repeat_interleave(most))
@@ -48,12 +43,10 @@ def best_of_n(evaluation: Evaluation, folder: Path) -> list[dict[str, Any]]:
         batch_size=arguments.sampling_batch_size,
         guidance_scale=arguments.eval_guidance_scale,
     ).states[-1]
-    found = []
-    for reward in ("dina", "pixel"):
-        scores = evaluation.score(reward, candidates, conditioning).view(-1, most)
-        for count in CANDIDATES:
-            chosen = candidates[first + scores[:, :count].argmax(dim=1)]
-            found.append({"reward": reward, "candidates": count, **measure(evaluation, chosen)})
-            if (reward, count) == ("dina", most):
-                save_file({"latents": chosen}, folder / BEST)
-    return found
+    scores = {name: evaluation.score(name, candidates, conditioning).view(-1, most) for name in ("dina", "pixel")}
+    return [
+        {"reward": reward, "candidates": count}
+        | measure(evaluation, candidates[first + values[:, :count].argmax(dim=1)])
+        for reward, values in scores.items()
+        for count in CANDIDATES
+    ]

@@ -1,6 +1,5 @@
 """The report of the alignment study: tables and figures, made from its results alone."""
 
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +7,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from model_card.studies.alignment.measurement import CANDIDATES
 from model_card.studies.alignment.variants import LATENT, VARIANTS
-from model_card.studies.page import interval, legend_outside, line, panels, write_page
-from modeling_dina.plotting import FAINT, INK
+from model_card.studies.page import interval, legend_outside, line, number, panels, write_page
+from modeling_dina.plotting import INK
 
 REWARDS = {"dina": "DiNa", "pixel": "pixel"}
 PARTS = ("#0072B2", "#56B4E9", "#8C8C8C", "#D55E00", "#E69F00")
@@ -18,7 +18,7 @@ LABELS = {"dina": "DiNa's ensemble", "pixel": "the pixel reward", "diversity": "
 
 
 def write_report(results: dict[str, Any], folder: Path) -> None:
-    """Write `tables.md` and the figures except "pictures", which the study draws."""
+    """Write `tables.md` and the figures."""
     tables = {
         "Variants": variants_table(results),
         "Best of N, without any update": best_table(results["best_of_n"]),
@@ -29,13 +29,18 @@ def write_report(results: dict[str, Any], folder: Path) -> None:
             full_size_table(results["full_size"])
         ),
     }
-    write_page(folder, "The alignment study", tables, draw_figures(results))
+    figures = {
+        "utility": draw_utility(results),
+        "rewards": draw_rewards(results["variants"]),
+        "full_size": draw_full_size(results["full_size"]),
+    }
+    write_page(folder, "The alignment study", tables, figures)
 
 
 def scores(measured: dict[str, dict]) -> dict[str, str]:
     """Means of both rewards and of diversity."""
-    names = REWARDS | {"diversity": "diversity"}
-    return {title: f"{measured[name]['mean']:.2f}" for name, title in names.items()}
+    titles = REWARDS | {"diversity": "diversity"}
+    return {title: f"{measured[name]['mean']:.2f}" for name, title in titles.items()}
 
 
 def rise(measured: dict[str, dict]) -> str:
@@ -44,19 +49,15 @@ def rise(measured: dict[str, dict]) -> str:
 
 
 def variants_table(results: dict[str, Any]) -> list[dict[str, str]]:
-    """A row for each variant."""
-
-    def row(variant: str, reward: str, selected: str, updates: str, last: str, count: int, measured: dict) -> dict:
-        columns = {"variant": variant, "reward": reward, "utility, selected": selected, "selected after": updates}
-        return columns | {"utility, last": last, "last after": f"{count}"} | scores(measured)
-
+    """A row for the initial generator, and for each variant."""
     before = results["unaligned"]
-    rows = [row("unaligned", "", interval(before["utility"], ".2f"), "", "", 0, before)]
+    found = [("unaligned", "", interval(before["utility"], ".2f"), "", "", "0", before)]
     for each in results["variants"]:
-        selected, last, title = each["selected"], each["last"], VARIANTS[each["variant"]].title
-        updates = ", ".join(map(str, selected["updates"]))
-        rows.append(row(title, REWARDS[each["reward"]], rise(selected), updates, rise(last), last["update"], last))
-    return rows
+        selected, last, variant = each["selected"], each["last"], VARIANTS[each["variant"]].title
+        updates = ", ".join(map(str, selected["updates"])), str(last["update"])
+        found.append((variant, REWARDS[each["reward"]], rise(selected), updates[0], rise(last), updates[1], last))
+    names = ("variant", "reward", "utility, selected", "selected after", "utility, last", "last after")
+    return [dict(zip(names, cells, strict=True)) | scores(measured) for *cells, measured in found]
 
 
 def best_table(best_of_n: list[dict]) -> list[dict[str, str]]:
@@ -74,8 +75,8 @@ def targets_table(targets: dict[str, dict]) -> list[dict[str, str]]:
             "utility of ReFL, pixel reward": name,
             "": f"{target['utility']:.3f}",
             "its seconds": f"{target['pixel_seconds']:.0f}",
-            "seconds on noisy states": "" if target["seconds"] is None else f"{target['seconds']:.0f}",
-            "ratio": "" if target["ratio"] is None else f"{target['ratio']:.2f}",
+            "seconds on noisy states": number(target["seconds"], ".0f"),
+            "ratio": number(target["ratio"], ".2f"),
         }
         for name, target in targets.items()
     ]
@@ -118,29 +119,18 @@ def full_size_table(found: dict[str, dict[str, dict]]) -> list[dict[str, str]]:
     ]
 
 
-def draw_figures(results: dict[str, Any]) -> dict[str, Figure | None]:
-    """All figures of `results`, by name."""
-    return {
-        "utility": draw_utility(results),
-        "rewards": draw_rewards(results["variants"]),
-        "pictures": None,  # of latents, which the results do not contain
-        "full_size": draw_full_size(results["full_size"]),
-    }
-
-
 def draw_utility(results: dict[str, Any]) -> Figure:
     """Rise of the true utility against updates and against the seconds that they take."""
     figure, axes = panels(1, 2, width=11, height=4.6)
-    best = max(results["best_of_n"], key=lambda each: each["candidates"])["candidates"]
-    for panel, of, words in zip(axes, ("update", "seconds"), ("updates", "seconds of updates"), strict=True):
+    for panel, (of, label) in zip(axes, {"update": "updates", "seconds": "seconds of updates"}.items(), strict=True):
         draw_curves(panel, results["variants"], "utility", of)
         panel.axhline(0, color=INK, linewidth=1)
         for each in results["best_of_n"]:
-            if each["candidates"] == best:
-                rise, style = each["utility"]["rise"]["mean"], {"dina": ":", "pixel": "--"}[each["reward"]]
-                label = f"best of {best} by {'DiNa' if each['reward'] == 'dina' else 'the pixel reward'}"
-                panel.axhline(rise, color=INK, linewidth=1, linestyle=style, label=label)
-        panel.set(xlabel=words, ylabel="rise of the true utility")
+            if each["candidates"] == max(CANDIDATES):
+                words, style = {"dina": ("DiNa", ":"), "pixel": ("the pixel reward", "--")}[each["reward"]]
+                best = f"best of {each['candidates']} by {words}"
+                panel.axhline(each["utility"]["rise"]["mean"], color=INK, linewidth=1, linestyle=style, label=best)
+        panel.set(xlabel=label, ylabel="rise of the true utility")
     legend_outside(figure, axes[0], fontsize=8)
     return figure
 
@@ -158,28 +148,11 @@ def draw_rewards(variants: list[dict]) -> Figure:
 def draw_curves(panel: Axes, variants: list[dict], name: str, of: str) -> None:
     """The rise of a measure of all variants with its interval."""
     for each in variants:
-        variant, x = VARIANTS[each["variant"]], [point[of] for point in each["curve"]]
-        rises = [point[name]["rise"] for point in each["curve"]]
-        panel.fill_between(
-            x, *np.transpose([rise["interval"] for rise in rises]), color=variant.color, alpha=0.12, lw=0
-        )
-        points = list(zip(x, [rise["mean"] for rise in rises], strict=True))
-        line(panel, points, variant.color, variant.title, each["variant"] == LATENT, markersize=3)
-
-
-def draw_pictures(pictures: dict[str, np.ndarray], prompts: list[str]) -> Figure:
-    """Pictures of the same prompts, a row for each generator."""
-    figure = Figure(figsize=(1.15 * len(prompts) + 2, 1.15 * len(pictures) + 0.6), dpi=130, layout="constrained")
-    axes = figure.subplots(len(pictures), len(prompts), squeeze=False)
-    for row, (name, images) in zip(axes, pictures.items(), strict=True):
-        for panel, image in zip(row, images, strict=True):
-            panel.imshow(image, interpolation="nearest")
-            panel.set(xticks=[], yticks=[])
-            panel.spines[:].set_color(FAINT)
-        row[0].set_ylabel(name, rotation=0, horizontalalignment="right", verticalalignment="center", fontsize=8)
-    for panel, prompt in zip(axes[0], prompts, strict=True):
-        panel.set_title(textwrap.fill(prompt, 16), fontsize=7, color=INK)
-    return figure
+        variant, curve = VARIANTS[each["variant"]], each["curve"]
+        low, high = zip(*(point[name]["rise"]["interval"] for point in curve), strict=True)
+        panel.fill_between([point[of] for point in curve], low, high, color=variant.color, alpha=0.12, linewidth=0)
+        points = [(point[of], point[name]["rise"]["mean"]) for point in curve]
+        line(panel, points, each["variant"] == LATENT, color=variant.color, label=variant.title, markersize=3)
 
 
 def draw_full_size(found: dict[str, dict[str, dict[str, float]]]) -> Figure:

@@ -67,8 +67,8 @@ def summarize_variant(curves: list[list[dict]], reward: str, cost: dict[str, flo
 
 def compare_with_pixels(variants: dict[str, dict]) -> dict[str, Any]:
     """
-    The aim: ReFL on noisy states significantly increases the utility, and reaches that of ReFL behind the decoder in at
-    most half its time, with less memory.
+    The aim: ReFL on noisy states significantly increases the utility, and reaches that of ReFL behind the decoder in
+    at most half its time, with less memory.
 
     Returns:
         "targets": the utilities of the pixel reward at "last" and at "selected", each with the seconds that both took

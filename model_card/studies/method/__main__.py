@@ -19,20 +19,8 @@ from diffusers import StableDiffusion3Pipeline
 
 from model_card.cost_counters import measure_seconds
 from model_card.studies.frame import Amount, Study, study_command
-from model_card.studies.method.measurement import (
-    ENSEMBLE_DRAWS,
-    ENSEMBLE_LEVELS,
-    EVALUATIONS,
-    LEVELS,
-    MOST_DRAWS,
-    SWEEP,
-    Reader,
-    analyze,
-    best_reachable,
-    group_pairs,
-    latent_reader,
-    measure_variant,
-)
+from model_card.studies.method import measurement
+from model_card.studies.method.measurement import ENSEMBLE_DRAWS, ENSEMBLE_LEVELS, LEVELS, group_pairs
 from model_card.studies.method.pixel import pixel_reader, score_pixels, train_pixels, untrained_pixels
 from model_card.studies.method.report import write_report
 from model_card.studies.method.summary import summarize
@@ -47,11 +35,7 @@ from training.world.seeds import Seed
 
 
 class MethodStudy(Study):
-    """
-    The method study. In full it takes about three hours on two cores: 750 steps with 64 pairs take five minutes (half
-    of it with a frozen backbone), for eight variants and three seeds; measuring a seed's variants takes a quarter of
-    an hour, and drawing all pictures five minutes.
-    """
+    """The method study. In full it takes about three hours on two cores, two of them for training."""
 
     kind, subject, weights = "method_study", "transformer", ("transformer", "vae", "text_encoder")
     amounts = {  # noqa: RUF012
@@ -95,22 +79,23 @@ class MethodStudy(Study):
     def run(self, name: str, seed: int) -> dict[str, Any]:
         """Train and measure a variant; the seed is that of the fresh weights, the order of the pairs and the noise."""
         start, folder = time.monotonic(), self.path / "training" / f"{name}-{seed}"
-        read, sweep = self.train(name, seed, folder), (0.0,) if name == "pixel" else SWEEP
-        measured = measure_variant(VARIANTS[name].evaluations, read, self.test_sets, sweep)
+        read, sweep = self.train(name, seed, folder), (0.0,) if name == "pixel" else measurement.SWEEP
+        measured = measurement.measure_variant(VARIANTS[name].evaluations, read, self.test_sets, sweep)
         if name == "dina":
             seen = self.test_sets["seen"]
-            measured["ensemble"] = analyze(read(seen, LEVELS, MOST_DRAWS, "noisy latents"), group_pairs(seen))
+            rewards = read(seen, LEVELS, measurement.MOST_DRAWS, "noisy latents")
+            measured["ensemble"] = measurement.analyze(rewards, group_pairs(seen))
         shutil.rmtree(folder, ignore_errors=True)
         return {"seconds": time.monotonic() - start, **measured}
 
-    def train(self, name: str, seed: int, folder: Path) -> Reader:
+    def train(self, name: str, seed: int, folder: Path) -> measurement.Reader:
         """Train a variant in `folder`; returns what computes its rewards."""
         variant, steps, (groups, pairs) = VARIANTS[name], self.size["steps"], self.train_set
         if name == "pixel":
             return pixel_reader(train_pixels(self.pipeline, groups, seed, steps, folder), self.pipeline)
         fields = {"seed": seed, "max_steps": steps}
         model, encode = train_variant(variant, self.pipeline_dir, self.pipeline, pairs, folder, **fields)
-        return latent_reader(model, encode, variant.thurstone)
+        return measurement.latent_reader(model, encode, variant.thurstone)
 
     @torch.no_grad()
     def measure_costs(self) -> dict[str, dict[str, dict[str, float]]]:
@@ -125,7 +110,7 @@ class MethodStudy(Study):
 
     def comparison(self, name: str, evaluation: str) -> Callable[[], object]:
         """A comparison of two images, with untrained weights, which do not change its cost."""
-        _, mode, levels, draws, reads = EVALUATIONS[evaluation]
+        _, mode, levels, draws, reads = measurement.EVALUATIONS[evaluation]
         pipeline, seen = self.pipeline, self.test_sets["seen"]
         assert seen.latents is not None
         assert seen.pictures is not None
@@ -146,7 +131,7 @@ class MethodStudy(Study):
         return compare
 
     def summarize(self, runs: dict[str, list[dict]], costs: dict[str, Any]) -> dict[str, Any]:
-        best = {name: best_reachable(group_pairs(groups)) for name, groups in self.test_sets.items()}
+        best = {name: measurement.best_reachable(group_pairs(groups)) for name, groups in self.test_sets.items()}
         return summarize(runs, best, costs)
 
 

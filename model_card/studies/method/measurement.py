@@ -1,4 +1,4 @@
-"""Measurements of a trained variant: its rewards of pictures whose true utility is known, and all statistics of them."""
+"""Measurements of a trained variant: its rewards of pictures whose true utility is known, and statistics of them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,8 @@ from training.world.groups import FIRST, GROUP_SIZE, Groups
 LEVELS = (0.1, 0.2, 0.4, 0.6, 0.8)
 SWEEP = tuple(level / 10 for level in range(11))
 ENSEMBLE_LEVELS, ENSEMBLE_DRAWS, MOST_DRAWS = 3, 4, 16
-DRAWS = (1, 2, 4, 8, 16)
+DRAWS = (1, 2, 4, 8, MOST_DRAWS)
+MODES = ("features", "mean", "precision")
 QUINTILES = 5
 GROUPS_PER_BATCH = 32
 
@@ -33,19 +34,17 @@ class Evaluation(NamedTuple):
 
     title: str
     mode: str
-    levels: int = ENSEMBLE_LEVELS
-    draws: int = ENSEMBLE_DRAWS
+    levels: int = 1
+    draws: int = 1
     reads: str = "noisy latents"
 
 
 EVALUATIONS = {
-    "one level": Evaluation("one level", "mean", levels=1, draws=1),
-    "features": Evaluation("ensemble, features", "features"),
-    "mean": Evaluation("ensemble, mean", "mean"),
-    "precision": Evaluation("ensemble, precision", "precision"),
-    "clean": Evaluation("clean", "mean", levels=1, draws=1, reads="latents"),
-    "decoded": Evaluation("latents, through the decoder", "mean", levels=1, draws=1, reads="latents"),
-    "pictures": Evaluation("pictures", "mean", levels=1, draws=1, reads="pictures"),
+    "one level": Evaluation("one level", "mean"),
+    **{mode: Evaluation(f"ensemble, {mode}", mode, ENSEMBLE_LEVELS, ENSEMBLE_DRAWS) for mode in MODES},
+    "clean": Evaluation("clean", "mean", reads="latents"),
+    "decoded": Evaluation("latents, through the decoder", "mean", reads="latents"),
+    "pictures": Evaluation("pictures", "mean", reads="pictures"),
 }
 
 
@@ -100,20 +99,19 @@ def latent_reader(model: DinaRewardModel, encode: Encoder, thurstone: bool) -> R
     @torch.no_grad()
     def read(groups: Groups, sigmas: tuple[float, ...], draws: int, reads: str) -> LevelRewards:
         assert groups.latents is not None
-        single, joint = [], []
+        batches = []
         for start in range(0, len(groups), GROUPS_PER_BATCH):
             rows = slice(start, start + GROUPS_PER_BATCH)
             clean = groups.latents[rows].flatten(0, 1).float().to(model.device)
             conditioning = [each.repeat_interleave(GROUP_SIZE, dim=0) for each in encode(groups.captions[rows])]
-            levels, every = model.features(clean, *conditioning, sigmas=sigmas, num_draws=draws)
-            features = list(every)
-            prefixes = [
-                EnsembleFeatures(levels[:k], [draw[:k] for draw in features]) for k in range(1, len(levels) + 1)
-            ]
-            single.append(model.combine(prefixes[-1], "mean").samples)
-            joint.append(torch.cat([model.combine(prefix, "features").samples for prefix in prefixes]))
+            levels, features = model.features(clean, *conditioning, sigmas=sigmas, num_draws=draws)
+            every = list(features)
+            prefixes = [EnsembleFeatures(levels[:k], [draw[:k] for draw in every]) for k in range(1, len(sigmas) + 1)]
+            joint = [model.combine(prefix, "features")["samples"] for prefix in prefixes]
+            batches.append((model.combine(prefixes[-1], "mean")["samples"], torch.cat(joint)))
+        samples = [torch.cat(parts, dim=-1).double().cpu().numpy() for parts in zip(*batches, strict=True)]
         variance = model.variance(levels).double().cpu().numpy() if thurstone else None
-        return LevelRewards(*(torch.cat(parts, dim=-1).double().cpu().numpy() for parts in (single, joint)), variance)
+        return LevelRewards(samples[0], samples[1], variance)
 
     return read
 
@@ -122,16 +120,15 @@ def measure_variant(
     evaluations: Sequence[str], read: Reader, sets: dict[str, Groups], sweep: Sequence[float]
 ) -> dict[str, Any]:
     """
-    What is measured of every variant.
+    Measurements that are made of every variant.
 
     Args:
         evaluations: names of `EVALUATIONS`.
-        read: the variant's reader.
         sets: groups by name.
         sweep: noise levels at which "seen" is measured too.
 
     Returns:
-        "levels": means over groups at each of `sweep`; "evaluations": for each by set, what `measure` returns.
+        "levels": `means` at each of `sweep`; "evaluations": for each by set, what `measure` returns.
     """
     read, pairs = cache(read), {name: group_pairs(groups) for name, groups in sets.items()}
 
@@ -149,8 +146,8 @@ def measure_variant(
 
 
 def measure(rewards: Rewards, pairs: Pairs) -> dict[str, Any]:
-    """Expected agreement with a fresh annotator and log-likelihood of its vote, for each group; the calibration error;
-    and the observed against the predicted preference ("reliability")."""
+    """For each group, the expected agreement with a fresh annotator and log-likelihood of its vote; the calibration
+    error; and the observed against the predicted preference ("reliability")."""
     log_win, log_loss = rewards.log_probabilities(pairs)
     probability = np.exp(log_win)
     return {
@@ -169,11 +166,8 @@ def means(rewards: Rewards, pairs: Pairs) -> dict[str, float]:
 
 def best_reachable(pairs: Pairs) -> dict[str, list[float]]:
     """Accuracy and log-likelihood, as `measure` returns them, of the true utilities."""
-    preference = pairs.target
-    return {
-        "accuracy": by_group(np.maximum(preference, 1 - preference)),
-        "log_likelihood": by_group(-entr(preference) - entr(1 - preference)),
-    }
+    p = pairs.target
+    return {"accuracy": by_group(np.maximum(p, 1 - p)), "log_likelihood": by_group(-entr(p) - entr(1 - p))}
 
 
 def by_group(values: np.ndarray) -> list[float]:
@@ -182,8 +176,8 @@ def by_group(values: np.ndarray) -> list[float]:
 
 
 def analyze(rewards: LevelRewards, pairs: Pairs) -> dict[str, Any]:
-    """Measurements of DiNa alone, with `MOST_DRAWS` draws at each of `LEVELS`: the gain from more draws and levels, and
-    the relation of variance and disagreement to errors."""
+    """Measurements of DiNa alone, from `MOST_DRAWS` draws at each of `LEVELS`: the gain from more draws and levels,
+    and the relation of variance and disagreement to errors."""
     return {
         "scaling": scaling(rewards, pairs),
         "variances": level_variances(rewards, pairs),
@@ -192,40 +186,35 @@ def analyze(rewards: LevelRewards, pairs: Pairs) -> dict[str, Any]:
 
 
 def scaling(rewards: LevelRewards, pairs: Pairs) -> dict[str, dict[str, list[dict]]]:
-    """Accuracy, log-likelihood and calibration error against the number of draws and against that of levels."""
-    by_draws = {
-        "one level": ("mean", 1),
-        **{mode: (mode, ENSEMBLE_LEVELS) for mode in ("features", "mean", "precision")},
-    }
+    """The `means` against the number of draws and against that of levels."""
+    by_draws = {"one level": ("mean", 1), **{mode: (mode, ENSEMBLE_LEVELS) for mode in MODES}}
+    levels = range(1, len(LEVELS) + 1)
 
-    def point(mode: str, levels: int, draws: int) -> dict[str, float]:
-        return means(rewards.combine(mode, levels, draws), pairs)
+    def point(*ensemble: Any) -> dict[str, float]:
+        return means(rewards.combine(*ensemble), pairs)
 
     return {
         "draws": {name: [{"draws": n, **point(*of, n)} for n in DRAWS] for name, of in by_draws.items()},
-        "levels": {
-            mode: [{"levels": k, **point(mode, k, ENSEMBLE_DRAWS)} for k in range(1, len(LEVELS) + 1)]
-            for mode in ("features", "mean", "precision")
-        },
+        "levels": {mode: [{"levels": k, **point(mode, k, ENSEMBLE_DRAWS)} for k in levels] for mode in MODES},
     }
 
 
 def level_variances(rewards: LevelRewards, pairs: Pairs) -> list[dict[str, float | None]]:
-    """
-    For each level, the likelihood's variance of one reward and measured ones: the variance over noise draws of a
-    reward, half of that of a difference of two rewards under the same noise, and the variance that fits the votes.
-    """
+    """For each level, the likelihood's variance of one reward, and measured ones: the variance over noise draws of a
+    reward, half of that of a difference of two under the same noise, and the variance that fits the votes."""
     assert rewards.variance is not None
     differences = rewards.single[..., pairs.a] - rewards.single[..., pairs.b]
     return [
         {
-            "sigma": LEVELS[k],
-            "likelihood": float(rewards.variance[k]),
-            "draws": float(rewards.single[k].var(axis=0, ddof=1).mean()),
-            "draws_of_differences": float(differences[k].var(axis=0, ddof=1).mean() / 2),
-            "votes": votes_variance(Rewards(rewards.single[[k], :1], np.ones(1), rewards.variance[[k]]), pairs),
+            "sigma": sigma,
+            "likelihood": float(variance),
+            "draws": float(single.var(axis=0, ddof=1).mean()),
+            "draws_of_differences": float(difference.var(axis=0, ddof=1).mean() / 2),
+            "votes": votes_variance(Rewards(single[None, :1], np.ones(1), variance[None]), pairs),
         }
-        for k in range(len(LEVELS))
+        for sigma, variance, single, difference in zip(
+            LEVELS, rewards.variance, rewards.single, differences, strict=True
+        )
     ]
 
 
@@ -233,11 +222,10 @@ def votes_variance(rewards: Rewards, pairs: Pairs) -> float | None:
     """The variance of one reward that maximises the likelihood of the votes; None where it is zero or infinite."""
     assert rewards.variance is not None
     try:
-        return float(
-            fit_calibration(rewards, pairs, Calibration(1.0, 0.0, 1.0)).temperature ** 2 * rewards.variance[0]
-        )
+        temperature = fit_calibration(rewards, pairs, Calibration(1.0, 0.0, 1.0)).temperature
     except ValueError:
         return None
+    return float(temperature**2 * rewards.variance[0])
 
 
 def quintiles(rewards: Rewards, pairs: Pairs) -> dict[str, Any]:
@@ -245,26 +233,23 @@ def quintiles(rewards: Rewards, pairs: Pairs) -> dict[str, Any]:
     Errors by how much the ensemble's samples disagree about a pair (`PairStatistics.disagreement`).
 
     Returns:
-        "quintiles", by increasing disagreement: its mean, the error rate against a fresh annotator, and the "avoidable"
-        part of it, which an annotator's noise does not explain; "rise" and "avoidable_rise", the last quintile minus
-        the first, as contributions of each group, whose mean they are.
+        "quintiles", by increasing disagreement: its mean, the error rate against a fresh annotator, and the part of
+        it that is "avoidable", which an annotator's noise does not explain; "rise" and "avoidable_rise", the last
+        quintile minus the first, as contributions of each group, whose mean they are.
     """
     assert rewards.variance is not None
     a, b = (torch.from_numpy(rewards.samples[..., side]) for side in (pairs.a, pairs.b))
     law = torch.from_numpy(rewards.variance), torch.from_numpy(rewards.weights)
     disagreement = pair_statistics(a, b, *law).disagreement.numpy()
     error = 1 - agreement(rewards.difference(pairs), pairs.target, ties="half")
-    values = {
-        "disagreement": disagreement,
-        "error": error,
-        "avoidable": error - np.minimum(pairs.target, 1 - pairs.target),
-    }
+    avoidable = error - np.minimum(pairs.target, 1 - pairs.target)
+    measures = {"disagreement": disagreement, "error": error, "avoidable": avoidable}
     fifths = np.array_split(np.argsort(disagreement, kind="stable"), QUINTILES)
     rise = np.zeros(len(pairs))  # its mean over all pairs is the difference of the two quintiles' means
     rise[fifths[-1]] = len(pairs) / len(fifths[-1])
     rise[fifths[0]] = -len(pairs) / len(fifths[0])
     return {
-        "quintiles": [{name: float(each[fifth].mean()) for name, each in values.items()} for fifth in fifths],
+        "quintiles": [{name: float(each[fifth].mean()) for name, each in measures.items()} for fifth in fifths],
         "rise": by_group(rise * error),
-        "avoidable_rise": by_group(rise * values["avoidable"]),
+        "avoidable_rise": by_group(rise * avoidable),
     }

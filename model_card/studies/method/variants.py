@@ -57,7 +57,8 @@ def forget_pretraining(model: DinaRewardModel) -> None:
 
 def score_by_dot_product(model: DinaRewardModel) -> None:
     """Replace the head."""
-    model.head = DotProductHead(model.config, model.backbone.token_width(model.config))
+    config: Any = model.config
+    model.add_module("head", DotProductHead(config, model.backbone.token_width(config)))
 
 
 @dataclass(frozen=True, kw_only=True)
