@@ -129,21 +129,18 @@ class Study(ABC):
         """Run the study; returns the content of results.json, with the command that made it."""
         runs = self.run_all()
         costs = self.part(f"costs-{'-'.join(self.names)}", self.measure_costs)
-        settings = self.settings | {"pipeline": shown(self.pipeline_dir), "seeds": self.seeds, "device": device_name()}
+        libraries = {library: version(library) for library in LIBRARIES}
+        threads = torch.get_num_threads()
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU with {threads} threads"
+        settings = self.settings | {"pipeline": shown(self.pipeline_dir), "seeds": self.seeds, "device": device}
         return {
             "kind": self.kind,
             "command": command,
             "revision": settings.pop("revision"),
-            "settings": settings | {"libraries": {library: version(library) for library in LIBRARIES}},
+            "settings": settings | {"libraries": libraries},
             "seconds": {name: sum(run["seconds"] for run in by_seed) for name, by_seed in runs.items()},
             **self.summarize(runs, costs),
         }
-
-
-def device_name() -> str:
-    """The device that the study runs on."""
-    threads = torch.get_num_threads()
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{threads} CPU thread{'s' * (threads > 1)}"
 
 
 def study_command(study: type[Study], module: str) -> Callable[..., None]:

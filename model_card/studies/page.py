@@ -11,14 +11,7 @@ from modeling_dina.plotting import FAINT, INK
 
 
 def write_page(folder: Path, title: str, tables: dict[str, list[dict[str, str]]], figures: dict[str, Figure]) -> None:
-    """
-    Write `tables.md` and its figures.
-
-    Args:
-        folder: folder of results.json, from which everything is made.
-        tables: rows of each table, as `markdown` takes them, by heading.
-        figures: figures by name.
-    """
+    """Write `tables.md` and its figures into the folder of results.json; `markdown` formats the rows of `tables`."""
     for name, figure in figures.items():
         with atomic_path(folder / f"{name}.png") as partial:
             figure.savefig(partial, facecolor="white")

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -311,8 +312,9 @@ def test_unknown_variant(tmp_path):
 
 
 @pytest.mark.slow
-def test_study_in_miniature_goes_on_where_it_stopped(tmp_path):
+def test_study_in_miniature_goes_on_where_it_stopped(tmp_path, monkeypatch):
     names = ("dina", "clean", "pixel")
+    monkeypatch.setitem(VARIANTS, "dina", replace(VARIANTS["dina"], evaluations=("one level", "mean")))
     command = ["--out", str(tmp_path), "--scale", "0", "--seeds", "1"]
     chosen = [word for name in names for word in ("--variant", name)]
     first = CliRunner().invoke(app, [*command, *chosen])

@@ -70,22 +70,18 @@ class AlignmentStudy(Study):
 
     @cached_property
     def evaluation(self) -> Evaluation:
-        """The evaluation of the generator as it begins by every reward: "utility" is the truth, "dina" the model's own
+        """The evaluation of the initial generator by every reward: "utility" is the truth, "dina" the model's own
         ensemble. One process trains the pixel reward while the others wait."""
+        groups = {name: self.size[name] for name in ("rendered", "generated")}
         with self.lock("pixel_reward"):
-            groups = {name: self.size[name] for name in ("rendered", "generated")}
             train_pixel_reward(self.pipeline_dir, self.pixel_dir, **groups, epochs=4)
         arguments, algorithm_arguments = self.arguments(LATENT, self.path)
-        watching = replace(arguments, watched=["utility", "pixel"])
-        return build(watching, algorithm_arguments, Accelerator()).evaluation
+        arguments = replace(arguments, watched=["utility", "pixel"])
+        return build(arguments, algorithm_arguments, Accelerator()).evaluation
 
     def run(self, name: str, seed: int) -> dict[str, Any]:
-        """
-        Align and measure; the seed is that of the fresh LoRA, the prompts and the noise.
-
-        Raises:
-            SystemExit: after a SIGTERM, which leaves a checkpoint to resume from.
-        """
+        """Align and measure; the seed is that of the fresh LoRA, the prompts and the noise. A SIGTERM leaves a
+        checkpoint to resume from, and raises SystemExit."""
         variant, out, evaluation = VARIANTS[name], self.path / "runs" / f"{name}-{seed}", self.evaluation
         updates = max(2, round(self.size["updates"] * variant.updates))
         fields = {"updates": updates, "eval_every": math.ceil(updates / self.size["evaluations"])}

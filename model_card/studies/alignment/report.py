@@ -25,10 +25,10 @@ def write_report(results: dict[str, Any], folder: Path) -> None:
         "ReFL on noisy states against the pixel reward's utility": targets_table(results["aim"]["targets"]),
         "Cost of an update": costs_table(results["variants"]),
         "Agreement of the reward models with a fresh annotator, %": rewards_table(results["reward_models"]),
-        f"Stable Diffusion 3.5 Medium at {results['settings']['resolution']} pixels, one prompt an update": (
-            full_size_table(results["full_size"])
-        ),
     }
+    resolution = results["settings"]["resolution"]
+    full_size = f"Stable Diffusion 3.5 Medium at {resolution} pixels, one prompt an update"
+    tables[full_size] = full_size_table(results["full_size"])
     figures = {
         "utility": draw_utility(results),
         "rewards": draw_rewards(results["variants"]),
@@ -97,13 +97,11 @@ def costs_table(variants: list[dict]) -> list[dict[str, str]]:
 
 def rewards_table(quality: dict[str, dict[str, dict]]) -> list[dict[str, str]]:
     """A row for each reward and one for the best reachable, a column for each kind of pictures."""
-    measured = {
-        REWARDS[name]: {kind: each["accuracy"] for kind, each in sets.items()} for name, sets in quality.items()
-    }
-    measured["best reachable"] = {kind: each["best"] for kind, each in quality["dina"].items()}
+    rows = [(REWARDS[name], sets, "accuracy") for name, sets in quality.items()]
+    rows.append(("best reachable", quality["dina"], "best"))
     return [
-        {"reward": name, **{kind: f"{100 * share:.1f}" for kind, share in shares.items()}}
-        for name, shares in measured.items()
+        {"reward": title, **{kind: f"{100 * each[measure]:.1f}" for kind, each in sets.items()}}
+        for title, sets, measure in rows
     ]
 
 

@@ -15,14 +15,8 @@ WATCHED = {"dina": "pixel", "pixel": "dina"}
 def summarize(
     curves: dict[str, list[list[dict]]], best_of_n: list[dict], costs: dict[str, dict[str, float]]
 ) -> dict[str, Any]:
-    """
-    Results of all variants or of some.
-
-    Args:
-        curves: `measurement.measure_run` for each seed, by variant.
-        best_of_n: `measurement.best_of_n`.
-        costs: cost of an update by variant.
-    """
+    """Results of all variants or of some, from `measurement.measure_run` for each seed, `measurement.best_of_n`, and
+    the cost of an update."""
     unaligned = next(iter(curves.values()))[0][0]
     variants = {name: summarize_variant(runs, VARIANTS[name].reward, costs[name]) for name, runs in curves.items()}
     return {
@@ -46,14 +40,9 @@ def compare(evaluations: list[dict], before: list[dict]) -> dict[str, dict]:
 
 
 def summarize_variant(curves: list[list[dict]], reward: str, cost: dict[str, float]) -> dict[str, Any]:
-    """
-    Results of one variant.
-
-    Returns:
-        "curve": at every evaluation the "update", the "seconds" that its updates take, and what `compare` returns;
-        "last": its last point; "selected": the evaluation where the watched reward, the one of the two models that is
-        not optimised, was highest in each seed; "reward" and "watched"; and the cost of an update.
-    """
+    """Results of one variant: "curve" has for every evaluation the "update", the "seconds" that its updates take, and
+    what `compare` returns; "last" is its last point; "selected" is the evaluation where the watched reward, the one of
+    the two models that is not optimised, was highest in each seed."""
     watched, before = WATCHED[reward], [curve[0] for curve in curves]
     points = [
         {"update": step[0]["update"], "seconds": step[0]["update"] * cost["seconds"], **compare(list(step), before)}
@@ -66,15 +55,9 @@ def summarize_variant(curves: list[list[dict]], reward: str, cost: dict[str, flo
 
 
 def compare_with_pixels(variants: dict[str, dict]) -> dict[str, Any]:
-    """
-    The aim: ReFL on noisy states significantly increases the utility, and reaches that of ReFL behind the decoder in
-    at most half its time, with less memory.
-
-    Returns:
-        "targets": the utilities of the pixel reward at "last" and at "selected", each with the seconds that both took
-        (None if it was never reached) and their ratio; "peak_bytes" of both; and the rise of the selected weights with
-        its verdict.
-    """
+    """The aim: ReFL on noisy states significantly increases the utility, and reaches that of ReFL behind the decoder
+    in at most half its time, with less memory. "targets" are the utilities of the latter at "last" and at "selected",
+    with the seconds that both took (None if it was never reached) and their ratio."""
     latent, decoded = variants[LATENT], variants[DECODED]
     updates = {"last": decoded["last"]["update"], "selected": float(np.mean(decoded["selected"]["updates"]))}
     targets = {}

@@ -14,16 +14,10 @@ CONFIGS = Path(training.__file__).parent / "configs" / "align"
 
 @dataclass(frozen=True, kw_only=True)
 class Variant(frame.Variant):
-    """
-    A run of the study. Its overrides are fields of its configuration that differ.
+    """A run of the study. Its overrides are fields of the run's configuration that differ."""
 
-    Attributes:
-        config: which of the small world's configurations it uses.
-        updates: fraction of the study's updates; an update of a group algorithm takes several times as long.
-    """
-
-    config: str
-    updates: float = 1.0
+    config: str  # which of the small world's configurations
+    updates: float = 1.0  # fraction of the study's updates; one of a group algorithm takes several times as long
 
     @property
     def reward(self) -> str:
@@ -57,15 +51,8 @@ LATENT, DECODED = "prfl", "refl_pixel"
 def read_arguments(
     variant: Variant, pipeline_dir: str, pixel_dir: Path, prompts: float = 1.0, **fields: Any
 ) -> tuple[AlignArguments, Any]:
-    """
-    Arguments of a variant's run and of its algorithm.
-
-    Args:
-        pipeline_dir: folder of the small world's pipeline and reward model.
-        pixel_dir: folder of `training.world.models.pixel_reward`.
-        prompts: fraction of the configuration's prompts that an update takes.
-        fields: fields that differ from the configuration's and the variant's.
-    """
+    """Arguments of a variant's run and of its algorithm. An update takes the fraction `prompts` of the configuration's
+    prompts; `fields` differ from the configuration's and the variant's."""
     places = {"policy": pipeline_dir, "reward_model": pipeline_dir, "pixel_reward": pixel_dir, "report_to": "none"}
     # No reward is watched during the run, because all variants are measured in the same way afterwards.
     values = {"watched": None, **places, **variant.overrides, **fields}

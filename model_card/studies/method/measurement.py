@@ -57,18 +57,11 @@ def group_pairs(groups: Groups) -> Pairs:
 
 @dataclass(frozen=True)
 class LevelRewards:
-    """
-    Rewards of all I images of a set.
+    """Rewards of all I images of a set, at K noise levels with N draws."""
 
-    Attributes:
-        single: [K, N, I], at K noise levels with N draws.
-        joint: [K, N, I], of the features of the first 1 to K levels together.
-        variance: [K], the likelihood's variance; None for rewards under the law of Bradley and Terry.
-    """
-
-    single: np.ndarray
-    joint: np.ndarray
-    variance: np.ndarray | None
+    single: np.ndarray  # [K, N, I]
+    joint: np.ndarray  # [K, N, I], of the features of the first 1 to K levels together
+    variance: np.ndarray | None  # [K], the likelihood's; None under the law of Bradley and Terry
 
     def combine(self, mode: str, levels: int, draws: int) -> Rewards:
         """The rewards of the ensemble of the first `levels` with the first `draws`."""
@@ -87,14 +80,8 @@ Reader = Callable[[Groups, tuple[float, ...], int, str], LevelRewards]
 
 
 def latent_reader(model: DinaRewardModel, encode: Encoder, thurstone: bool) -> Reader:
-    """
-    A reader that computes all ways to combine levels and draws with one pass of the backbone.
-
-    Args:
-        model: model in evaluation mode.
-        encode: maps prompts to the model's conditioning.
-        thurstone: whether the rewards follow Thurstone's law.
-    """
+    """A reader that computes all ways to combine levels and draws with one pass of the backbone. `thurstone` says
+    whether the rewards follow Thurstone's law."""
 
     @torch.no_grad()
     def read(groups: Groups, sigmas: tuple[float, ...], draws: int, reads: str) -> LevelRewards:
@@ -119,17 +106,8 @@ def latent_reader(model: DinaRewardModel, encode: Encoder, thurstone: bool) -> R
 def measure_variant(
     evaluations: Sequence[str], read: Reader, sets: dict[str, Groups], sweep: Sequence[float]
 ) -> dict[str, Any]:
-    """
-    Measurements that are made of every variant.
-
-    Args:
-        evaluations: names of `EVALUATIONS`.
-        sets: groups by name.
-        sweep: noise levels at which "seen" is measured too.
-
-    Returns:
-        "levels": `means` at each of `sweep`; "evaluations": for each by set, what `measure` returns.
-    """
+    """Measurements that are made of every variant: "levels", which are `means` of the set "seen" at each noise level
+    of `sweep`, and "evaluations", which are what `measure` returns, by name of `EVALUATIONS` and by set."""
     read, pairs = cache(read), {name: group_pairs(groups) for name, groups in sets.items()}
 
     def measure_set(evaluation: Evaluation, name: str) -> dict[str, Any]:
@@ -204,6 +182,7 @@ def level_variances(rewards: LevelRewards, pairs: Pairs) -> list[dict[str, float
     reward, half of that of a difference of two under the same noise, and the variance that fits the votes."""
     assert rewards.variance is not None
     differences = rewards.single[..., pairs.a] - rewards.single[..., pairs.b]
+    levels = zip(LEVELS, rewards.variance, rewards.single, differences, strict=True)
     return [
         {
             "sigma": sigma,
@@ -212,9 +191,7 @@ def level_variances(rewards: LevelRewards, pairs: Pairs) -> list[dict[str, float
             "draws_of_differences": float(difference.var(axis=0, ddof=1).mean() / 2),
             "votes": votes_variance(Rewards(single[None, :1], np.ones(1), variance[None]), pairs),
         }
-        for sigma, variance, single, difference in zip(
-            LEVELS, rewards.variance, rewards.single, differences, strict=True
-        )
+        for sigma, variance, single, difference in levels
     ]
 
 
@@ -229,14 +206,10 @@ def votes_variance(rewards: Rewards, pairs: Pairs) -> float | None:
 
 
 def quintiles(rewards: Rewards, pairs: Pairs) -> dict[str, Any]:
-    """
-    Errors by how much the ensemble's samples disagree about a pair (`PairStatistics.disagreement`).
-
-    Returns:
-        "quintiles", by increasing disagreement: its mean, the error rate against a fresh annotator, and the part of
-        it that is "avoidable", which an annotator's noise does not explain; "rise" and "avoidable_rise", the last
-        quintile minus the first, as contributions of each group, whose mean they are.
-    """
+    """Errors by how much the ensemble's samples disagree about a pair (`PairStatistics.disagreement`): "quintiles" by
+    increasing disagreement, with the error rate against a fresh annotator and the part of it that is "avoidable",
+    which an annotator's noise does not explain; and their rise from the first to the last, as contributions of each
+    group, whose mean it is."""
     assert rewards.variance is not None
     a, b = (torch.from_numpy(rewards.samples[..., side]) for side in (pairs.a, pairs.b))
     law = torch.from_numpy(rewards.variance), torch.from_numpy(rewards.weights)

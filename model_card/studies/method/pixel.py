@@ -27,12 +27,8 @@ def untrained_pixels(pipeline: StableDiffusion3Pipeline) -> PixelRewardModel:
 def train_pixels(
     pipeline: StableDiffusion3Pipeline, groups: Groups, seed: int, steps: int, folder: Path
 ) -> PixelRewardModel:
-    """
-    Train in about `steps` updates, from the last checkpoint in `folder` if there is one.
-
-    Args:
-        seed: seed of the fresh weights and of the order of the groups.
-    """
+    """Train in about `steps` updates, from the last checkpoint in `folder` if there is one; the seed is that of the
+    fresh weights and of the order of the groups."""
     set_seed(seed)
     model = untrained_pixels(pipeline)
     votes = votes_dataset(model, pipeline, [groups], EPOCHS)
@@ -45,14 +41,8 @@ def train_pixels(
 def score_pixels(
     model: PixelRewardModel, pipeline: StableDiffusion3Pipeline, captions: list[str], images: torch.Tensor, reads: str
 ) -> torch.Tensor:
-    """
-    Scores [B] of images under captions, from the text on.
-
-    Args:
-        captions: one for every B / len(captions) images.
-        images: "latents" [B, C, H, W] in model space, or "pictures" [B, 3, H, W] in [-1, 1].
-        reads: which of the two.
-    """
+    """Scores [B] of images under captions, from the text on. The images are "latents" [B, C, H, W] in model space or
+    "pictures" [B, 3, H, W] in [-1, 1], as `reads` says, with one caption for every B / len(captions) of them."""
     images = images.float().to(pipeline.device)
     pictures = decode_latents(pipeline.vae, images).clamp(-1, 1) if reads == "latents" else images
     embeds = encode_captions(pipeline, captions)[0].float().to(pipeline.device)

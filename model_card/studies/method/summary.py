@@ -55,14 +55,8 @@ def average(trees: list) -> Any:
 def summarize(
     runs: dict[str, list[dict]], best: dict[str, dict], costs: dict[str, dict[str, dict[str, float]]]
 ) -> dict[str, Any]:
-    """
-    Results of all variants or of some.
-
-    Args:
-        runs: `MethodStudy.run` of each seed, by variant.
-        best: `measurement.best_reachable` by set.
-        costs: FLOPs and seconds of a comparison by `Variant.cost` and evaluation.
-    """
+    """Results of all variants or of some, from `MethodStudy.run` of each seed, `measurement.best_reachable` by set,
+    and the cost of a comparison by `Variant.cost` and evaluation."""
     measured = {
         (name, evaluation): [run["evaluations"][evaluation] for run in by_seed]
         for name, by_seed in runs.items()

@@ -28,12 +28,9 @@ from training.world.models.scores import encode_captions
 
 
 class DotProductHead(nn.Module):
-    """
-    Pooled image feature times pooled text feature times a learnt scale, in the manner of LRM (arXiv 2502.01051).
-
-    Takes what `RewardHead` takes. The text feature is the embedding of pooled text and noise level that modulates
-    every block.
-    """
+    """A head with the arguments of `RewardHead`: pooled image feature times pooled text feature times a learnt scale,
+    in the manner of LRM (arXiv 2502.01051). The text feature is the embedding of pooled text and noise level that
+    modulates every block."""
 
     def __init__(self, config: DinaConfig, token_width: int) -> None:
         super().__init__()
@@ -63,19 +60,12 @@ def score_by_dot_product(model: DinaRewardModel) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Variant(frame.Variant):
-    """
-    A reward model of the study. Its overrides are fields of `ModelArguments` that differ from the small world's, where
-    those of "reward_config" are added to the small world's.
+    """A reward model of the study. Its overrides are fields of `ModelArguments` that differ from the small world's;
+    those of "reward_config" are added to the small world's."""
 
-    Attributes:
-        prepare: changes the fresh model into what the variant trains.
-        evaluations: names of `measurement.EVALUATIONS` that are reported.
-        cost: the variant that costs the same.
-    """
-
-    prepare: Callable[[DinaRewardModel], None] = lambda model: None
-    evaluations: tuple[str, ...] = ("one level", "features")
-    cost: str = "dina"
+    prepare: Callable[[DinaRewardModel], None] = lambda model: None  # changes the fresh model into the variant
+    evaluations: tuple[str, ...] = ("one level", "features")  # names of `measurement.EVALUATIONS`
+    cost: str = "dina"  # the variant that costs the same
 
     @property
     def thurstone(self) -> bool:
@@ -83,20 +73,15 @@ class Variant(frame.Variant):
         return self.overrides.get("loss") != "bradley_terry"
 
 
-def constant(variance: float) -> dict[str, Any]:
-    """Overrides for a likelihood whose variance is the same at all noise levels."""
-    return {"reward_config": {"variance_slope": 0.0, "variance_floor": variance}}
-
-
 CLEAN = {"sigma_density": "constant", "sigma_parameters": [0.0]}
 BRADLEY_TERRY = {"loss": "bradley_terry"}
 FROZEN = {"backbone": "frozen", "backbone_dtype": "float32"}
-MODES = ("one level", "features", "mean", "precision")
+ALL = ("one level", "features", "mean", "precision")
 # DiNa's variance is 2 sigma^2 + 0.05, where sigma in training is the square of a uniform number: its mean is 0.45.
-FLOOR, MEAN = constant(0.05), constant(0.45)
+FLOOR, MEAN = ({"reward_config": {"variance_slope": 0.0, "variance_floor": floor}} for floor in (0.05, 0.45))
 # Colours of Okabe and Ito, which any colour vision distinguishes.
 VARIANTS = {
-    "dina": Variant(title="DiNa", color="#0072B2", evaluations=MODES),
+    "dina": Variant(title="DiNa", color="#0072B2", evaluations=ALL),
     "clean": Variant(title="without noise", color="#56B4E9", overrides=CLEAN, evaluations=("clean",)),
     "constant_floor": Variant(title="constant variance, same floor", color="#D55E00", overrides=FLOOR),
     "constant_mean": Variant(title="constant variance, same mean", color="#E69F00", overrides=MEAN),
@@ -116,13 +101,7 @@ VARIANTS = {
 
 
 def read_arguments(base_model: str, variant: Variant, **fields) -> tuple[ModelArguments, RewardTrainingArguments]:
-    """
-    The small world's settings with the variant's overrides.
-
-    Args:
-        base_model: folder of the pipeline.
-        fields: fields of `RewardTrainingArguments` that differ from the small world's.
-    """
+    """The small world's settings with the variant's overrides; `fields` are those of the training that differ too."""
     values = {"base_model": base_model, "report_to": "none", **fields}
     arguments, _, args = load_config(CONFIG, ModelArguments, DataArguments, RewardTrainingArguments, **values)
     reward = arguments.reward_fields | variant.overrides.get("reward_config", {})
@@ -153,11 +132,8 @@ def train_variant(
         fields: fields of `RewardTrainingArguments`, "seed" (of fresh weights, order of pairs, noise) and "max_steps"
             among them.
 
-    Returns:
-        The model in evaluation mode, and the function that encodes its prompts.
-
     Raises:
-        SystemExit: after a SIGTERM, which leaves a checkpoint to resume from.
+        SystemExit: after a SIGTERM.
     """
     steps = fields["max_steps"]
     fields |= {"warmup_steps": steps // 10, "logging_steps": max(1, steps // 10), "eval_strategy": "no"}
