@@ -183,7 +183,7 @@ def test_full_size_is_counted_as_committed():
 
 
 # Few steps and draws, which make the same computations as many.
-FEW_STEPS = {"num_steps": 4, "first_step": 1, "last_step": 2, "eval_steps": 2, "reward_draws": 1}
+FEW_STEPS = {"num_steps": 3, "first_step": 1, "last_step": 1, "eval_steps": 1, "reward_draws": 1}
 
 
 @pytest.mark.slow

@@ -44,8 +44,8 @@ class AlignmentStudy(Study):
         "prompts": Amount(1.0),  # fraction of the configurations' prompts that an update takes
         "evaluations": Amount(4),  # evaluations of a run after the one before its first update
         "eval_samples": Amount(96, least=4),  # two for each caption
-        "rendered": Amount(8192, least=12),  # groups of four pictures that the pixel reward is trained on
-        "generated": Amount(1000, least=4),  # the same, of the generator's own pictures
+        "rendered": Amount(8192, least=15),  # groups of four pictures that the pixel reward is trained on
+        "generated": Amount(1000, least=1),  # the same, of the generator's own pictures
         "test_groups": Amount(250, least=2),  # that both reward models are compared on, of each kind
         "rounds": Amount(5),  # timings of each cost
     }
