@@ -34,7 +34,7 @@ class Amount(NamedTuple):
         return product if isinstance(self.full, float) else max(self.least, round(product))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Variant:
     """A variant of a study; `overrides` are fields of the configuration that differ from the study's."""
 
@@ -130,8 +130,8 @@ class Study(ABC):
         runs = self.run_all()
         costs = self.part(f"costs-{'-'.join(self.names)}", self.measure_costs)
         libraries = {library: version(library) for library in LIBRARIES}
-        threads = torch.get_num_threads()
-        device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU with {threads} threads"
+        threads = f"{torch.get_num_threads()} CPU threads"
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else threads
         settings = self.settings | {"pipeline": shown(self.pipeline_dir), "seeds": self.seeds, "device": device}
         return {
             "kind": self.kind,

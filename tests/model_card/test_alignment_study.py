@@ -14,7 +14,7 @@ from model_card.studies.alignment import summary
 from model_card.studies.alignment.__main__ import AlignmentStudy, main
 from model_card.studies.alignment.costs import count_full_size
 from model_card.studies.alignment.report import write_report
-from model_card.studies.alignment.variants import DECODED, LATENT, VARIANTS, read_arguments
+from model_card.studies.alignment.variants import DECODED, LATENT, VARIANTS
 from model_card.studies.page import interval
 from modeling_dina.options import EMBEDDED_MODEL
 from tests.model_card.reports import assert_report_is_of_results
@@ -90,9 +90,8 @@ def test_diversity_by_hand():
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variants_are_runs(name, tmp_path):
-    arguments, algorithm_arguments = read_arguments(
-        VARIANTS[name], EMBEDDED_MODEL, tmp_path, output_dir=tmp_path, seed=3
-    )
+    study = AlignmentStudy(tmp_path, EMBEDDED_MODEL, scale=1.0, seeds=1, names=[name])
+    arguments, algorithm_arguments = study.arguments(name, tmp_path, seed=3)
     assert arguments.seed == 3
     assert arguments.rewards == [VARIANTS[name].reward]
     assert arguments.watched == []

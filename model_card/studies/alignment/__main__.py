@@ -1,9 +1,5 @@
-"""Preference optimisation, where the truth is known: `python -m model_card.studies.alignment --out DIR`.
-
-The small world's generator is aligned by every algorithm, to the latent reward and to a pixel reward behind the
-decoder, with several seeds. An interrupted study resumes, and the same command in another process shares the work.
-The results are `results.json`, `tables.md` and its figures.
-"""
+"""Align the small world's generator by every algorithm, to the latent reward and to a pixel reward behind the decoder:
+`python -m model_card.studies.alignment --out DIR`. The same command in another process shares the work."""
 
 import math
 import shutil
@@ -21,12 +17,12 @@ from model_card.studies.alignment.costs import RESOLUTION, count_full_size
 from model_card.studies.alignment.measurement import best_of_n, measure_run
 from model_card.studies.alignment.report import write_report
 from model_card.studies.alignment.summary import summarize
-from model_card.studies.alignment.variants import CONFIGS, LATENT, VARIANTS, read_arguments
+from model_card.studies.alignment.variants import CONFIGS, LATENT, VARIANTS
 from model_card.studies.frame import Amount, Study, study_command
 from modeling_dina import DinaRewardModel
 from training.align.arguments import AlignArguments
 from training.align.evaluation import Evaluation
-from training.align.run import build, run
+from training.align.run import build, load_run, run
 from training.costs import count_flops
 from training.reward.pixel_model import PixelRewardModel
 from training.run_control import TERMINATED
@@ -63,10 +59,14 @@ class AlignmentStudy(Study):
         return self.path / "pixel_reward"
 
     def arguments(self, name: str, output_dir: Path, **fields: Any) -> tuple[AlignArguments, Any]:
-        """Arguments of a variant's run and of its algorithm. Evaluations are the same for all variants."""
-        fields |= {"eval_samples": self.size["eval_samples"] // 2 * 2, "eval_samples_per_prompt": 2}
-        places = self.pipeline_dir, self.pixel_dir
-        return read_arguments(VARIANTS[name], *places, self.size["prompts"], output_dir=output_dir, **fields)
+        """Arguments of a variant's run and of its algorithm; `fields` differ from its configuration and overrides. No
+        reward is watched during a run, because all variants are measured in the same way afterwards."""
+        fields |= {"policy": self.pipeline_dir, "reward_model": self.pipeline_dir, "pixel_reward": self.pixel_dir}
+        fields |= {"eval_samples": self.size["eval_samples"] // 2 * 2, "eval_samples_per_prompt": 2, "watched": None}
+        fields |= VARIANTS[name].overrides | {"output_dir": output_dir, "report_to": "none"}
+        arguments, algorithm_arguments = load_run(CONFIGS / f"small_world_{VARIANTS[name].config}.yaml", **fields)
+        prompts = max(1, round(self.size["prompts"] * arguments.prompts_per_update))
+        return replace(arguments, prompts_per_update=prompts), algorithm_arguments
 
     @cached_property
     def evaluation(self) -> Evaluation:

@@ -25,21 +25,19 @@ def count_full_size() -> dict[str, dict[str, dict[str, float]]]:
     generator, rewards = counted["generator"], counted["rewards"]
     fields = {"resolution": RESOLUTION, "prompts_per_update": 1, "batch_size": 1, "gradient_checkpointing": False}
     runs = {config: load_run(CONFIGS / f"sd35_medium_{config}.yaml", **fields) for config in ("prfl", "refl")}
-    evaluations = {config: algorithm_arguments.evaluations() for config, (_, algorithm_arguments) in runs.items()}
     training = Cost(*runs["refl"])  # ReFL on noisy states trains the same LoRA
+    lora = sum(training.memory[part] for part in ("gradients", "optimizer", "averaged weights"))
     return {
         name: {
             "flops": {
-                "sampling": evaluations[config].sampling * generator["forward"]["flops"],
+                "sampling": runs[config][1].evaluations().sampling * generator["forward"]["flops"],
                 "reward": rewards[reward]["gradient"]["flops"],
                 "update": training.flops["update"],
             },
             "bytes": {
                 "generator": generator["weight_bytes"],
                 "its activations": generator["gradient"]["kept_bytes"],
-                "LoRA's gradients, moments and average": sum(
-                    training.memory[part] for part in ("gradients", "optimizer", "averaged weights")
-                ),
+                "LoRA's gradients, moments and average": lora,
                 "reward": rewards[reward]["weight_bytes"],
                 "reward's activations": rewards[reward]["gradient"]["kept_bytes"],
             },

@@ -12,8 +12,7 @@ CANDIDATES = (4, 16)
 
 
 def measure(evaluation: Evaluation, latents: torch.Tensor) -> dict[str, list[float]]:
-    """Means over the samples of each prompt of every reward of `evaluation`, and their "diversity", of the latents of
-    one of its evaluations [B, C, H, W]."""
+    """Means over each prompt's samples of every reward, and "diversity", of the latents [B, C, H, W] of an evaluation."""
     latents, each = latents.to(evaluation.policy.device), evaluation.arguments.eval_samples_per_prompt
     scores = {name: evaluation.score(name, latents, evaluation.conditioning) for name in evaluation.rewards}
     means = {name: values.view(-1, each).mean(dim=1) for name, values in scores.items()}
@@ -31,8 +30,7 @@ def measure_run(evaluation: Evaluation, folder: Path) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def best_of_n(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """What `measure` returns of the best of N samples of the initial generator by "reward", for each of N
-    "candidates"."""
+    """What `measure` returns of the best of N "candidates" of the initial generator by each "reward"."""
     arguments, policy, most = evaluation.arguments, evaluation.policy, max(CANDIDATES)
     first = most * torch.arange(len(evaluation.conditioning), device=policy.device)
     conditioning = evaluation.conditioning.select((first // most).repeat_interleave(most))

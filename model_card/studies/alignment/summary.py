@@ -50,8 +50,8 @@ def summarize_variant(curves: list[list[dict]], reward: str, cost: dict[str, flo
     ]
     best = [max(curve, key=lambda point: np.mean(point[watched])) for curve in curves]
     selected = {"updates": [point["update"] for point in best], **compare(best, before)}
-    common = {"reward": reward, "watched": watched, "cost": cost}
-    return {**common, "curve": points, "last": points[-1], "selected": selected}
+    found = {"reward": reward, "watched": watched, "curve": points, "last": points[-1], "selected": selected}
+    return found | {"cost": cost}
 
 
 def compare_with_pixels(variants: dict[str, dict]) -> dict[str, Any]:

@@ -1,13 +1,10 @@
 """The variants of the alignment study: runs of `training.align` that differ in algorithm, reward and gate."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import training
 from model_card.studies import frame
-from training.align.arguments import AlignArguments
-from training.align.run import load_run
 
 CONFIGS = Path(training.__file__).parent / "configs" / "align"
 
@@ -26,36 +23,18 @@ class Variant(frame.Variant):
 
 
 PIXEL, FEWER = {"rewards": "pixel"}, 0.375
-# Colours of Okabe and Ito, which any colour vision distinguishes. Variants that optimise the pixel reward are black
-# or grey.
+# Colours of Okabe and Ito, which any colour vision distinguishes; black and grey for the pixel reward.
 VARIANTS = {
-    "prfl": Variant(title="ReFL on noisy states", color="#0072B2", config="prfl"),
-    "prfl_gate": Variant(
-        title="ReFL on noisy states, gate", color="#56B4E9", config="prfl", overrides={"gate": "drop"}
-    ),
-    "refl": Variant(title="ReFL on clean predictions", color="#D55E00", config="refl"),
-    "draft": Variant(title="DRaFT-2", color="#E69F00", config="draft"),
-    "nft": Variant(title="DiffusionNFT", color="#009E73", config="nft", updates=FEWER),
-    "grpo_cps": Variant(title="Flow-GRPO, CPS steps", color="#CC79A7", config="grpo_cps", updates=FEWER),
-    "grpo_sde": Variant(title="Flow-GRPO, SDE steps", color="#6A3D9A", config="grpo_sde", updates=FEWER),
-    "dpo": Variant(title="Diffusion-DPO", color="#A6761D", config="dpo", updates=FEWER),
-    "refl_pixel": Variant(title="ReFL, pixel reward", color="#000000", config="refl", overrides=PIXEL),
-    "grpo_pixel": Variant(
-        title="Flow-GRPO, pixel reward", color="#8C8C8C", config="grpo_cps", overrides=PIXEL, updates=FEWER
-    ),
+    "prfl": Variant("ReFL on noisy states", "#0072B2", config="prfl"),
+    "prfl_gate": Variant("ReFL on noisy states, gate", "#56B4E9", {"gate": "drop"}, config="prfl"),
+    "refl": Variant("ReFL on clean predictions", "#D55E00", config="refl"),
+    "draft": Variant("DRaFT-2", "#E69F00", config="draft"),
+    "nft": Variant("DiffusionNFT", "#009E73", config="nft", updates=FEWER),
+    "grpo_cps": Variant("Flow-GRPO, CPS steps", "#CC79A7", config="grpo_cps", updates=FEWER),
+    "grpo_sde": Variant("Flow-GRPO, SDE steps", "#6A3D9A", config="grpo_sde", updates=FEWER),
+    "dpo": Variant("Diffusion-DPO", "#A6761D", config="dpo", updates=FEWER),
+    "refl_pixel": Variant("ReFL, pixel reward", "#000000", PIXEL, config="refl"),
+    "grpo_pixel": Variant("Flow-GRPO, pixel reward", "#8C8C8C", PIXEL, config="grpo_cps", updates=FEWER),
 }
 # The variants whose comparison is the study's aim.
 LATENT, DECODED = "prfl", "refl_pixel"
-
-
-def read_arguments(
-    variant: Variant, pipeline_dir: str, pixel_dir: Path, prompts: float = 1.0, **fields: Any
-) -> tuple[AlignArguments, Any]:
-    """Arguments of a variant's run and of its algorithm. An update takes the fraction `prompts` of the configuration's
-    prompts; `fields` differ from the configuration's and the variant's."""
-    places = {"policy": pipeline_dir, "reward_model": pipeline_dir, "pixel_reward": pixel_dir, "report_to": "none"}
-    # No reward is watched during the run, because all variants are measured in the same way afterwards.
-    values = {"watched": None, **places, **variant.overrides, **fields}
-    arguments, algorithm_arguments = load_run(CONFIGS / f"small_world_{variant.config}.yaml", **values)
-    prompts_per_update = max(1, round(prompts * arguments.prompts_per_update))
-    return replace(arguments, prompts_per_update=prompts_per_update), algorithm_arguments

@@ -1,9 +1,5 @@
-"""The claims of the method, where the truth is known: `python -m model_card.studies.method --out DIR`.
-
-Every variant is trained and measured on the same pictures of the small world, with several seeds. An interrupted study
-resumes, and the same command in another process shares the work. The results are `results.json`, `tables.md` and its
-figures.
-"""
+"""Train and measure variants of the method on the same pictures of the small world:
+`python -m model_card.studies.method --out DIR`. The same command in another process shares the work."""
 
 import shutil
 import time

@@ -16,7 +16,7 @@ from training.world.latents import to_pixels
 from training.world.models.pixel_reward import fit_pixel_reward, fresh_pixel_reward, votes_dataset
 from training.world.models.scores import encode_captions
 
-EPOCHS = 4  # as `training.world.models.pixel_reward` has it; the other variants go through the pairs twice
+EPOCHS = 4  # as in `training.world.models.pixel_reward`; the other variants have two
 
 
 def untrained_pixels(pipeline: StableDiffusion3Pipeline) -> PixelRewardModel:

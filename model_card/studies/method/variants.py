@@ -58,7 +58,7 @@ def score_by_dot_product(model: DinaRewardModel) -> None:
     model.add_module("head", DotProductHead(config, model.backbone.token_width(config)))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Variant(frame.Variant):
     """A reward model of the study. Its overrides are fields of `ModelArguments` that differ from the small world's;
     those of "reward_config" are added to the small world's."""
@@ -81,22 +81,16 @@ ALL = ("one level", "features", "mean", "precision")
 FLOOR, MEAN = ({"reward_config": {"variance_slope": 0.0, "variance_floor": floor}} for floor in (0.05, 0.45))
 # Colours of Okabe and Ito, which any colour vision distinguishes.
 VARIANTS = {
-    "dina": Variant(title="DiNa", color="#0072B2", evaluations=ALL),
-    "clean": Variant(title="without noise", color="#56B4E9", overrides=CLEAN, evaluations=("clean",)),
-    "constant_floor": Variant(title="constant variance, same floor", color="#D55E00", overrides=FLOOR),
-    "constant_mean": Variant(title="constant variance, same mean", color="#E69F00", overrides=MEAN),
-    "bradley_terry": Variant(title="Bradley-Terry", color="#CC79A7", overrides=BRADLEY_TERRY),
-    "frozen": Variant(title="frozen backbone", color="#009E73", overrides=FROZEN),
-    "random_start": Variant(title="no generative pretraining", color="#8C8C8C", prepare=forget_pretraining),
-    "dot_product": Variant(
-        title="dot product (LRM)",
-        color="#6A3D9A",
-        overrides=BRADLEY_TERRY,
-        prepare=score_by_dot_product,
-        cost="dot_product",
-    ),
+    "dina": Variant("DiNa", "#0072B2", evaluations=ALL),
+    "clean": Variant("without noise", "#56B4E9", CLEAN, evaluations=("clean",)),
+    "constant_floor": Variant("constant variance, same floor", "#D55E00", FLOOR),
+    "constant_mean": Variant("constant variance, same mean", "#E69F00", MEAN),
+    "bradley_terry": Variant("Bradley-Terry", "#CC79A7", BRADLEY_TERRY),
+    "frozen": Variant("frozen backbone", "#009E73", FROZEN),
+    "random_start": Variant("no generative pretraining", "#8C8C8C", prepare=forget_pretraining),
+    "dot_product": Variant("dot product (LRM)", "#6A3D9A", BRADLEY_TERRY, score_by_dot_product, cost="dot_product"),
     # Trained and read by pixel.py.
-    "pixel": Variant(title="pixel reward", color="#000000", evaluations=("decoded", "pictures"), cost="pixel"),
+    "pixel": Variant("pixel reward", "#000000", evaluations=("decoded", "pictures"), cost="pixel"),
 }
 
 
