@@ -12,7 +12,7 @@ CANDIDATES = (4, 16)
 
 
 def measure(evaluation: Evaluation, latents: torch.Tensor) -> dict[str, list[float]]:
-    """Means over each prompt's samples of every reward, and "diversity", of the latents [B, C, H, W] of an evaluation."""
+    """Means over each prompt's samples of every reward and of diversity, of an evaluation's latents [B, C, H, W]."""
     latents, each = latents.to(evaluation.policy.device), evaluation.arguments.eval_samples_per_prompt
     scores = {name: evaluation.score(name, latents, evaluation.conditioning) for name in evaluation.rewards}
     means = {name: values.view(-1, each).mean(dim=1) for name, values in scores.items()}
