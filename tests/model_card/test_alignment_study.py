@@ -10,7 +10,7 @@ import torch
 from typer import Typer
 from typer.testing import CliRunner
 
-from model_card.studies.alignment import summary
+from model_card.studies.alignment import measurement, summary
 from model_card.studies.alignment.__main__ import AlignmentStudy, main
 from model_card.studies.alignment.costs import count_full_size
 from model_card.studies.alignment.report import write_report
@@ -193,6 +193,7 @@ def test_study_in_miniature_goes_on_where_it_stopped(tmp_path, monkeypatch):
         monkeypatch.delitem(VARIANTS, name)
     for name, variant in list(VARIANTS.items()):
         monkeypatch.setitem(VARIANTS, name, replace(variant, overrides=variant.overrides | FEW_STEPS))
+    monkeypatch.setattr(measurement, "CANDIDATES", (2, 4))
     command = ["--out", str(tmp_path), "--scale", "0", "--seeds", "1"]
     first = CliRunner().invoke(app, [*command, "--variant", LATENT])
     assert first.exit_code == 0, first.output
@@ -219,7 +220,7 @@ def test_study_in_miniature_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert cost[DECODED]["peak_bytes"] > cost[LATENT]["peak_bytes"] > 0
     by = {(each["reward"], each["candidates"]): each for each in results["best_of_n"]}
     for reward in ("dina", "pixel"):
-        assert by[reward, 16][reward]["mean"] > by[reward, 4][reward]["mean"] - 1e-3
+        assert by[reward, 4][reward]["mean"] > by[reward, 2][reward]["mean"] - 1e-3
     assert not list((tmp_path / "runs").glob("*/checkpoint-*"))
     page = (tmp_path / "tables.md").read_text()
     assert all((tmp_path / f"{name}.png").is_file() and f"]({name}.png)" in page for name in ("rewards", "utility"))

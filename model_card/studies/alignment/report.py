@@ -7,7 +7,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from model_card.studies.alignment.measurement import CANDIDATES
 from model_card.studies.alignment.variants import LATENT, VARIANTS
 from model_card.studies.page import interval, legend_outside, line, number, panels, write_page
 from modeling_dina.plotting import INK
@@ -120,13 +119,14 @@ def full_size_table(found: dict[str, dict[str, dict]]) -> list[dict[str, str]]:
 def draw_utility(results: dict[str, Any]) -> Figure:
     """Rise of the true utility against updates and against the seconds that they take."""
     figure, axes = panels(1, 2, width=11, height=4.6)
+    most = max(each["candidates"] for each in results["best_of_n"])
     for panel, (of, label) in zip(axes, {"update": "updates", "seconds": "seconds of updates"}.items(), strict=True):
         draw_curves(panel, results["variants"], "utility", of)
         panel.axhline(0, color=INK, linewidth=1)
         for each in results["best_of_n"]:
-            if each["candidates"] == max(CANDIDATES):
+            if each["candidates"] == most:
                 words, style = {"dina": ("DiNa", ":"), "pixel": ("the pixel reward", "--")}[each["reward"]]
-                best = f"best of {each['candidates']} by {words}"
+                best = f"best of {most} by {words}"
                 panel.axhline(each["utility"]["rise"]["mean"], color=INK, linewidth=1, linestyle=style, label=best)
         panel.set(xlabel=label, ylabel="rise of the true utility")
     legend_outside(figure, axes[0], fontsize=8)
