@@ -1,4 +1,4 @@
-"""`dina evaluate` with one benchmark more, the small world, which needs no data:
+"""`dina evaluate` with the small world as another benchmark, which needs no data:
 `python -m model_card.evaluate_preferences --benchmark world --out FILE`."""
 
 import typer

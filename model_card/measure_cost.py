@@ -1,9 +1,9 @@
-"""What a reward costs: `python -m model_card.measure_cost --preset small|sd35-medium --device cpu|cuda|meta`.
+"""Measure the cost of a reward: `python -m model_card.measure_cost --preset small|sd35-medium --device cpu|cuda|meta`.
 
-Parameters, FLOPs and what is kept for a gradient come from the meta device at any size, without weights. Seconds and
-peak memory come from a real device: all cases take turns within one run, so that their ratios hold on a machine that
-others use too. `--others` adds the rewards that one would otherwise pick, forward and with the gradient to the latent,
-and holds the numbers against the published claims.
+Parameters, FLOPs and the bytes saved for a gradient are counted on the meta device at any size, without weights.
+Seconds and peak memory are measured on a real device, where all cases take turns, so that their ratios are valid on a
+shared machine too. `--others` adds other common rewards, forward and with the gradient to the latent, and compares the
+numbers with the published claims.
 """
 
 import platform
@@ -52,7 +52,7 @@ class Preset(str, Enum):
 
 
 class Device(str, Enum):
-    """Where to measure; "meta" counts without computing."""
+    """Device to measure on; "meta" counts without computing."""
 
     cpu = "cpu"
     cuda = "cuda"
@@ -76,13 +76,13 @@ def build_model(preset: Preset, device: str, dtype: torch.dtype) -> DinaRewardMo
 
 
 def build_inputs(model: DinaRewardModel, resolution: int, batch_size: int) -> tuple[torch.Tensor, ...]:
-    """Latents, prompt embeddings and pooled embeddings of pictures of `resolution` x `resolution` pixels."""
+    """Random latents, prompt embeddings and pooled embeddings of images of `resolution` x `resolution` pixels."""
     shapes = input_shapes(model.config.transformer_config, model.config.max_sequence_length, resolution // 8)
     return tuple(torch.randn(batch_size, *shape, device=model.device, dtype=model.dtype) for shape in shapes)
 
 
 def parts(model: DinaRewardModel, inputs: tuple[torch.Tensor, ...]) -> dict[str, Callable[[], object]]:
-    """The parts of a reward model and their ensembles, by name."""
+    """Calls of the parts of a reward model and of its ensembles, by name."""
     latents, prompt_embeds, pooled = inputs
     sigma = torch.full((len(latents),), 0.5, device=latents.device)
 
@@ -104,14 +104,14 @@ def contenders(
     preset: Preset, model: DinaRewardModel, inputs: tuple[torch.Tensor, ...], dtype: torch.dtype, compiled: bool
 ) -> dict[str, Contender]:
     """
-    The rewards to compare, by name: this one and the published others (miniatures of them for `small`), with the
-    decoder before them, and the decoder alone.
+    The rewards to compare, by name: DiNa-LRM; published rewards (miniatures of them for `small`) behind the decoder;
+    and the decoder alone.
 
     Args:
-        model: of the preset; its embeddings of the prompt are the generator's.
-        inputs: from `build_inputs`.
-        dtype: of all networks.
-        compiled: also a copy of the model whose backbone and head are compiled.
+        model: model of the preset; it shares the generator's embeddings of the prompt.
+        inputs: inputs from `build_inputs`.
+        dtype: dtype of all networks.
+        compiled: whether to add a copy of the model whose backbone and head are compiled.
     """
     _, prompt_embeds, pooled = inputs
 
@@ -136,21 +136,21 @@ def contenders(
             HPSV3: QwenReward(sizes, dtype),
             DECODER: _Mean(),
         }
-    for name, judge in others.items():
-        decoded = DecodedReward(decoder, judge).eval().requires_grad_(False)
+    for name, reward in others.items():
+        decoded = DecodedReward(decoder, reward).eval().requires_grad_(False)
         found[name] = Contender(decoded, decoded)
     return found
 
 
 class _Mean(nn.Module):
-    """A reward that costs nothing."""
+    """A reward whose cost is negligible."""
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return pixels.mean(dim=(1, 2, 3))
 
 
 def policy(model: DinaRewardModel, inputs: tuple[torch.Tensor, ...], dtype: torch.dtype) -> Contender:
-    """What an aligned generator adds to a reward: one step of the whole transformer, frozen but for its LoRA."""
+    """The generator that is aligned: one step of the whole transformer, of which only a LoRA is trained."""
     _, prompt_embeds, pooled = inputs
     with torch.device(model.device):
         transformer = SD3Transformer2DModel.from_config(model.config.transformer_config).requires_grad_(False)
@@ -168,14 +168,14 @@ def gradient(contender: Contender, latents: torch.Tensor) -> torch.Tensor:
     """Gradient of the rewards with respect to the latents [B, C, H, W]."""
     with torch.enable_grad():
         latents = latents.detach().requires_grad_()
-        # Not autograd.grad, which torch's counter of FLOPs cannot follow.
+        # Not autograd.grad, which torch's FLOP counter does not support.
         contender.run(latents).sum().backward()
         assert latents.grad is not None
         return latents.grad
 
 
 def count(contender: Contender, latents: torch.Tensor) -> dict:
-    """Parameters, FLOPs and bytes of a contender on the meta device."""
+    """Count the parameters, FLOPs and bytes of a contender on the meta device."""
     return {
         "parameters": count_parameters(contender.module)[0],
         "weight_bytes": weight_bytes(contender.module),
@@ -188,8 +188,8 @@ def count(contender: Contender, latents: torch.Tensor) -> dict:
 
 
 def measure_rewards(found: dict[str, Contender], latents: torch.Tensor, rounds: int) -> dict[str, dict]:
-    """Seconds, images a second and peak memory beyond the weights, forward and with the gradient to the latents, of
-    contenders that take turns."""
+    """Measure the seconds, images per second and peak memory beyond the weights of contenders that take turns, forward
+    and with the gradient to the latents."""
     device = latents.device.type
     cases = {
         (name, kind): case
@@ -211,7 +211,7 @@ def measure_rewards(found: dict[str, Contender], latents: torch.Tensor, rounds: 
 
 
 def claims(rewards: dict[str, dict], generator: dict) -> list[dict]:
-    """The published savings over HPSv3 at 1024 pixels and batch 1, beside what is counted here."""
+    """The published savings over HPSv3 at 1024 pixels and batch size 1, and the counted ones."""
 
     def saved(cost: Callable[[dict], int]) -> float:
         return 1 - cost(rewards[DINA]) / cost(rewards[HPSV3])
@@ -247,7 +247,7 @@ def measure(
     rounds: int = ROUNDS,
     out: Path | None = None,
 ) -> dict:
-    """All numbers of one setting, ready for JSON; `out` is the file that they are for."""
+    """Measure one setting; returns what JSON can represent, for the file `out`."""
     settings = {
         "preset": preset.value,
         "device": device.value,
@@ -288,7 +288,7 @@ def _cpu_name() -> str:
 
 
 def count_all(preset: Preset, resolution: int, batch_size: int, dtype: torch.dtype, others: bool) -> dict:
-    """What the meta device tells: the same wherever it runs."""
+    """The counts of the meta device, which are the same on every machine."""
     model = build_model(preset, "meta", dtype)
     inputs = build_inputs(model, resolution, batch_size)
     result: dict = {
@@ -317,7 +317,7 @@ def measure_all(
     others: bool,
     rounds: int,
 ) -> None:
-    """Adds to what was counted what a real device takes."""
+    """Add the measurements of a real device to the counts."""
     model = build_model(preset, device.value, dtype)
     inputs = build_inputs(model, resolution, batch_size)
     runs = parts(model, inputs)
@@ -327,13 +327,13 @@ def measure_all(
         return
     found = contenders(preset, model, inputs, dtype, compiled=device is Device.cuda)
     for name, measured in measure_rewards(found, inputs[0], rounds).items():
-        # What is compiled was counted as it is uncompiled.
+        # A compiled contender has the counts of the uncompiled one.
         counted = result["rewards"].get(name) or result["rewards"][name.removesuffix(COMPILED)]
         result["rewards"][name] = counted | {kind: counted[kind] | numbers for kind, numbers in measured.items()}
 
 
 def print_result(result: dict, console: Console) -> None:
-    """The numbers as tables."""
+    """Print the numbers as tables."""
     parameters = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in result["parameters"].items())
     setting = "{preset}, {resolution} px, batch {batch_size}, {dtype}".format(**result["settings"])
     console.print(f"{setting}: {parameters}", highlight=False)
@@ -350,11 +350,11 @@ def print_result(result: dict, console: Console) -> None:
 
 
 def print_rewards(result: dict, console: Console) -> None:
-    """The comparison with other rewards, and the claims."""
+    """Print the comparison with other rewards, and the claims."""
     for kind, title in {"forward": "reward of a latent", "gradient": "with its gradient to the latent"}.items():
         table = Table(title=title)
         table.add_column(no_wrap=True)
-        units = {"weight_bytes": ("GB weights", 1e9, 2), "kept_bytes": ("GB kept", 1e9, 2)}
+        units = {"weight_bytes": ("GB weights", 1e9, 2), "kept_bytes": ("GB saved", 1e9, 2)}
         units |= {"flops": ("TFLOPs", 1e12, 3), "seconds": ("ms", 1e-3, 1)}
         units |= {"images_per_second": ("images/s", 1, 1), "peak_bytes": ("peak GB", 1e9, 2)}
         rows = {name: reward | reward[kind] for name, reward in result["rewards"].items()}
@@ -397,7 +397,7 @@ def main(
     ] = ROUNDS,
     out: Annotated[Path | None, typer.Option(help="Also write the results to this JSON file.")] = None,
 ) -> None:
-    """Measure what a reward costs."""
+    """Measure the cost of a reward."""
     side = resolution or (64 if preset is Preset.small else 1024)
     with exit_on_bad_input():
         if dtype not in ("float32", "bfloat16", "float16"):

@@ -1,7 +1,7 @@
-"""The rewards that one would otherwise pick, with random weights: what they cost does not depend on their values.
+"""Other common rewards, with random weights, whose values do not change the cost.
 
-Sizes are those of the public configurations. Each judges pixels; `DecodedReward` puts the decoder of Stable Diffusion
-3.5 before it, as a generator's latents need.
+The sizes are those of the public configurations. Each reward scores pixels; for a generator's latents, `DecodedReward`
+adds the decoder of Stable Diffusion 3.5 before it.
 """
 
 from dataclasses import dataclass, field
@@ -110,7 +110,7 @@ class Sizes:
     qwen_head: tuple[int, ...] = (3584, 1024, 16, 2)
 
 
-# The same networks, small enough to run on a CPU in a moment: for trials and tests. Nobody's reward.
+# Tiny networks of the same kinds, which run on a CPU in a moment, for trials and tests.
 MINIATURE = Sizes(
     vae={
         **Sizes().vae,
@@ -175,7 +175,7 @@ class ClipReward(nn.Module):
         self.clip = CLIPModel._from_config(CLIPConfig(**sizes.clip), dtype=dtype)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pixels [B, 3, H, W] to rewards [B]."""
+        """Compute rewards [B] of pixels [B, 3, H, W]."""
         config = self.clip.config
         text = pixels.new_zeros(len(pixels), config.text_config.max_position_embeddings, dtype=torch.long)
         image = resized(pixels, config.vision_config.image_size, self.clip.dtype)
@@ -194,7 +194,7 @@ class BlipReward(nn.Module):
         self.tokens = sizes.blip_tokens
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pixels [B, 3, H, W] to rewards [B]."""
+        """Compute rewards [B] of pixels [B, 3, H, W]."""
         image = self.vision(resized(pixels, self.vision.config.image_size, self.vision.dtype)).last_hidden_state
         text = pixels.new_zeros(len(pixels), self.tokens, dtype=torch.long)
         states = self.text(input_ids=text, encoder_hidden_states=image, is_decoder=False).last_hidden_state
@@ -207,18 +207,18 @@ class QwenReward(nn.Module):
     def __init__(self, sizes: Sizes, dtype: torch.dtype):
         super().__init__()
         config = Qwen2VLConfig(text_config=sizes.qwen_text, vision_config=sizes.qwen_vision)
-        # Without the output layer over the vocabulary, which the reward does not read.
+        # Without the output layer over the vocabulary, which the reward does not use.
         self.qwen = Qwen2VLModel._from_config(config, dtype=dtype)
         layers = [layer for pair in pairwise(sizes.qwen_head) for layer in (nn.Linear(*pair), nn.ReLU())]
         self.head = nn.Sequential(*layers[:-1])
         self.pixels, self.tokens = sizes.qwen_pixels, sizes.qwen_tokens
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pixels [B, 3, H, W] to rewards [B]."""
+        """Compute rewards [B] of pixels [B, 3, H, W]."""
         batch, vision = len(pixels), self.qwen.config.vision_config
         image = resized(pixels, self.pixels, self.qwen.dtype)
         side = self.pixels // vision.patch_size
-        # Lengths are read by Python: on a device that only counts there would be none.
+        # Python reads these lengths, so that they cannot be on the meta device.
         grid = torch.tensor([[1, side, side]] * batch)
         seen = self.qwen.visual(
             patches(image, vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size),
@@ -234,34 +234,34 @@ class QwenReward(nn.Module):
 
 
 class DecodedReward(nn.Module):
-    """A reward on pixels for latents [B, C, H, W] in model space: the decoder, then the reward."""
+    """A reward on pixels behind the decoder, for latents [B, C, H, W] in model space."""
 
-    def __init__(self, vae: AutoencoderKL, judge: nn.Module):
+    def __init__(self, vae: AutoencoderKL, reward: nn.Module):
         super().__init__()
-        self.vae, self.judge = vae, judge
+        self.vae, self.reward = vae, reward
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents [B, C, H, W] to rewards [B]."""
-        return self.judge(decode_latents(self.vae, latents))
+        """Compute rewards [B] of latents [B, C, H, W]."""
+        return self.reward(decode_latents(self.vae, latents))
 
 
 def build_decoder(sizes: Sizes, dtype: torch.dtype) -> AutoencoderKL:
     """The autoencoder without its encoder."""
     vae = AutoencoderKL(**sizes.vae)
     del vae.encoder
-    # Not the class's own `to`, which warns of modules to keep in float32 and names none.
+    # The class's own `to` warns about modules that stay in float32, although there are none.
     return nn.Module.to(vae, dtype)
 
 
 def resized(pixels: torch.Tensor, side: int, dtype: torch.dtype) -> torch.Tensor:
-    """Pixels [B, 3, H, W] to [B, 3, side, side], differentiable, as the image processors do."""
+    """Resize pixels [B, 3, H, W] to [B, 3, side, side] as the image processors do, but differentiably."""
     return F.interpolate(pixels.float(), (side, side), mode="bicubic", antialias=True).to(dtype)
 
 
 def patches(image: torch.Tensor, patch: int, merge: int, frames: int) -> torch.Tensor:
     """
-    An image [B, 3, S, S], repeated as `frames` frames, in the patches that Qwen2-VL reads: `merge` x `merge`
-    neighbours follow one another.
+    Split an image [B, 3, S, S], repeated as `frames` frames, into the patches that Qwen2-VL takes, in which `merge` x
+    `merge` neighbours follow one another.
 
     Returns:
         [B * (S / patch)^2, 3 * frames * patch^2]

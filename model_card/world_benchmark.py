@@ -1,4 +1,4 @@
-"""The small world as a benchmark: fresh pictures whose true utility is known, so that it needs no data."""
+"""The small world as a benchmark. It needs no data: pictures are rendered, and their true utility is known."""
 
 from functools import partial
 
@@ -14,11 +14,12 @@ GROUPS = 500
 
 def read_world(limit: int | None = None) -> PreferenceSet:
     """
-    Groups of four pictures under one caption, in all six pairs; every other caption asks for a combination of colour
-    and shape that never met in training. The label is the probability that an annotator prefers the first picture.
+    Render groups of four pictures under one caption and take all six pairs of each. Every other caption has a
+    combination of colour and shape that does not occur in training. The label is the probability that an annotator
+    prefers the first picture.
 
     Args:
-        limit: groups; `GROUPS` if None.
+        limit: number of groups; None means `GROUPS`.
     """
     preferences = PreferenceSet()
     for index in range(GROUPS if limit is None else limit):

@@ -1,6 +1,6 @@
-"""The model card, made of measurements: `python -m model_card.write --model DIR --results FILE … --out README.md`.
+"""Write a model card from measurements: `python -m model_card.write --model DIR --results FILE … --out README.md`.
 
-Every number comes from a file of results, which names its kind, the weights it is of and the command that made it.
+Every number comes from a file of results, which names its kind, the measured weights and the command that made it.
 """
 
 import json
@@ -13,8 +13,9 @@ import typer
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from model_card.studies.alignment.tables import variants_table
-from model_card.studies.method.tables import claims_table
+from model_card.studies.alignment.report import variants_table
+from model_card.studies.method.report import claims_table
+from model_card.studies.page import markdown
 from modeling_dina import DinaConfig, DinaRewardModel
 from modeling_dina.evaluation.rewards import display_path
 from modeling_dina.files import write_text
@@ -25,7 +26,7 @@ from training.world.annotators import IMPRESSION_NOISE
 
 TEMPLATES = Path(__file__).parent / "templates"
 WORLD_SETS = ("seen", "held_out", "generated")
-# Name, and data set on the Hub.
+# Name and Hub id of the data set.
 BENCHMARKS = {
     "imagereward": ("ImageReward, test", "THUDM/ImageRewardDB"),
     "hpdv2": ("HPDv2, test", "ymhao/HPDv2"),
@@ -43,20 +44,20 @@ METRICS = {
 }
 
 
-# Fields that say what a file of results is about.
+# Fields that describe a file of results.
 HEAD = ("kind", "command", "revision", "settings")
 
 
 class Results(NamedTuple):
-    """What was measured of one model.
+    """The measurements of one model.
 
     Attributes:
-        preferences: of `dina evaluate`, and of `model_card.evaluate_preferences` for the small world.
-        costs: of `model_card.measure_cost`.
+        preferences: results of `dina evaluate`, and of `model_card.evaluate_preferences` for the small world.
+        costs: results of `model_card.measure_cost`.
         world: the report of a build of the small world, or None.
-        method: the method study, or None.
-        alignment: the alignment study, or None.
-        commands: what made each file, by its name.
+        method: the results of the method study, or None.
+        alignment: the results of the alignment study, or None.
+        commands: the command that made each file, by file.
     """
 
     preferences: list[dict[str, Any]]
@@ -69,15 +70,16 @@ class Results(NamedTuple):
 
 def read_results(paths: Sequence[Path], model: Path, config: DinaConfig) -> Results:
     """
-    Results of a model.
+    Read the results of a model.
 
     Args:
-        paths: JSON files, and folders of them; of a folder, those of other models and other measurements are left out.
+        paths: JSON files, and folders of them. Files of a folder that describe other models or are not results are
+            ignored.
         model: folder of the model.
-        config: the model's.
+        config: config of the model.
 
     Raises:
-        ValueError: a file named is none of results, or of those of another model.
+        ValueError: one of the JSON files in `paths` is not a file of results, or describes another model.
     """
     files = {path: True for path in paths if not path.is_dir()}
     files |= {path: False for folder in paths if folder.is_dir() for path in sorted(folder.glob("*.json"))}
@@ -98,14 +100,14 @@ def read_results(paths: Sequence[Path], model: Path, config: DinaConfig) -> Resu
     return Results(found["preferences"], found["cost"], world, method, alignment, commands)
 
 
-# By kind of results, the part of a model's folder whose weights they are of; None for a cost, which depends on no
-# weights but on the numbers of parameters.
+# For each kind of results, the part of a model's folder whose weights they describe. A cost depends on the numbers of
+# parameters only.
 ABOUT = {"preferences": ".", "cost": None, "world_build": ".", "method_study": "transformer", "alignment_study": "."}
 SINGLE = ("world_build", "method_study", "alignment_study")
 
 
 def _fault(content: Any, model: Path, config: DinaConfig) -> str | None:
-    """What is expected of results and not so; None if they are this model's."""
+    """What is wrong with results, as the words after "expected"; None if they describe this model."""
     if not isinstance(content, dict):
         return "an object"
     missing = [name for name in HEAD if name not in content]
@@ -123,7 +125,7 @@ def _fault(content: Any, model: Path, config: DinaConfig) -> str | None:
 
 
 def parameter_counts(config: DinaConfig) -> dict[str, int]:
-    """Parameters of backbone and head, with a LoRA merged."""
+    """Numbers of parameters of backbone and head after a LoRA is merged."""
     with torch.device("meta"):
         model = DinaRewardModel(DinaConfig(**config.to_diff_dict() | {"lora": None}))
     return {
@@ -133,12 +135,12 @@ def parameter_counts(config: DinaConfig) -> dict[str, int]:
 
 
 def shown_file(path: Path) -> str:
-    """A file as seen from here where it lies below."""
+    """The path of a file, relative to the working directory if the file is inside it."""
     return f"{display_path(str(path.parent.resolve()))}/{path.name}"
 
 
 def table_rows(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Rows of a benchmark's table: the ensemble, its categories, and each noise level alone."""
+    """Rows of a benchmark's table: the ensemble, its categories, and each noise level."""
     settings = result["settings"]
     draws = f"{settings['draws']} draw{'s' * (settings['draws'] > 1)}"
     levels = len(settings["sigmas"])
@@ -151,7 +153,7 @@ def table_rows(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def eval_results(preferences: list[dict[str, Any]]) -> list[EvalResult]:
-    """A model-index of accuracy and of how good the probabilities are."""
+    """Entries of the model index: accuracy and quality of the probabilities."""
     return [
         EvalResult(
             task_type="preference-prediction",
@@ -173,17 +175,17 @@ def render(
     model: Path, results: Results, config: DinaConfig, repo_id: str | None = None, datasets: Sequence[str] = ()
 ) -> ModelCard:
     """
-    The card.
+    Render the card.
 
     Args:
         model: folder of the model.
-        results: from `read_results`.
-        config: the model's.
-        repo_id: where it will be pushed to, for the title and the example.
-        datasets: Hub ids of what it was trained on; none for the small world.
+        results: results from `read_results`.
+        config: config of the model.
+        repo_id: Hub id that the model will have, for the title and the example.
+        datasets: Hub ids of the training data; empty for the small world.
 
     Raises:
-        ValueError: there are no results of preferences, or no data set is named.
+        ValueError: `results` has no preferences, or `datasets` is empty for a model of another world.
     """
     if not results.preferences:
         raise ValueError("results: expected those of dina evaluate among them, got none")
@@ -207,8 +209,8 @@ def render(
     )
     environment.filters |= {
         "short": lambda value: "" if value is None else f"{value:.3f}",
-        "claims_table": claims_table,
-        "variants_table": variants_table,
+        "claims_table": lambda claims: markdown(claims_table(claims)),
+        "variants_table": lambda results: markdown(variants_table(results)),
         "span": lambda interval: "{:.3f} to {:.3f}".format(*interval) if interval else "",
         "estimate": lambda measured: f"{measured['accuracy']:.3f} ± {measured['standard_error']:.3f}",
     }
@@ -240,12 +242,13 @@ def main(
     model: Annotated[Path, typer.Option(help="Folder of the model.")],
     results: Annotated[
         list[Path],
-        typer.Option(help="A JSON file of measurements, or a folder of them, of which this model's are read."),
+        typer.Option(help="JSON file of measurements, or a folder of them, from which this model's are read."),
     ],
-    out: Annotated[Path, typer.Option(help="The card: README.md.")],
-    repo_id: Annotated[str | None, typer.Option(help="owner/name it will have on the Hub.")] = None,
+    out: Annotated[Path, typer.Option(help="File of the card: README.md.")],
+    repo_id: Annotated[str | None, typer.Option(help="Hub id (owner/name) that the model will have.")] = None,
     dataset: Annotated[
-        list[str] | None, typer.Option(help="Hub id of a data set it was trained on. None for the small world.")
+        list[str] | None,
+        typer.Option(help="Hub id of a training data set; may be repeated. Omit it for the small world."),
     ] = None,
 ) -> None:
     """Write a model's card from its measurements."""

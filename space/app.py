@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, cast
 
 # First, because ZeroGPU's `spaces`, which it imports, must be imported before torch.
 from judge import MAX_FILE_BYTES, MAX_RANKED, MAX_REQUEST_BYTES, MAX_WAITING, Generator, Judge, on_accelerator
@@ -123,7 +123,8 @@ def add_endpoints(judge: Judge) -> None:
         answer = comparison.to_dict()
         del answer["samples"], answer["level_samples"]
         preferred = "a" if comparison.win_probability >= 0.5 else "b"
-        return {"preferred": preferred, "near_tie": views.is_near_tie(comparison.win_probability), **answer}
+        near_tie = views.is_near_tie(comparison.win_probability)
+        return cast(ComparisonAnswer, {"preferred": preferred, "near_tie": near_tie, **answer})
 
     @_refusing
     def rank(

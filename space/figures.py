@@ -35,6 +35,7 @@ def reward_figure(comparison: Comparison) -> str:
     """Rewards of both images at each noise level, with error bars; `comparison` comes from `Judge.compare`."""
     figure = Figure(figsize=SIZE, layout="constrained")
     draw_rewards(figure.add_subplot(), comparison)
+    assert comparison.level_samples is not None
     means = comparison.level_samples.mean(dim=1)
     gaps = "; ".join(
         f"at {sigma:.1f} A {a:+.2f}, B {b:+.2f}"
@@ -95,10 +96,10 @@ def sampling_figure(states: Sequence[SamplingState], best: int | None = None) ->
     sigmas = [state.sigma for state in states]
     for index in range(len(last.scores)):
         rewards = [state.scores[index].item() for state in states]
-        style = (
-            {"color": COLORS[1], "linewidth": 2.4, "zorder": 3} if index == leader else {"color": INK, "alpha": 0.35}
-        )
-        axes.plot(sigmas, rewards, **style)
+        if index == leader:
+            axes.plot(sigmas, rewards, color=COLORS[1], linewidth=2.4, zorder=3)
+        else:
+            axes.plot(sigmas, rewards, color=INK, alpha=0.35)
     axes.set(
         xlim=(1, -0.04), xlabel="noise level of the state (1: noise alone, 0: clean)", ylabel="reward of the state"
     )

@@ -119,7 +119,7 @@ def pair_inputs(example: dict) -> tuple[gr.Textbox, gr.Image, gr.Image]:
     """A prompt and two pictures, filled with an example."""
     prompt = prompt_box(example["prompt"])
     with gr.Row(elem_classes="dina-pair"):
-        images = [
+        first, second = (
             gr.Image(
                 path,
                 label=f"Image {name}",
@@ -133,8 +133,8 @@ def pair_inputs(example: dict) -> tuple[gr.Textbox, gr.Image, gr.Image]:
                 buttons=["fullscreen"],
             )
             for name, path in zip("AB", example["images"], strict=True)
-        ]
-    return prompt, *images
+        )
+    return prompt, first, second
 
 
 def noise_settings(judge: Judge, with_draws: bool = True) -> list[gr.components.Component]:
@@ -201,7 +201,7 @@ def run_on(
 
 
 def example_buttons(
-    above: gr.Column, examples: Sequence[dict], inputs: Sequence[gr.components.Component], note: gr.Markdown
+    above: gr.Column, examples: Sequence[dict], inputs: Sequence[gr.Textbox | gr.Image | gr.Gallery], note: gr.Markdown
 ) -> Dependency:
     """Buttons in the column `above` that fill the inputs, a prompt and its pictures, and show the example's note until
     an input changes. Returns their event, for `run_on`."""

@@ -30,7 +30,7 @@ def compare_tab(judge: Judge, examples: list[dict]) -> None:
     compare = on_accelerator(judge.compare)
 
     def answer(prompt, upload_a, upload_b, sigmas, draws, mode, seed):
-        images = [opened_image(upload_a, "image A"), opened_image(upload_b, "image B")]
+        images = opened_image(upload_a, "image A"), opened_image(upload_b, "image B")
         comparison = compare(prompt, images, sigmas, draws, mode, seed)
         figure = views.titled("Score at each noise level", figure=figures.reward_figure(comparison))
         yield views.verdict(comparison), figure, gr.ImageSlider(views.overlaid(images), visible=True)
@@ -127,7 +127,7 @@ def generate_tab(judge: Judge, generator: Generator, captions: list[str]) -> Non
             views.pictures(state.pictures, result.scores.tolist()),
             views.titled("Reward during sampling", figure=figures.sampling_figure(states, best)),
             views.titled("Before and after", text=views.best_of(result)),
-            gr.ImageSlider(views.overlaid([state.pictures[0], state.pictures[best]]), visible=True),
+            gr.ImageSlider(views.overlaid((state.pictures[0], state.pictures[best])), visible=True),
         )
 
     outputs = [progress, pictures, figure, verdict, slider]

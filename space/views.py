@@ -181,14 +181,15 @@ def refusal(message: str) -> str:
     return _render("refusal", message=message)
 
 
-def overlaid(images: list[Image.Image]) -> tuple[Image.Image, ...]:
+def overlaid(images: tuple[Image.Image, Image.Image]) -> tuple[Image.Image, Image.Image]:
     """Two pictures padded to one size, for a slider between them. Small ones are enlarged pixel by pixel."""
     width, height = (max(sides) for sides in zip(*(image.size for image in images), strict=True))
     is_small = max(width, height) <= PIXELATED
     scale = OVERLAID_SIDE // max(width, height) if is_small else min(1, OVERLAID_SIDE / max(width, height))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     resampling = Image.Resampling.NEAREST if is_small else Image.Resampling.LANCZOS
-    return tuple(ImageOps.pad(image, size, resampling, color="white") for image in images)
+    first, second = (ImageOps.pad(image, size, resampling, color="white") for image in images)
+    return first, second
 
 
 def _thumbnail(image: Image.Image, description: str) -> Markup:

@@ -1,9 +1,10 @@
-"""What both studies run on: a folder that keeps results, variants that are run with several seeds, and the command."""
+"""The runner of both studies: variants that are run with several seeds, in a folder that can be resumed."""
 
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from itertools import product
@@ -22,147 +23,124 @@ from modeling_dina.options import EMBEDDED_MODEL, exit_on_bad_input
 
 
 class Amount(NamedTuple):
-    """How much of something a study takes: a whole number or a share, and what a trial of it needs at least."""
+    """An amount that a study scales: a fraction, or an integer with the minimum that a trial needs."""
 
     full: float
     least: int = 1
 
-
-class StudySize(dict[str, Any]):
-    """The amounts of a study by name, all times `factor`, but enough to run; shares stay fractions."""
-
-    def __init__(self, amounts: dict[str, Amount], factor: float = 1.0) -> None:
-        for name, (full, least) in amounts.items():
-            self[name] = factor * full if isinstance(full, float) else max(least, round(factor * full))
+    def scaled(self, factor: float) -> Any:
+        """The amount times `factor`."""
+        product = factor * self.full
+        return product if isinstance(self.full, float) else max(self.least, round(product))
 
 
-class StudyFolder:
-    """
-    Results of a study's parts, one JSON file each, complete or absent: an interrupted study resumes, and several
-    processes can share a folder, each skipping what another one has begun.
+@dataclass(frozen=True)
+class Variant:
+    """A variant of a study; `overrides` are fields of the configuration that differ from the study's."""
 
-    Args:
-        path: the folder.
-        settings: of the study.
-
-    Attributes:
-        path, settings: the same, the latter as JSON has them.
-
-    Raises:
-        ValueError: `path` is a file, or the folder of a study with other settings.
-    """
-
-    def __init__(self, path: Path, settings: dict) -> None:
-        if path.is_file():
-            raise ValueError(f"out: expected a folder, new or of the same study, got the file {path}")
-        self.path = path
-        self.settings = settings = json.loads(json.dumps(settings))
-        found = self.load_or_compute("settings", lambda: settings)
-        if found != settings:
-            different = sorted(name for name in settings if found.get(name) != settings[name])
-            raise ValueError(
-                f"out: expected a new folder or one of the same study, got {path}, which differs in {different}"
-            )
-
-    def lock(self, name: str, wait: bool = True) -> AbstractContextManager:
-        """A lock among processes; without `wait`, entering it raises filelock.Timeout if another process has it."""
-        path = self.path / "locks" / f"{name.replace('/', '-')}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(path, timeout=-1 if wait else 0)
-
-    def load_or_compute(self, name: str, make: Callable[[], Any], wait: bool = True) -> Any:
-        """
-        The content of `<name>.json`, which is written with what `make` returns if it does not exist.
-
-        Args:
-            name: of the part, relative to the folder.
-            make: measures it; returns what JSON can contain.
-            wait: for another process that computes it; otherwise None is returned.
-        """
-        try:
-            with self.lock(name, wait):
-                return load_or_compute(self.path / f"{name}.json", make)
-        except Timeout:
-            return None
-
-    def load_or_compute_all(self, parts: dict[str, Callable[[], Any]]) -> list[Any]:
-        """`load_or_compute` of each part, first of those that no other process computes."""
-        for number, (name, make) in enumerate(parts.items(), start=1):
-            typer.echo(f"{number} of {len(parts)}: {name}{', done' * (self.path / f'{name}.json').exists()}")
-            self.load_or_compute(name, make, wait=False)
-        return [self.load_or_compute(name, make) for name, make in parts.items()]
+    title: str
+    color: str
+    overrides: dict[str, Any] = field(default_factory=dict)
 
 
 class Study(ABC):
     """
     Variants that are run with several seeds and compared.
 
-    Args:
-        folder: of the study, with its settings.
-        pipeline_dir: folder of the small world's pipeline and reward model.
-        size: see `StudySize`.
-        seeds: runs of each variant.
-        names: of the variants to run.
+    Each part of the results is a JSON file in the study's folder, which is complete or absent: an interrupted study
+    resumes, and several processes can share the folder.
 
-    Attributes:
-        kind: of the results, for whoever reads the JSON.
-        subject: the part of the pipeline whose weights the results are about; "." is the reward model.
-        weights: parts of the pipeline that the results depend on too.
-        amounts: of its size.
-        variants: all of them, by name, each with a `title`.
-        settings: what the results depend on beside weights and size.
+    Args:
+        path: folder of the study.
+        pipeline_dir: folder of the small world's pipeline and reward model.
+        scale: factor on all amounts.
+        seeds: number of runs of each variant.
+        names: names of the variants to run.
+
+    Raises:
+        ValueError: `path` is a file, or the folder of a study with other settings.
     """
 
-    kind: ClassVar[str]
-    subject: ClassVar[str]
-    weights: ClassVar[tuple[str, ...]]
+    kind: ClassVar[str]  # of the results, for readers of the JSON
+    subject: ClassVar[str]  # part of the pipeline whose weights the results describe; "." is the reward model
+    weights: ClassVar[tuple[str, ...]]  # parts of the pipeline that the results depend on
     amounts: ClassVar[dict[str, Amount]]
     variants: ClassVar[dict[str, Any]]
-    settings: ClassVar[dict[str, Any]]
+    constants: ClassVar[dict[str, Any]]  # everything else that the results depend on
 
-    def __init__(self, folder: StudyFolder, pipeline_dir: str, size: StudySize, seeds: int, names: list[str]) -> None:
-        self.folder, self.pipeline_dir, self.size, self.seeds, self.names = folder, pipeline_dir, size, seeds, names
+    def __init__(self, path: Path, pipeline_dir: str, scale: float, seeds: int, names: list[str]) -> None:
+        if path.is_file():
+            raise ValueError(f"out: expected a folder, new or of the same study, got the file {path}")
+        self.path, self.pipeline_dir, self.seeds, self.names = path, pipeline_dir, seeds, names
+        self.size = {name: amount.scaled(scale) for name, amount in self.amounts.items()}
+        hashes = {part: weights_hash(Path(pipeline_dir, part)) for part in (self.subject, *self.weights)}
+        settings = {"revision": hashes[self.subject], "weights": {part: hashes[part] for part in self.weights}}
+        self.settings = json.loads(json.dumps(settings | {"size": self.size, **self.constants}))
+        found = self.part("settings", lambda: self.settings)
+        if different := sorted(name for name in self.settings if found.get(name) != self.settings[name]):
+            raise ValueError(
+                f"out: expected a new folder or one of the same study, got {path}, which differs in {different}"
+            )
 
     @abstractmethod
-    def measure(self) -> dict:
-        """Everything that is measured of the variants of `names`."""
+    def run(self, name: str, seed: int) -> dict[str, Any]:
+        """Train and measure a variant: the "seconds" that this took, and what `summarize` reads."""
+
+    @abstractmethod
+    def measure_costs(self) -> dict[str, Any]:
+        """Measure the costs of the study's variants, which take turns."""
+
+    @abstractmethod
+    def summarize(self, runs: dict[str, list[dict]], costs: dict[str, Any]) -> dict[str, Any]:
+        """The results, from what `run` returned for each seed, by variant, and from `measure_costs`."""
 
     @staticmethod
     @abstractmethod
-    def write_report(results: dict, folder: Path) -> None:
-        """Write tables.md and its figures, made of the results of all variants alone."""
+    def write_report(results: dict[str, Any], folder: Path) -> None:
+        """Write tables.md and its figures from the results of all variants alone."""
 
-    def run_variants(self, part: str, run: Callable[[str, int], Any]) -> dict[str, list]:
-        """
-        What `run` returns of each variant and seed, as lists over seeds by variant; kept in the folder as `part`.
+    def lock(self, name: str, wait: bool = True) -> AbstractContextManager:
+        """A lock among processes. Without `wait`, entering it raises filelock.Timeout if another process has it."""
+        path = self.path / "locks" / f"{name.replace('/', '-')}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(path, timeout=-1 if wait else 0)
 
-        Seed by seed: an interrupted study has at least compared all variants once.
-        """
-        runs = list(product(range(self.seeds), self.names))
-        found = self.folder.load_or_compute_all(
-            {f"{part}/{name}-{seed}": partial(run, name, seed) for seed, name in runs}
-        )
+    def part(self, name: str, compute: Callable[[], Any], wait: bool = True) -> Any:
+        """The content of `<name>.json`, which is computed and written if it does not exist. If another process is
+        computing it and `wait` is false, the result is None."""
+        try:
+            with self.lock(name, wait):
+                return load_or_compute(self.path / f"{name}.json", compute)
+        except Timeout:
+            return None
+
+    def run_all(self) -> dict[str, list[dict]]:
+        """What `run` returns, as lists over seeds by variant. All variants are run with one seed before the next, so
+        that an interrupted study can compare them; runs that no other process is computing come first."""
+        order = product(range(self.seeds), self.names)
+        runs = {f"variants/{name}-{seed}": partial(self.run, name, seed) for seed, name in order}
+        for number, (name, run) in enumerate(runs.items(), start=1):
+            typer.echo(f"{number} of {len(runs)}: {name}")
+            self.part(name, run, wait=False)
+        found = [self.part(name, run) for name, run in runs.items()]
         return {name: found[index :: len(self.names)] for index, name in enumerate(self.names)}
 
-    def results(self, command: str) -> dict:
-        """The content of results.json."""
-        measured, settings = self.measure(), dict(self.folder.settings)
-        settings |= {"pipeline": display_path(self.pipeline_dir), "seeds": self.seeds, "device": device_name()}
+    def results(self, command: str) -> dict[str, Any]:
+        """Run the study; returns the content of results.json, with the command that made it."""
+        runs = self.run_all()
+        costs = self.part(f"costs-{'-'.join(self.names)}", self.measure_costs)
+        libraries = {library: version(library) for library in LIBRARIES}
+        threads = f"{torch.get_num_threads()} CPU threads"
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else threads
+        settings = self.settings | {"pipeline": display_path(self.pipeline_dir), "seeds": self.seeds, "device": device}
         return {
             "kind": self.kind,
             "command": command,
             "revision": settings.pop("revision"),
-            "settings": settings | {"libraries": {library: version(library) for library in LIBRARIES}},
-            **measured,
+            "settings": settings | {"libraries": libraries},
+            "seconds": {name: sum(run["seconds"] for run in by_seed) for name, by_seed in runs.items()},
+            **self.summarize(runs, costs),
         }
-
-
-def device_name() -> str:
-    """What the study runs on."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    threads = torch.get_num_threads()
-    return f"{threads} CPU thread{'s' * (threads > 1)}"
 
 
 def study_command(study: type[Study], module: str) -> Callable[..., None]:
@@ -183,24 +161,18 @@ def study_command(study: type[Study], module: str) -> Callable[..., None]:
         ] = False,
     ) -> None:
         """Run and measure every variant of the study."""
+        names = [name for name in study.variants if not variant or name in variant]
         with exit_on_bad_input():
             if report:
                 return study.write_report(json.loads((out / "results.json").read_text("utf-8")), out)
-            unknown = sorted(set(variant or ()) - set(study.variants))
-            if unknown:
+            if unknown := sorted(set(variant or ()) - set(names)):
                 raise ValueError(f"variant: expected one of {', '.join(study.variants)}, got {', '.join(unknown)}")
             if not Path(pipeline, "model_index.json").is_file():
                 raise ValueError(f"pipeline: expected a folder with a pipeline's model_index.json, got {pipeline}")
-            size = StudySize(study.amounts, scale)
-            hashes = {part: weights_hash(Path(pipeline, part)) for part in {study.subject, *study.weights}}
-            settings = {"revision": hashes[study.subject], "weights": {part: hashes[part] for part in study.weights}}
-            folder = StudyFolder(out, settings | {"size": size, **study.settings})
+            running = study(out, pipeline, scale, seeds, names)
         options = {"out": display_path(str(out)), "pipeline": display_path(pipeline), "scale": scale, "seeds": seeds}
-        words = [f"--{name} {value}" for name, value in options.items()] + [
-            f"--variant {name}" for name in variant or ()
-        ]
-        names = [name for name in study.variants if not variant or name in variant]
-        results = study(folder, pipeline, size, seeds, names).results(" ".join([f"python -m {module}", *words]))
+        words = [*options.items(), *(("variant", name) for name in variant or ())]
+        results = running.results(" ".join([f"python -m {module}", *(f"--{name} {value}" for name, value in words)]))
         write_json(out / "results.json", results)
         if names == list(study.variants):
             study.write_report(results, out)

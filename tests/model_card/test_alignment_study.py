@@ -1,22 +1,21 @@
 """The alignment study: its summary by hand, and a run of it in miniature."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from typer import Typer
 from typer.testing import CliRunner
 
-from model_card.studies.alignment import summary
+from model_card.studies.alignment import measurement, summary
 from model_card.studies.alignment.__main__ import AlignmentStudy, main
 from model_card.studies.alignment.costs import count_full_size
-from model_card.studies.alignment.tables import write_report
-from model_card.studies.alignment.variants import DECODED, LATENT, VARIANTS, read_arguments
-from model_card.studies.frame import StudySize
-from model_card.studies.report import interval
+from model_card.studies.alignment.report import write_report
+from model_card.studies.alignment.variants import DECODED, LATENT, VARIANTS
+from model_card.studies.page import interval
 from modeling_dina.options import EMBEDDED_MODEL
 from tests.model_card.reports import assert_report_is_of_results
 from training.align.evaluation import diversity
@@ -51,10 +50,10 @@ def test_variant_by_hand():
     assert [each["seconds"] for each in row["curve"]] == [0, 20, 40]
     assert [each["utility"]["mean"] for each in row["curve"]] == pytest.approx([2.0, 3.1, 2.3])
     assert row["last"]["utility"]["rise"]["mean"] == pytest.approx(0.3)
-    assert row["kept"]["updates"] == [20, 10]
-    assert row["kept"]["utility"]["mean"] == pytest.approx((2.5 + 3.2) / 2)
+    assert row["selected"]["updates"] == [20, 10]
+    assert row["selected"]["utility"]["mean"] == pytest.approx((2.5 + 3.2) / 2)
     # The captions' own utilities cancel: what is uncertain is the seeds' difference alone.
-    assert row["kept"]["utility"]["rise"]["standard_error"] == pytest.approx(np.std([0.5, 1.2], ddof=1) / 2**0.5)
+    assert row["selected"]["utility"]["rise"]["standard_error"] == pytest.approx(np.std([0.5, 1.2], ddof=1) / 2**0.5)
 
 
 @pytest.mark.parametrize(("utility", "expected"), [(1.5, 0.0), (2.0, 0.0), (2.55, 10.0), (3.1, 20.0), (3.2, None)])
@@ -75,7 +74,7 @@ def test_aim_by_hand():
     assert aim["targets"]["last"] == pytest.approx(
         {"utility": 2.55, "pixel_seconds": 80.0, "seconds": 10.0, "ratio": 0.125}
     )
-    assert aim["targets"]["kept"]["ratio"] == pytest.approx(0.25)
+    assert aim["targets"]["selected"]["ratio"] == pytest.approx(0.25)
     assert aim["peak_bytes"] == {"latent": 1e6, "pixel": 4e6}
     assert aim["verdict"] == "undecided"  # two seeds as far apart as these say little
 
@@ -91,9 +90,8 @@ def test_diversity_by_hand():
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variants_are_runs(name, tmp_path):
-    arguments, algorithm_arguments = read_arguments(
-        VARIANTS[name], EMBEDDED_MODEL, tmp_path, output_dir=tmp_path, seed=3
-    )
+    study = AlignmentStudy(tmp_path, EMBEDDED_MODEL, scale=1.0, seeds=1, names=[name])
+    arguments, algorithm_arguments = study.arguments(name, tmp_path, seed=3)
     assert arguments.seed == 3
     assert arguments.rewards == [VARIANTS[name].reward]
     assert arguments.watched == []
@@ -102,11 +100,10 @@ def test_variants_are_runs(name, tmp_path):
 
 
 def test_size():
-    full = StudySize(AlignmentStudy.amounts)
-    assert (full["updates"], full["eval_samples"], full["prompts"]) == (80, 96, 1.0)
-    least = StudySize(AlignmentStudy.amounts, 0.0)
-    assert (least["updates"], least["evaluations"], least["prompts"]) == (4, 1, 0.0)
-    assert StudySize(AlignmentStudy.amounts, 0.5)["eval_samples"] == 48
+    updates, samples, prompts = (AlignmentStudy.amounts[name] for name in ("updates", "eval_samples", "prompts"))
+    assert (updates.scaled(1.0), samples.scaled(1.0), prompts.scaled(1.0)) == (80, 96, 1.0)
+    assert (updates.scaled(0.0), samples.scaled(0.0), prompts.scaled(0.0)) == (2, 4, 0.0)
+    assert samples.scaled(0.5) == 48
 
 
 def test_the_committed_tables_are_of_the_committed_results(tmp_path):
@@ -181,51 +178,52 @@ def test_full_size_as_committed():
 
 @pytest.mark.slow
 def test_full_size_is_counted_as_committed():
-    """With the reward that decodes, which all parts are counted for."""
-    name = "HPSv3 behind the decoder, ReFL"
-    assert count_full_size([name])[name] == read_results()["full_size"][name]
+    assert count_full_size() == read_results()["full_size"]
+
+
+# Few steps and draws, which make the same computations as many.
+FEW_STEPS = {"num_steps": 3, "first_step": 1, "last_step": 1, "eval_steps": 1, "reward_draws": 1}
 
 
 @pytest.mark.slow
 def test_study_in_miniature_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    # What the full size costs does not depend on the study's own, and takes longer to count than all the rest.
+    # The cost at full size does not depend on the study's own size, and takes longer to count than everything else.
     (tmp_path / "full_size.json").write_text(json.dumps(read_results()["full_size"]))
-    for name in VARIANTS.keys() - {"prfl", "prfl_gate", "refl", "refl_pixel"}:
+    for name in VARIANTS.keys() - {LATENT, DECODED}:
         monkeypatch.delitem(VARIANTS, name)
+    for name, variant in list(VARIANTS.items()):
+        monkeypatch.setitem(VARIANTS, name, replace(variant, overrides=variant.overrides | FEW_STEPS))
+    monkeypatch.setattr(measurement, "CANDIDATES", (2, 4))
     command = ["--out", str(tmp_path), "--scale", "0", "--seeds", "1"]
-    first = CliRunner().invoke(app, command)
+    first = CliRunner().invoke(app, [*command, "--variant", LATENT])
     assert first.exit_code == 0, first.output
+    alone = json.loads((tmp_path / "results.json").read_text())
+    assert [row["variant"] for row in alone["variants"]] == [LATENT]
+    assert "aim" not in alone
+    assert not (tmp_path / "tables.md").exists()
+
+    (tmp_path / f"variants/{LATENT}-0.json").unlink()
+    complete = [tmp_path / f"{name}.json" for name in ("best_of_n", "reward_models", f"costs-{LATENT}")]
+    complete = {path: path.stat().st_mtime_ns for path in (*complete, tmp_path / "pixel_reward/model.safetensors")}
+    second = CliRunner().invoke(app, command)
+    assert second.exit_code == 0, second.output
+    assert {path: path.stat().st_mtime_ns for path in complete} == complete
     results = json.loads((tmp_path / "results.json").read_text())
     assert [row["variant"] for row in results["variants"]] == list(VARIANTS)
+    # A run does not depend on what was done before it, to the rounding of kernels.
+    curves = [[point["dina"]["mean"] for point in found["variants"][0]["curve"]] for found in (alone, results)]
+    assert curves[1] == pytest.approx(curves[0], abs=0.01)
     beginnings = [row["curve"][0]["utility"]["mean"] for row in results["variants"]]
     assert beginnings == pytest.approx([results["unaligned"]["utility"]["mean"]] * len(beginnings), abs=0.02)
     cost = {row["variant"]: row["cost"] for row in results["variants"]}
-    assert cost["refl_pixel"]["flops"] > cost["refl"]["flops"]
-    assert cost["refl_pixel"]["peak_bytes"] > cost["refl"]["peak_bytes"] > 0
+    assert cost[DECODED]["flops"] > cost[LATENT]["flops"]
+    assert cost[DECODED]["peak_bytes"] > cost[LATENT]["peak_bytes"] > 0
     by = {(each["reward"], each["candidates"]): each for each in results["best_of_n"]}
     for reward in ("dina", "pixel"):
-        assert by[reward, 16][reward]["mean"] > by[reward, 4][reward]["mean"] - 1e-3
-    assert load_file(tmp_path / "best_of_n.safetensors")["dina-4"].shape == (16, 16, 8, 8)
+        assert by[reward, 4][reward]["mean"] > by[reward, 2][reward]["mean"] - 1e-3
     assert not list((tmp_path / "runs").glob("*/checkpoint-*"))
-    assert (tmp_path / "pictures.png").is_file()
-
-    for part in ("runs/refl-0", "curves/refl-0", "pixel_reward/quality"):
-        (tmp_path / f"{part}.json").unlink()
-    kept = [
-        *tmp_path.glob("runs/*.json"),
-        *tmp_path.glob("curves/*.json"),
-        tmp_path / "pixel_reward/model.safetensors",
-    ]
-    kept = {path: path.stat().st_mtime_ns for path in kept}
-    second = CliRunner().invoke(app, command)
-    assert second.exit_code == 0, second.output
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    again = json.loads((tmp_path / "results.json").read_text())
-    # A run does not depend on what was done before it, to the rounding of kernels.
-    curves = [
-        [point["dina"]["mean"] for row in found["variants"] for point in row["curve"]] for found in (results, again)
-    ]
-    assert curves[1] == pytest.approx(curves[0], abs=0.01)
+    page = (tmp_path / "tables.md").read_text()
+    assert all((tmp_path / f"{name}.png").is_file() and f"]({name}.png)" in page for name in ("rewards", "utility"))
 
     other = CliRunner().invoke(app, [*command[:-4], "--scale", "1"])
     assert other.exit_code == 2

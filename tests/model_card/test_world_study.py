@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,8 +15,8 @@ from typer.testing import CliRunner
 
 from model_card.studies.method import measurement, pixel, summary, variants
 from model_card.studies.method.__main__ import main
-from model_card.studies.method.measurement import LEVELS, SWEEP, Read, group_pairs
-from model_card.studies.method.tables import write_report
+from model_card.studies.method.measurement import LEVELS, SWEEP, LevelRewards, group_pairs
+from model_card.studies.method.report import write_report
 from model_card.studies.method.variants import VARIANTS
 from modeling_dina import DinaRewardModel
 from modeling_dina.backbone_dina import Features
@@ -27,7 +28,6 @@ from tests.model_card.reports import assert_report_is_of_results
 from training.world.annotators import IMPRESSION_NOISE
 from training.world.groups import Groups
 from training.world.latents import encode, rendered_groups, to_pixels
-from training.world.models.pixel_reward import fresh_pixel_reward
 from training.world.models.scores import encode_captions
 
 
@@ -139,8 +139,8 @@ def test_votes_against_rewards_that_say_nothing_tell_no_variance():
 def test_variance_of_draws():
     differences = np.concatenate([np.full((1, 6), 1.0), np.full((1, 6), 3.0)])
     samples = np.repeat(rewards_of(differences).samples, len(LEVELS), axis=0)
-    read = Read(samples, samples, np.full(len(LEVELS), 0.05))
-    found = measurement.level_variances(read, separate_pairs(np.full(6, 0.9)))
+    rewards = LevelRewards(samples, samples, np.full(len(LEVELS), 0.05))
+    found = measurement.level_variances(rewards, separate_pairs(np.full(6, 0.9)))
     assert [level["sigma"] for level in found] == list(LEVELS)
     assert found[0]["draws"] == pytest.approx(1.0)  # 2 of every other image, 0 of those between
     assert found[0]["draws_of_differences"] == pytest.approx(1.0)
@@ -154,16 +154,16 @@ def invented(name, seed, world):
     rng = np.random.default_rng((seed, len(name)))
     images = world.utilities.size
 
-    def read(set_name, sigmas, draws, of):
+    def read(groups, sigmas, draws, reads):
         blur = np.array([0.6 + sigma for sigma in sigmas])[:, None, None]
         own = rng.normal(size=images)
         levels = 0.4 * (world.utilities.ravel() + blur * (0.3 * own + rng.normal(size=(len(sigmas), draws, images))))
         variance = 2 * np.square(sigmas) + 0.05 if VARIANTS[name].thurstone else None
-        return Read(levels, levels.cumsum(axis=0) / np.arange(1, len(sigmas) + 1)[:, None, None], variance)
+        return LevelRewards(levels, levels.cumsum(axis=0) / np.arange(1, len(sigmas) + 1)[:, None, None], variance)
 
     sets = dict.fromkeys(summary.SETS, world)
     found = measurement.measure_variant(VARIANTS[name].evaluations, read, sets, (0.0,) if name == "pixel" else SWEEP)
-    deep = read("seen", LEVELS, 16, "noisy latents")
+    deep = read(world, LEVELS, 16, "noisy latents")
     return found | ({"ensemble": measurement.analyze(deep, group_pairs(world))} if name == "dina" else {})
 
 
@@ -212,7 +212,7 @@ def test_report_has_every_variant_and_claim(results, tmp_path):
     assert all(page.count(f"| {each.title} |") == len(each.evaluations) + 1 for each in VARIANTS.values())
     assert all(f"| {claim.text} |" in page for claim in summary.CLAIMS)
     figures = {path.name for path in tmp_path.iterdir()} - {"tables.md"}
-    assert len(figures) == 5
+    assert len(figures) == 3
     for name in figures:
         assert f"]({name})" in page
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
@@ -268,14 +268,14 @@ def test_rewards_are_those_of_the_model(embedded, world):
     def encode_prompts(prompts):
         return [each.float() for each in encode_captions(pipeline, prompts)]
 
-    read = measurement.read_rewards(model, encode_prompts, world, [0.1, 0.4], 2, thurstone=True)
+    read = measurement.latent_reader(model, encode_prompts, thurstone=True)(world, (0.1, 0.4), 2, "noisy latents")
     conditioning = [each.repeat_interleave(4, dim=0) for each in encode_prompts(world.captions)]
     for mode in ("features", "mean", "precision"):
         expected = model.reward(
             world.latents.flatten(0, 1).float(), *conditioning, sigmas=[0.1, 0.4], num_draws=2, mode=mode
         )
-        assert read.rewards(mode, 2, 2).scores == pytest.approx(expected.scores.numpy(), abs=1e-4)
-        assert read.rewards(mode, 2, 2).variance == pytest.approx(expected.variance.numpy())
+        assert read.combine(mode, 2, 2).scores == pytest.approx(expected.scores.numpy(), abs=1e-4)
+        assert read.combine(mode, 2, 2).variance == pytest.approx(expected.variance.numpy())
 
 
 def test_pictures_are_those_that_were_encoded(embedded, world):
@@ -283,19 +283,18 @@ def test_pictures_are_those_that_were_encoded(embedded, world):
     assert torch.equal(again, world.latents.flatten(0, 1))
 
 
-def test_pixel_rewards_are_those_of_the_pixel_model(embedded, world, tmp_path):
+def test_pixel_rewards_are_those_of_the_pixel_model(embedded, world):
     pipeline = embedded[1]
-    material = SimpleNamespace(pipeline=pipeline, folder=tmp_path, sets={"seen": world})
-    model = fresh_pixel_reward(pipeline.vae, 128).eval()
-    read = pixel.pixel_reader(model, material)
+    model = pixel.untrained_pixels(pipeline)
+    read = pixel.pixel_reader(model, pipeline)
     embeds = encode_captions(pipeline, world.captions)[0].float().repeat_interleave(4, dim=0)
     with torch.no_grad():
         pictures = to_pixels(np.concatenate(world.pictures))
         decoded = decode_latents(pipeline.vae, world.latents.flatten(0, 1).float()).clamp(-1, 1)
         expected = {"pictures": model(pictures, embeds), "latents": model(decoded, embeds)}
     for of, scores in expected.items():
-        found = read("seen", [0.0], 1, of).rewards("mean", 1, 1)
-        assert found.scores == pytest.approx(scores.numpy(), abs=2e-3)
+        found = read(world, (0.0,), 1, of).combine("mean", 1, 1)
+        assert found.scores == pytest.approx(scores.numpy(), abs=1e-5)
         assert found.variance.tolist() == [IMPRESSION_NOISE**2]
 
 
@@ -313,15 +312,16 @@ def test_unknown_variant(tmp_path):
 
 
 @pytest.mark.slow
-def test_study_in_miniature_goes_on_where_it_stopped(tmp_path):
-    names = ("dina", "frozen", "pixel")
+def test_study_in_miniature_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    names = ("dina", "clean", "pixel")
+    monkeypatch.setitem(VARIANTS, "dina", replace(VARIANTS["dina"], evaluations=("one level", "mean")))
     command = ["--out", str(tmp_path), "--scale", "0", "--seeds", "1"]
     chosen = [word for name in names for word in ("--variant", name)]
     first = CliRunner().invoke(app, [*command, *chosen])
     assert first.exit_code == 0, first.output
     results = json.loads((tmp_path / "results.json").read_text())
     assert (results["kind"], results["settings"]["seeds"]) == ("method_study", 1)
-    assert results["command"].endswith("--scale 0.0 --seeds 1 --variant dina --variant frozen --variant pixel")
+    assert results["command"].endswith("--scale 0.0 --seeds 1 --variant dina --variant clean --variant pixel")
     assert {(each["variant"], each["evaluation"]) for each in results["variants"]} == {
         (name, evaluation) for name in names for evaluation in VARIANTS[name].evaluations
     }
@@ -330,18 +330,18 @@ def test_study_in_miniature_goes_on_where_it_stopped(tmp_path):
     assert cost["pixel", "decoded"] > cost["pixel", "pictures"]
     assert not list((tmp_path / "training").iterdir())
 
-    (tmp_path / "variants" / "frozen-0.json").unlink()
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "variants").iterdir()}
+    (tmp_path / "variants" / "clean-0.json").unlink()
+    complete = {path: path.stat().st_mtime_ns for path in (tmp_path / "variants").iterdir()}
     second = CliRunner().invoke(app, [*command, *chosen])
     assert second.exit_code == 0, second.output
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert {path: path.stat().st_mtime_ns for path in complete} == complete
     again = json.loads((tmp_path / "results.json").read_text())
     # A variant does not depend on what was done before it, to the rounding of kernels.
-    frozen = [
-        [each["seen"]["log_likelihood"]["mean"] for each in found["variants"] if each["variant"] == "frozen"]
+    clean = [
+        [each["seen"]["log_likelihood"]["mean"] for each in found["variants"] if each["variant"] == "clean"]
         for found in (results, again)
     ]
-    assert frozen[1] == pytest.approx(frozen[0], abs=1e-3)
+    assert clean[1] == pytest.approx(clean[0], abs=1e-3)
 
     other = CliRunner().invoke(app, [*command[:-4], "--scale", "0.1"])
     assert other.exit_code == 2

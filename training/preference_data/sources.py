@@ -19,7 +19,7 @@ _READERS = {"hpdv3": preferences.hpdv3, "hpdv2": preferences.hpdv2, "image_rewar
 
 def load_pairs(source: str, source_format: Format = "pairs", image_root: Path | None = None) -> Dataset:
     """
-    Load preference pairs in the package's schema. Those of the format "reference_cache" have latents in place of images.
+    Load preference pairs in the package's schema; those of "reference_cache" have latents in place of images.
 
     Args:
         source: for "pairs", a folder written by `Dataset.save_to_disk`, or any data set that

@@ -1,36 +1,34 @@
-"""Preference optimisation, where the truth is known: `python -m model_card.studies.alignment --out DIR`.
-
-The small world's generator is aligned by every algorithm, to the latent reward and to a pixel reward behind the
-decoder, with several seeds. An interrupted study resumes, and the same command in another process shares the work.
-The results are `results.json`, `tables.md` and its figures.
-"""
+"""Align the small world's generator by every algorithm, to the latent reward and to a pixel reward behind the decoder:
+`python -m model_card.studies.alignment --out DIR`. The same command in another process shares the work."""
 
 import math
 import shutil
-from functools import cached_property, partial
+import tempfile
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
 import typer
-from safetensors.torch import load_file, save_file
+from accelerate import Accelerator
 
-from model_card.studies.alignment.costs import RESOLUTION, count_full_size, measure_updates
-from model_card.studies.alignment.figures import CANDIDATES, draw_pictures
-from model_card.studies.alignment.measurement import Evaluator
+from model_card.cost_counters import measure_peak_bytes, measure_seconds
+from model_card.studies.alignment.costs import RESOLUTION, count_full_size
+from model_card.studies.alignment.measurement import best_of_n, measure_run
+from model_card.studies.alignment.report import write_report
 from model_card.studies.alignment.summary import summarize
-from model_card.studies.alignment.tables import write_report
-from model_card.studies.alignment.variants import CONFIGS, VARIANTS, read_arguments
+from model_card.studies.alignment.variants import CONFIGS, LATENT, VARIANTS
 from model_card.studies.frame import Amount, Study, study_command
-from model_card.studies.report import save
-from training.align.run import run
+from modeling_dina import DinaRewardModel
+from training.align.arguments import AlignArguments
+from training.align.evaluation import Evaluation
+from training.align.run import build, load_run, run
+from training.costs import count_flops
+from training.reward.pixel_model import PixelRewardModel
 from training.run_control import TERMINATED
 from training.world.groups import pairwise_accuracy
 from training.world.models.pixel_reward import measure, test_groups, train_pixel_reward
 from training.world.models.scores import group_scores
-
-BEST_OF_N = "best_of_n.safetensors"
-SHOWN = 8  # prompts in the figure of pictures
 
 
 class AlignmentStudy(Study):
@@ -38,156 +36,93 @@ class AlignmentStudy(Study):
 
     kind, subject, weights = "alignment_study", ".", ("transformer", "vae")
     amounts = {  # noqa: RUF012
-        "updates": Amount(80, least=4),  # of a variant, times its share
-        "prompts": Amount(1.0),  # share of the configurations' prompts that an update takes
-        "evaluations": Amount(4),  # of a variant, beside that before its first update
-        "eval_samples": Amount(96, least=16),  # two for each caption
-        "rendered": Amount(8192, least=16),  # groups of four pictures that the pixel reward is trained on
-        "generated": Amount(1000, least=4),  # the same, of the generator's own pictures
-        "test_groups": Amount(250, least=4),  # that both reward models are compared on, of each kind
-        "rounds": Amount(5),  # of the measurement of seconds
+        "updates": Amount(80, least=2),  # updates of a variant, times its fraction
+        "prompts": Amount(1.0),  # fraction of the configurations' prompts that an update takes
+        "evaluations": Amount(4),  # evaluations of a run after the one before its first update
+        "eval_samples": Amount(96, least=4),  # two for each caption
+        "rendered": Amount(8192, least=15),  # groups of four pictures that the pixel reward is trained on
+        "generated": Amount(1000, least=1),  # the same, of the generator's own pictures
+        "test_groups": Amount(250, least=2),  # that both reward models are compared on, of each kind
+        "rounds": Amount(5),  # timings of each cost
     }
     variants = VARIANTS
-    settings = {  # noqa: RUF012
+    constants = {  # noqa: RUF012
         "resolution": RESOLUTION,
         "configs": {path.stem: path.read_text() for path in sorted(CONFIGS.glob("small_world_*.yaml"))},
-        "flags": {name: variant.flags for name, variant in VARIANTS.items()},
+        "flags": {name: variant.overrides for name, variant in VARIANTS.items()},
     }
     write_report = staticmethod(write_report)
 
     @property
     def pixel_dir(self) -> Path:
         """Folder of the pixel reward."""
-        return self.folder.path / "pixel_reward"
+        return self.path / "pixel_reward"
 
-    @property
-    def evaluation(self) -> dict[str, int]:
-        """Arguments of a run's evaluations, the same for all variants."""
-        return {"eval_samples": self.size["eval_samples"] // 2 * 2, "eval_samples_per_prompt": 2}
+    def arguments(self, name: str, output_dir: Path, **fields: Any) -> tuple[AlignArguments, Any]:
+        """Arguments of a variant's run and of its algorithm; `fields` differ from its configuration and overrides. No
+        reward is watched during a run, because all variants are measured in the same way afterwards."""
+        fields |= {"policy": self.pipeline_dir, "reward_model": self.pipeline_dir, "pixel_reward": self.pixel_dir}
+        fields |= {"eval_samples": self.size["eval_samples"] // 2 * 2, "eval_samples_per_prompt": 2, "watched": None}
+        fields |= VARIANTS[name].overrides | {"output_dir": output_dir, "report_to": "none"}
+        arguments, algorithm_arguments = load_run(CONFIGS / f"small_world_{VARIANTS[name].config}.yaml", **fields)
+        prompts = max(1, round(self.size["prompts"] * arguments.prompts_per_update))
+        return replace(arguments, prompts_per_update=prompts), algorithm_arguments
 
     @cached_property
-    def evaluator(self) -> Evaluator:
-        """It needs the pixel reward."""
-        variant = next(iter(VARIANTS.values()))
-        arguments, _ = read_arguments(
-            variant, self.pipeline_dir, self.pixel_dir, **self.evaluation, output_dir=self.folder.path
-        )
-        return Evaluator(self.pipeline_dir, self.pixel_dir, arguments)
+    def evaluation(self) -> Evaluation:
+        """The evaluation of the initial generator by every reward: "utility" is the truth, "dina" the model's own
+        ensemble. One process trains the pixel reward while the others wait."""
+        groups = {name: self.size[name] for name in ("rendered", "generated")}
+        with self.lock("pixel_reward"):
+            train_pixel_reward(self.pipeline_dir, self.pixel_dir, **groups, epochs=4)
+        arguments, algorithm_arguments = self.arguments(LATENT, self.path)
+        arguments = replace(arguments, watched=["utility", "pixel"])
+        return build(arguments, algorithm_arguments, Accelerator()).evaluation
 
-    def measure(self) -> dict:
-        self.pixel_reward(wait=False)  # Latent rewards need not wait for it.
-        trained = self.run_variants("runs", self.run_variant)
-        quality = self.pixel_reward()
-        best_of_n, full_size = self.folder.load_or_compute_all(
-            {"best_of_n": self.choose_best, "full_size": count_full_size}
-        )
-        curves = self.run_variants("curves", lambda name, seed: self.evaluator.curve(self.run_dir(name, seed)))
-        size = self.size
-        cost = self.folder.load_or_compute(
-            f"cost-{'-'.join(self.names)}",
-            partial(measure_updates, self.names, self.pipeline_dir, self.pixel_dir, size["prompts"], size["rounds"]),
-        )
-        results = {
-            "seconds": {name: sum(each["seconds"] for each in runs) for name, runs in trained.items()},
-            "reward_models": quality,
-            **summarize(curves, best_of_n, cost),
-            "full_size": full_size,
-        }
-        prompts = self.evaluator.evaluation.conditioning.prompts[: 2 * SHOWN : 2]
-        save(draw_pictures(self.pictures(results), list(prompts)), self.folder.path / "pictures.png")
-        return results
-
-    def run_dir(self, name: str, seed: int) -> Path:
-        """Folder of a variant's run."""
-        return self.folder.path / "runs" / f"{name}-{seed}"
-
-    def pixel_reward(self, wait: bool = True) -> dict | None:
-        """Train the pixel reward once; how often it and the latent reward agree with a fresh annotator."""
-        return self.folder.load_or_compute("pixel_reward/quality", self.train_pixels, wait)
-
-    def train_pixels(self) -> dict:
-        size = self.size
-        train_pixel_reward(
-            self.pipeline_dir, self.pixel_dir, rendered=size["rendered"], generated=size["generated"], epochs=4
-        )
-        pipeline, rewards = self.evaluator.policy.pipeline, self.evaluator.evaluation.rewards
-        quality: dict = {"pixel": {}, "dina": {}}
-        for name, groups in test_groups(self.pixel_dir, pipeline, size["test_groups"]).items():
-            quality["pixel"][name] = measure(rewards["pixel"].network, pipeline, groups)
-            scores = group_scores(rewards["dina"].model, pipeline, groups)
-            quality["dina"][name] = pairwise_accuracy(scores, groups.utilities)
-        return quality
-
-    def run_variant(self, name: str, seed: int) -> dict:
-        """
-        Align.
-
-        Args:
-            name: of `VARIANTS`.
-            seed: of the fresh LoRA, the prompts and the noise.
-
-        Returns:
-            The "seconds" of its updates.
-
-        Raises:
-            SystemExit: a SIGTERM came; there is a checkpoint to resume from.
-        """
-        variant, out = VARIANTS[name], self.run_dir(name, seed)
-        if variant.reward == "pixel":
-            self.pixel_reward()
+    def run(self, name: str, seed: int) -> dict[str, Any]:
+        """Align and measure; the seed is that of the fresh LoRA, the prompts and the noise. A SIGTERM leaves a
+        checkpoint to resume from, and raises SystemExit."""
+        variant, out, evaluation = VARIANTS[name], self.path / "runs" / f"{name}-{seed}", self.evaluation
         updates = max(2, round(self.size["updates"] * variant.updates))
-        trainer = run(
-            *read_arguments(
-                variant,
-                self.pipeline_dir,
-                self.pixel_dir,
-                self.size["prompts"],
-                **self.evaluation,
-                eval_every=math.ceil(updates / self.size["evaluations"]),
-                output_dir=out,
-                updates=updates,
-                save_every=max(1, updates // 5),
-                seed=seed,
-                resume_from_checkpoint="last",
-            )
-        )
+        fields = {"updates": updates, "eval_every": math.ceil(updates / self.size["evaluations"])}
+        fields |= {"save_every": max(1, updates // 5), "seed": seed}
+        trainer = run(*self.arguments(name, out, resume_from_checkpoint="last", **fields))
         if trainer.was_terminated:
             raise SystemExit(TERMINATED)
+        curve = measure_run(evaluation, out)
         for checkpoint in out.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
-        return {"seconds": trainer.seconds}
+        return {"seconds": trainer.seconds, "curve": curve}
 
-    def choose_best(self) -> dict[str, dict[int, dict]]:
-        """The best of N by reward and N, measured."""
-        chosen = self.evaluator.best_of_n()
-        save_file(
-            {f"{reward}-{count}": each for reward, by_count in chosen.items() for count, each in by_count.items()},
-            self.folder.path / BEST_OF_N,
-        )
+    def measure_costs(self) -> dict[str, dict[str, float]]:
+        """The median "seconds" of an update, the "peak_bytes" beyond the memory that is always in use, and "flops"."""
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = {name: self.arguments(name, Path(folder)) for name in self.names}
+            cases = {name: build(*each, Accelerator()).make_update for name, each in arguments.items()}
+            device = self.evaluation.policy.device.type
+            seconds = measure_seconds(cases, device, self.size["rounds"])
+            peaks = {name: measure_peak_bytes(case, device) for name, case in cases.items()}
+            return {
+                name: {"seconds": seconds[name], "peak_bytes": peaks[name], "flops": count_flops(case)}
+                for name, case in cases.items()
+            }
+
+    def measure_rewards(self) -> dict[str, dict[str, dict[str, float]]]:
+        """How often both reward models agree with a fresh annotator, on rendered and on generated pictures."""
+        pipeline, model = self.evaluation.policy.pipeline, DinaRewardModel.from_pretrained(self.pipeline_dir).eval()
+        pixels = PixelRewardModel.from_pretrained(self.pixel_dir).eval()
+        groups = test_groups(self.pixel_dir, pipeline, self.size["test_groups"])
+        scores = {name: group_scores(model, pipeline, each) for name, each in groups.items()}
         return {
-            reward: {count: self.evaluator.measure(each) for count, each in by_count.items()}
-            for reward, by_count in chosen.items()
+            "pixel": {name: measure(pixels, pipeline, each) for name, each in groups.items()},
+            "dina": {name: pairwise_accuracy(scores[name], each.utilities) for name, each in groups.items()},
         }
 
-    def pictures(self, results: dict) -> dict[str, np.ndarray]:
-        """Pictures of the first prompts [P, H, W, 3] in [0, 1]: before, the best of several, and with the weights that
-        each variant's first seed keeps."""
-        latents = {
-            "unaligned": self.load_evaluation(self.names[0], 0),
-            f"best of {CANDIDATES} by DiNa": load_file(self.folder.path / BEST_OF_N)[f"dina-{CANDIDATES}"],
-        }
-        for each in results["variants"]:
-            name = each["variant"]
-            latents[VARIANTS[name].title] = self.load_evaluation(name, each["kept"]["updates"][0])
-        policy = self.evaluator.policy
-        shown = torch.cat([each[: 2 * SHOWN : 2] for each in latents.values()]).to(policy.device)
-        with torch.no_grad():
-            images = policy.decode(shown).add(1).div(2).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
-        return dict(zip(latents, np.split(images, len(latents)), strict=True))
-
-    def load_evaluation(self, name: str, update: int) -> torch.Tensor:
-        """Latents of an evaluation of a variant's first seed."""
-        return load_file(self.run_dir(name, 0) / "evaluations" / f"{update:06d}.safetensors")["latents"]
+    def summarize(self, runs: dict[str, list[dict]], costs: dict[str, Any]) -> dict[str, Any]:
+        best = self.part("best_of_n", lambda: best_of_n(self.evaluation))
+        curves = {name: [run["curve"] for run in by_seed] for name, by_seed in runs.items()}
+        quality, full_size = self.part("reward_models", self.measure_rewards), self.part("full_size", count_full_size)
+        return {"reward_models": quality, **summarize(curves, best, costs), "full_size": full_size}
 
 
 main = study_command(AlignmentStudy, "model_card.studies.alignment")

@@ -1,4 +1,6 @@
-"""From what was measured of every run to the study's results: means over seeds and prompts with their uncertainty."""
+"""Results of the alignment study: means over seeds and prompts, with their uncertainty, of all runs."""
+
+from typing import Any
 
 import numpy as np
 
@@ -6,100 +8,73 @@ from model_card.studies.alignment.variants import DECODED, LATENT, VARIANTS
 from modeling_dina.evaluation.statistics import estimate, verdict
 
 MEASURES = ("utility", "dina", "pixel", "diversity")
-# What a run is stopped by in practice: a reward that it does not optimise.
+# The reward that decides in practice when a run is stopped: one that it does not optimise.
 WATCHED = {"dina": "pixel", "pixel": "dina"}
 
 
 def summarize(
-    runs: dict[str, list[list[dict]]], best_of_n: dict[str, dict[str, dict]], updates: dict[str, dict[str, float]]
-) -> dict:
-    """
-    The study's results but for the cost at full size, of all variants or of some.
-
-    Args:
-        runs: by variant, for each seed `Evaluator.curve`.
-        best_of_n: `Evaluator.measure` of the best of N, by reward and N.
-        updates: `costs.measure_updates`.
-    """
-    unaligned = next(iter(runs.values()))[0][0]
-    variants = {name: summarize_variant(curves, VARIANTS[name].reward, updates[name]) for name, curves in runs.items()}
+    curves: dict[str, list[list[dict]]], best_of_n: list[dict], costs: dict[str, dict[str, float]]
+) -> dict[str, Any]:
+    """Results of all variants or of some, from `measurement.measure_run` for each seed, `measurement.best_of_n`, and
+    the cost of an update."""
+    unaligned = next(iter(curves.values()))[0][0]
+    variants = {name: summarize_variant(runs, VARIANTS[name].reward, costs[name]) for name, runs in curves.items()}
     return {
         "unaligned": {name: estimate(np.array([unaligned[name]])) for name in MEASURES},
         "best_of_n": [
-            {"reward": reward, "candidates": int(count), **compare([measured], [unaligned])}
-            for reward, by_count in best_of_n.items()
-            for count, measured in by_count.items()
+            {"reward": each["reward"], "candidates": each["candidates"], **compare([each], [unaligned])}
+            for each in best_of_n
         ],
         "variants": [{"variant": name, **variant} for name, variant in variants.items()],
-        **({"aim": compare_with_pixels(variants)} if {LATENT, DECODED} <= runs.keys() else {}),
+        **({"aim": compare_with_pixels(variants)} if {LATENT, DECODED} <= curves.keys() else {}),
     }
 
 
-def compare(evaluations: list[dict], before: list[dict]) -> dict:
-    """Every measure of an evaluation of S seeds, with its "rise" above what it was `before`, on the same prompts and
-    noise."""
+def compare(evaluations: list[dict], before: list[dict]) -> dict[str, dict]:
+    """Estimates of every measure of an evaluation of S seeds, each with its "rise" since an earlier evaluation."""
     compared = {}
     for name in MEASURES:
         values, start = (np.array([each[name] for each in points]) for points in (evaluations, before))
-        compared[name] = {**estimate(values), "rise": estimate(values - start)}
+        compared[name] = estimate(values) | {"rise": estimate(values - start)}
     return compared
 
 
-def summarize_variant(curves: list[list[dict]], reward: str, cost: dict[str, float]) -> dict:
-    """
-    Of one variant.
-
-    Returns:
-        "curve": at every evaluation the "update", the "seconds" that its updates take, and what `compare` returns;
-        "last": its last point; "kept": where the watched reward, the one of the two models that is not optimised, was
-        highest in each seed; "reward" and "watched"; and the cost of an update.
-    """
-    watched = WATCHED[reward]
-    before = [curve[0] for curve in curves]
+def summarize_variant(curves: list[list[dict]], reward: str, cost: dict[str, float]) -> dict[str, Any]:
+    """Results of one variant: "curve" has for every evaluation the "update", the "seconds" that its updates take, and
+    what `compare` returns; "last" is its last point; "selected" is the evaluation where the watched reward, the one of
+    the two models that is not optimised, was highest in each seed."""
+    watched, before = WATCHED[reward], [curve[0] for curve in curves]
     points = [
         {"update": step[0]["update"], "seconds": step[0]["update"] * cost["seconds"], **compare(list(step), before)}
         for step in zip(*curves, strict=True)
     ]
     best = [max(curve, key=lambda point: np.mean(point[watched])) for curve in curves]
-    kept = {"updates": [point["update"] for point in best], **compare(best, before)}
-    return {"reward": reward, "watched": watched, "curve": points, "last": points[-1], "kept": kept, "cost": cost}
+    selected = {"updates": [point["update"] for point in best], **compare(best, before)}
+    found = {"reward": reward, "watched": watched, "curve": points, "last": points[-1], "selected": selected}
+    return found | {"cost": cost}
 
 
-def compare_with_pixels(variants: dict[str, dict]) -> dict:
-    """
-    The aim: ReFL on noisy states reaches the final utility of ReFL behind the decoder in at most half its time, with
-    less memory, and surely rises.
-
-    Returns:
-        "target" utilities of the pixel reward, its "last" and its "kept", each with the seconds that both took (None
-        if it was never reached) and their ratio; the ratio of "peak_bytes"; and the rise of the kept weights with
-        its verdict.
-    """
+def compare_with_pixels(variants: dict[str, dict]) -> dict[str, Any]:
+    """The aim: ReFL on noisy states significantly increases the utility, and reaches that of ReFL behind the decoder
+    in at most half its time, with less memory. "targets" are the utilities of the latter at "last" and at "selected",
+    with the seconds that both took (None if it was never reached) and their ratio."""
     latent, decoded = variants[LATENT], variants[DECODED]
+    updates = {"last": decoded["last"]["update"], "selected": float(np.mean(decoded["selected"]["updates"]))}
     targets = {}
-    for name in ("last", "kept"):
-        utility = decoded[name]["utility"]["mean"]
-        updates = decoded["last"]["update"] if name == "last" else float(np.mean(decoded["kept"]["updates"]))
-        seconds = updates * decoded["cost"]["seconds"]
+    for name, count in updates.items():
+        utility, seconds = decoded[name]["utility"]["mean"], count * decoded["cost"]["seconds"]
         reached = seconds_to_reach(latent["curve"], utility)
         ratio = None if reached is None or not seconds else reached / seconds
         targets[name] = {"utility": utility, "pixel_seconds": seconds, "seconds": reached, "ratio": ratio}
-    return {
-        "targets": targets,
-        "peak_bytes": {"latent": latent["cost"]["peak_bytes"], "pixel": decoded["cost"]["peak_bytes"]},
-        "rise": latent["kept"]["utility"]["rise"],
-        "verdict": verdict(latent["kept"]["utility"]["rise"]),
-    }
+    rise = latent["selected"]["utility"]["rise"]
+    peaks = {"latent": latent["cost"]["peak_bytes"], "pixel": decoded["cost"]["peak_bytes"]}
+    return {"targets": targets, "peak_bytes": peaks, "rise": rise, "verdict": verdict(rise)}
 
 
 def seconds_to_reach(curve: list[dict], utility: float) -> float | None:
     """When the mean over seeds first reaches a utility, by linear interpolation; None if it never does."""
-    before = curve[0]
-    for point in curve:
+    for before, point in zip([curve[0], *curve], curve, strict=False):
         if point["utility"]["mean"] >= utility:
-            utilities, seconds = zip(
-                *((each["utility"]["mean"], each["seconds"]) for each in (before, point)), strict=True
-            )
-            return float(np.interp(utility, utilities, seconds))
-        before = point
+            means = [each["utility"]["mean"] for each in (before, point)]
+            return float(np.interp(utility, means, [before["seconds"], point["seconds"]]))
     return None

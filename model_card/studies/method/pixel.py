@@ -4,90 +4,65 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import StableDiffusion3Pipeline
 from transformers import set_seed
 
-from model_card.studies.method.material import Material
-from model_card.studies.method.measurement import Read, Reader
+from model_card.studies.method.measurement import GROUPS_PER_BATCH, LevelRewards, Reader
+from modeling_dina.latents_dina import decode_latents
 from training.reward.pixel_model import PixelRewardModel
 from training.world.annotators import IMPRESSION_NOISE
-from training.world.groups import Groups, cast_votes
-from training.world.latents import Shard, build_shards, load_shards, to_pixels
-from training.world.models.pixel_reward import (
-    encode_pictures,
-    feature_dataset,
-    fit_pixel_reward,
-    fresh_pixel_reward,
-    score_groups,
-)
+from training.world.groups import GROUP_SIZE, Groups
+from training.world.latents import to_pixels
+from training.world.models.pixel_reward import fit_pixel_reward, fresh_pixel_reward, votes_dataset
 from training.world.models.scores import encode_captions
 
-EPOCHS = 4  # as `training.world.models.pixel_reward` has it; the other variants go through the pairs twice
+EPOCHS = 4  # as in `training.world.models.pixel_reward`; the other variants have two
 
 
-def train_pixels(material: Material, seed: int, steps: int, folder: Path) -> PixelRewardModel:
-    """
-    Train in about `steps` updates, or load what was trained before.
+def untrained_pixels(pipeline: StableDiffusion3Pipeline) -> PixelRewardModel:
+    """The model for the pipeline's pictures and prompts, with random weights behind its encoder."""
+    return fresh_pixel_reward(pipeline.vae, encode_captions(pipeline, [""])[0].shape[-1]).eval()
 
-    Args:
-        seed: of the fresh weights and the order of the groups.
-        folder: of the model; an interrupted training resumes.
-    """
+
+def train_pixels(
+    pipeline: StableDiffusion3Pipeline, groups: Groups, seed: int, steps: int, folder: Path
+) -> PixelRewardModel:
+    """Train in about `steps` updates, from the last checkpoint in `folder` if there is one; the seed is that of the
+    fresh weights and of the order of the groups."""
     set_seed(seed)
-    embeds, groups = prompt_embeds(material, material.train), material.train
-    model = fresh_pixel_reward(material.pipeline.vae, embeds.shape[-1])
-    if (folder / "config.json").is_file():  # the last file to be written
-        return PixelRewardModel.from_pretrained(folder).to(material.pipeline.device).eval()
-    votes = torch.from_numpy(cast_votes(groups.utilities))
-    fit_pixel_reward(
-        model,
-        feature_dataset(picture_features(model, material, "train", groups, "latents"), embeds, votes, EPOCHS),
-        folder,
-        batch_size=max(1, EPOCHS * len(groups) // steps),
-        warmup_steps=steps // 10,
-        seed=seed,
-    )
-    return model.to(material.pipeline.device)
+    model = untrained_pixels(pipeline)
+    votes = votes_dataset(model, pipeline, [groups], EPOCHS)
+    batch_size = max(1, len(votes) // steps)
+    fit_pixel_reward(model, votes, folder, batch_size=batch_size, warmup_steps=steps // 10, seed=seed)
+    return model.to(pipeline.device)
 
 
-def prompt_embeds(material: Material, groups: Groups) -> torch.Tensor:
-    """Text embeddings [G, L, D] of the captions."""
-    return encode_captions(material.pipeline, groups.captions)[0]
+@torch.no_grad()
+def score_pixels(
+    model: PixelRewardModel, pipeline: StableDiffusion3Pipeline, captions: list[str], images: torch.Tensor, reads: str
+) -> torch.Tensor:
+    """Scores [B] of images under captions, from the text on. The images are "latents" [B, C, H, W] in model space or
+    "pictures" [B, 3, H, W] in [-1, 1], as `reads` says, with one caption for every B / len(captions) of them."""
+    images = images.float().to(pipeline.device)
+    pictures = decode_latents(pipeline.vae, images).clamp(-1, 1) if reads == "latents" else images
+    embeds = encode_captions(pipeline, captions)[0].float().to(pipeline.device)
+    return model(pictures, embeds.repeat_interleave(len(images) // len(captions), dim=0))
 
 
-def picture_features(model: PixelRewardModel, material: Material, name: str, groups: Groups, of: str) -> torch.Tensor:
-    """
-    Vision features [G, 4, tokens, channels], which do not depend on the training; stored beside the groups.
+def pixel_reader(model: PixelRewardModel, pipeline: StableDiffusion3Pipeline) -> Reader:
+    """A reader of clean latents or pictures; it ignores noise levels and has one draw at one level."""
 
-    Args:
-        name: of the groups among the material's folders.
-        of: "pictures" as they were drawn; "latents" decoded.
-    """
-
-    def make(indices: range) -> Shard:
-        rows = slice(indices.start, indices.stop)
-        if of == "latents":
-            features = encode_pictures(model, material.pipeline.vae, groups.latents[rows])
-        else:
-            with torch.no_grad():
-                drawn = (to_pixels(groups.pictures[index]).to(material.pipeline.device) for index in indices)
-                features = torch.stack([model.features(pictures).half().cpu() for pictures in drawn])
-        return Shard({"features": features}, groups.captions[rows])
-
-    folder = material.folder / name / f"features_of_{of}"
-    return load_shards(build_shards(folder, len(groups), make)).tensors["features"]
-
-
-def pixel_reader(model: PixelRewardModel, material: Material) -> Reader:
-    """Rewards of the material's sets; the model knows no noise, and has one draw at level 0."""
-
-    @torch.no_grad()
-    def read(name: str, sigmas, draws: int, of: str) -> Read:
-        groups = material.sets[name]
-        features, embeds = picture_features(model, material, name, groups, of), prompt_embeds(material, groups)
-        batches = zip(features.split(64), embeds.split(64), strict=True)
-        device = material.pipeline.device
-        scores = [score_groups(model, each.float().to(device), text.float().to(device)) for each, text in batches]
-        samples = torch.cat(scores).double().cpu().numpy().reshape(1, 1, -1)
-        return Read(samples, samples, np.array([IMPRESSION_NOISE**2]))
+    def read(groups: Groups, sigmas: tuple[float, ...], draws: int, reads: str) -> LevelRewards:
+        assert groups.latents is not None
+        assert groups.pictures is not None
+        scores = []
+        for start in range(0, len(groups), GROUPS_PER_BATCH):
+            rows = range(start, min(len(groups), start + GROUPS_PER_BATCH))
+            images = groups.latents[rows.start : rows.stop].flatten(0, 1)
+            if reads == "pictures":
+                images = to_pixels(np.concatenate([groups.pictures[row] for row in rows]))
+            scores.append(score_pixels(model, pipeline, groups.captions[rows.start : rows.stop], images, reads))
+        samples = torch.cat(scores).double().cpu().numpy().reshape(1, 1, GROUP_SIZE * len(groups))
+        return LevelRewards(samples, samples, np.array([IMPRESSION_NOISE**2]))
 
     return read

@@ -1,6 +1,6 @@
-"""From what was measured of every variant and seed to the study's results: means over seeds with their uncertainty."""
+"""Results of the method study: means over seeds, with their uncertainty, of the measurements of every variant."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,34 +19,30 @@ class Claim(NamedTuple):
     worse: tuple[str, str]
 
 
-DINA, ONE_LEVEL, ENSEMBLE = "dina", "one level", "features"
+ONE_LEVEL, ENSEMBLE = ("dina", "one level"), ("dina", "features")
+FLOOR, MEAN = ("constant_floor", "one level"), ("constant_mean", "one level")
 GROWING = "A variance that grows with the noise is better than a constant one of the same"
-BETTER = "is better than one level"
 CLAIMS = (
-    Claim(f"{GROWING} floor, at one level", (DINA, ONE_LEVEL), ("constant_floor", ONE_LEVEL)),
-    Claim(f"{GROWING} floor, with the ensemble", (DINA, ENSEMBLE), ("constant_floor", ENSEMBLE)),
-    Claim(f"{GROWING} mean, at one level", (DINA, ONE_LEVEL), ("constant_mean", ONE_LEVEL)),
-    Claim(f"{GROWING} mean, with the ensemble", (DINA, ENSEMBLE), ("constant_mean", ENSEMBLE)),
-    Claim(
-        "A larger constant variance is better than a smaller one, at one level",
-        ("constant_mean", ONE_LEVEL),
-        ("constant_floor", ONE_LEVEL),
-    ),
-    Claim("Training under noise is better than on clean latents", (DINA, ONE_LEVEL), ("clean", "clean")),
-    Claim("Thurstone's likelihood is better than Bradley and Terry's", (DINA, ENSEMBLE), ("bradley_terry", ENSEMBLE)),
-    Claim(f"The ensemble of features {BETTER}", (DINA, ENSEMBLE), (DINA, ONE_LEVEL)),
-    Claim(f"The mean of levels {BETTER}", (DINA, "mean"), (DINA, ONE_LEVEL)),
-    Claim(f"The precision-weighted mean {BETTER}", (DINA, "precision"), (DINA, ONE_LEVEL)),
-    Claim("A trained backbone is better than a frozen one", (DINA, ENSEMBLE), ("frozen", ENSEMBLE)),
-    Claim("Generative pretraining is better than a random start", (DINA, ENSEMBLE), ("random_start", ENSEMBLE)),
-    Claim("The query head is better than a dot product", (DINA, ENSEMBLE), ("dot_product", ENSEMBLE)),
-    Claim("One level is better than a pixel reward behind the decoder", (DINA, ONE_LEVEL), ("pixel", "decoded")),
-    Claim("One level is better than a pixel reward on the pictures", (DINA, ONE_LEVEL), ("pixel", "pictures")),
+    Claim(f"{GROWING} floor, at one level", ONE_LEVEL, FLOOR),
+    Claim(f"{GROWING} floor, with the ensemble", ENSEMBLE, ("constant_floor", "features")),
+    Claim(f"{GROWING} mean, at one level", ONE_LEVEL, MEAN),
+    Claim(f"{GROWING} mean, with the ensemble", ENSEMBLE, ("constant_mean", "features")),
+    Claim("A larger constant variance is better than a smaller one, at one level", MEAN, FLOOR),
+    Claim("Training under noise is better than on clean latents", ONE_LEVEL, ("clean", "clean")),
+    Claim("Thurstone's likelihood is better than Bradley and Terry's", ENSEMBLE, ("bradley_terry", "features")),
+    Claim("The ensemble of features is better than one level", ENSEMBLE, ONE_LEVEL),
+    Claim("The mean of levels is better than one level", ("dina", "mean"), ONE_LEVEL),
+    Claim("The precision-weighted mean is better than one level", ("dina", "precision"), ONE_LEVEL),
+    Claim("A trained backbone is better than a frozen one", ENSEMBLE, ("frozen", "features")),
+    Claim("Generative pretraining is better than a random start", ENSEMBLE, ("random_start", "features")),
+    Claim("The query head is better than a dot product", ENSEMBLE, ("dot_product", "features")),
+    Claim("One level is better than a pixel reward behind the decoder", ONE_LEVEL, ("pixel", "decoded")),
+    Claim("One level is better than a pixel reward on the pictures", ONE_LEVEL, ("pixel", "pictures")),
 )
 
 
-def average(trees: list):
-    """The mean of nested dicts and lists of one shape, number by number; None, where nothing is, is left out."""
+def average(trees: list) -> Any:
+    """The mean of nested dicts and lists of the same shape, number by number, without numbers that are None."""
     first = trees[0]
     if isinstance(first, dict):
         return {name: average([tree[name] for tree in trees]) for name in first}
@@ -56,66 +52,50 @@ def average(trees: list):
     return float(np.mean(numbers)) if numbers else None
 
 
-def summarize(measured: dict[str, list[dict]], best: dict[str, dict], cost: dict[str, dict[str, dict]]) -> dict:
-    """
-    The study's results, of all variants or of some.
+def summarize(
+    runs: dict[str, list[dict]], best: dict[str, dict], costs: dict[str, dict[str, dict[str, float]]]
+) -> dict[str, Any]:
+    """Results of all variants or of some, from `MethodStudy.run` of each seed, `measurement.best_reachable` by set,
+    and the cost of a comparison by `Variant.cost` and evaluation."""
+    measured = {
+        (name, evaluation): [run["evaluations"][evaluation] for run in by_seed]
+        for name, by_seed in runs.items()
+        for evaluation in VARIANTS[name].evaluations
+    }
+    claims = [claim for claim in CLAIMS if {claim.better, claim.worse} <= measured.keys()]
 
-    Args:
-        measured: by variant, what `measurement.measure_variant` returned for each seed; of "dina" also "ensemble",
-            what `analyze` did.
-        best: by set, what `measurement.best_reachable` returned.
-        cost: FLOPs and seconds of a comparison by variant and evaluation.
-    """
+    def values(key: tuple[str, str], of: str, measure: str) -> np.ndarray:
+        return np.array([each[of][measure] for each in measured[key]])
 
-    def by_seed(variant: str, evaluation: str, set_name: str, measure: str) -> np.ndarray:
-        return np.array([seed["evaluations"][evaluation][set_name][measure] for seed in measured[variant]])
+    def summarize_set(key: tuple[str, str], of: str) -> dict[str, Any]:
+        rest = [{name: each[of][name] for name in ("calibration_error", "reliability")} for each in measured[key]]
+        return {measure: estimate(values(key, of, measure)) for measure in MEASURES} | average(rest)
 
-    def difference(claim: Claim, set_name: str, measure: str) -> dict:
-        return estimate(by_seed(*claim.better, set_name, measure) - by_seed(*claim.worse, set_name, measure))
-
-    def summarize_set(*key: str) -> dict:
-        found = {measure: estimate(by_seed(*key, measure)) for measure in MEASURES}
-        found["calibration_error"] = float(by_seed(*key, "calibration_error").mean())
-        variant, evaluation, set_name = key
-        reliability = [seed["evaluations"][evaluation][set_name]["reliability"] for seed in measured[variant]]
-        return found | {"reliability": average(reliability)}
+    def compare(claim: Claim) -> dict[str, Any]:
+        found = {
+            of: {name: estimate(values(claim.better, of, name) - values(claim.worse, of, name)) for name in MEASURES}
+            for of in SETS
+        }
+        return {**claim._asdict(), **found, "verdict": verdict(found["seen"]["accuracy"])}
 
     return {
-        "best": {
-            set_name: {measure: estimate(np.array([groups])) for measure, groups in found.items()}
-            for set_name, found in best.items()
-        },
+        "best": {of: {name: estimate(np.array([each])) for name, each in found.items()} for of, found in best.items()},
         "variants": [
-            {
-                "variant": name,
-                "evaluation": evaluation,
-                **{set_name: summarize_set(name, evaluation, set_name) for set_name in SETS},
-                **cost[VARIANTS[name].cost][evaluation],
-            }
-            for name in measured
-            for evaluation in VARIANTS[name].evaluations
+            {"variant": key[0], "evaluation": key[1], **{of: summarize_set(key, of) for of in SETS}}
+            | costs[VARIANTS[key[0]].cost][key[1]]
+            for key in measured
         ],
-        "levels": {name: average([seed["levels"] for seed in seeds]) for name, seeds in measured.items()},
-        "claims": [
-            {
-                **claim._asdict(),
-                **{set_name: {name: difference(claim, set_name, name) for name in MEASURES} for set_name in SETS},
-                "verdict": verdict(difference(claim, "seen", "accuracy")),
-            }
-            for claim in CLAIMS
-            if {claim.better[0], claim.worse[0]} <= measured.keys()
-        ],
-        **(summarize_ensemble([seed["ensemble"] for seed in measured[DINA]]) if DINA in measured else {}),
+        "levels": {name: average([run["levels"] for run in by_seed]) for name, by_seed in runs.items()},
+        "claims": [compare(claim) for claim in claims],
+        **(summarize_ensemble([run["ensemble"] for run in runs["dina"]]) if "dina" in runs else {}),
     }
 
 
-def summarize_ensemble(ensembles: list[dict]) -> dict:
+def summarize_ensemble(ensembles: list[dict]) -> dict[str, Any]:
     """Means over seeds of what `measurement.analyze` returned."""
     disagreement = [ensemble["disagreement"] for ensemble in ensembles]
+    rises = {name: estimate(np.array([each[name] for each in disagreement])) for name in ("rise", "avoidable_rise")}
     return {
-        **{name: average([each[name] for each in ensembles]) for name in ("scaling", "variances", "win_probability")},
-        "disagreement": {
-            "quintiles": average([each["quintiles"] for each in disagreement]),
-            **{name: estimate(np.array([each[name] for each in disagreement])) for name in ("rise", "avoidable_rise")},
-        },
+        **average([{name: each[name] for name in ("scaling", "variances")} for each in ensembles]),
+        "disagreement": {"quintiles": average([each["quintiles"] for each in disagreement]), **rises},
     }

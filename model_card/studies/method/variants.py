@@ -1,8 +1,8 @@
-"""The variants of the method study that read latents: each differs from DiNa in one thing, and all are trained by the
+"""The variants of the method study. Each differs from DiNa in one respect; those that read latents are trained by the
 package's own trainer."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from json import dumps
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,11 @@ from diffusers import StableDiffusion3Pipeline
 from torch import nn
 from transformers import set_seed
 
+from model_card.studies import frame
 from modeling_dina import DinaConfig, DinaRewardModel
 from modeling_dina.backbone_dina import Features, build_backbone
-from modeling_dina.thurstone_dina import noise_variance
 from training.arguments import load_config
 from training.reward.evaluation import Encoder
-from training.reward.noise_levels import NoiseLevels
 from training.reward.objective import PreferenceObjective
 from training.reward.trainer import RewardTrainer, RewardTrainingArguments
 from training.run_control import TERMINATED, last_checkpoint
@@ -29,12 +28,9 @@ from training.world.models.scores import encode_captions
 
 
 class DotProductHead(nn.Module):
-    """
-    Pooled image feature times pooled text feature times a learnt scale, in the manner of LRM (arXiv 2502.01051).
-
-    Takes what `RewardHead` takes. The text feature is the embedding of pooled text and noise level that modulates
-    every block.
-    """
+    """A head with the arguments of `RewardHead`: pooled image feature times pooled text feature times a learnt scale,
+    in the manner of LRM (arXiv 2502.01051). The text feature is the embedding of pooled text and noise level that
+    modulates every block."""
 
     def __init__(self, config: DinaConfig, token_width: int) -> None:
         super().__init__()
@@ -44,7 +40,7 @@ class DotProductHead(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())  # as CLIP begins
 
     def forward(self, levels: list[Features]) -> torch.Tensor:
-        """One reward a sample, [B]; the tokens of several noise levels are pooled together."""
+        """One reward per sample, [B]; the tokens of several noise levels are pooled together."""
         visual = torch.cat([torch.cat(features.visual, dim=-1) for features in levels], dim=1).mean(dim=1)
         text = torch.stack([features.conditioning for features in levels]).mean(dim=0)
         cosine = F.cosine_similarity(self.project_visual(visual), self.project_text(text))
@@ -52,94 +48,64 @@ class DotProductHead(nn.Module):
 
 
 def forget_pretraining(model: DinaRewardModel) -> None:
-    """Random weights in the place of those that the generator has learnt."""
+    """Replace the generator's weights by random ones."""
     model.backbone = build_backbone(model.config)
 
 
 def score_by_dot_product(model: DinaRewardModel) -> None:
-    """Another head."""
-    model.head = DotProductHead(model.config, model.backbone.token_width(model.config))
+    """Replace the head."""
+    config: Any = model.config
+    model.add_module("head", DotProductHead(config, model.backbone.token_width(config)))
 
 
 @dataclass(frozen=True)
-class Variant:
-    """
-    A reward model of the study.
+class Variant(frame.Variant):
+    """A reward model of the study. Its overrides are fields of `ModelArguments` that differ from the small world's;
+    those of "reward_config" are added to the small world's."""
 
-    Attributes:
-        title: in tables and figures.
-        color: in figures.
-        arguments: fields of `ModelArguments` that differ from the small world's.
-        variance: "calibrated"; or constant: the calibrated one's "floor", or its "mean" over the levels of training.
-        prepare: changes the fresh model into what the variant trains.
-        evaluations: names of `measurement.EVALUATIONS` that are reported.
-        cost: the variant that costs the same.
-    """
-
-    title: str
-    color: str
-    arguments: dict[str, Any] = field(default_factory=dict)
-    variance: str = "calibrated"
-    prepare: Callable[[DinaRewardModel], None] = lambda model: None
-    evaluations: tuple[str, ...] = ("one level", "features")
-    cost: str = "dina"
+    prepare: Callable[[DinaRewardModel], None] = lambda model: None  # changes the fresh model into the variant
+    evaluations: tuple[str, ...] = ("one level", "features")  # names of `measurement.EVALUATIONS`
+    cost: str = "dina"  # the variant that costs the same
 
     @property
     def thurstone(self) -> bool:
-        """Whether its rewards follow Thurstone's law, or Bradley and Terry's."""
-        return self.arguments.get("loss") != "bradley_terry"
+        """Whether its rewards follow Thurstone's law, rather than that of Bradley and Terry."""
+        return self.overrides.get("loss") != "bradley_terry"
 
 
 CLEAN = {"sigma_density": "constant", "sigma_parameters": [0.0]}
 BRADLEY_TERRY = {"loss": "bradley_terry"}
 FROZEN = {"backbone": "frozen", "backbone_dtype": "float32"}
-ALL_MODES = ("one level", "features", "mean", "precision")
+ALL = ("one level", "features", "mean", "precision")
+# DiNa's variance is 2 sigma^2 + 0.05, where sigma in training is the square of a uniform number: its mean is 0.45.
+FLOOR, MEAN = ({"reward_config": {"variance_slope": 0.0, "variance_floor": floor}} for floor in (0.05, 0.45))
 # Colours of Okabe and Ito, which any colour vision distinguishes.
 VARIANTS = {
-    "dina": Variant("DiNa", "#0072B2", evaluations=ALL_MODES),
+    "dina": Variant("DiNa", "#0072B2", evaluations=ALL),
     "clean": Variant("without noise", "#56B4E9", CLEAN, evaluations=("clean",)),
-    "constant_floor": Variant("constant variance, same floor", "#D55E00", variance="floor"),
-    "constant_mean": Variant("constant variance, same mean", "#E69F00", variance="mean"),
+    "constant_floor": Variant("constant variance, same floor", "#D55E00", FLOOR),
+    "constant_mean": Variant("constant variance, same mean", "#E69F00", MEAN),
     "bradley_terry": Variant("Bradley-Terry", "#CC79A7", BRADLEY_TERRY),
     "frozen": Variant("frozen backbone", "#009E73", FROZEN),
     "random_start": Variant("no generative pretraining", "#8C8C8C", prepare=forget_pretraining),
-    "dot_product": Variant(
-        "dot product (LRM)", "#6A3D9A", BRADLEY_TERRY, prepare=score_by_dot_product, cost="dot_product"
-    ),
+    "dot_product": Variant("dot product (LRM)", "#6A3D9A", BRADLEY_TERRY, score_by_dot_product, cost="dot_product"),
     # Trained and read by pixel.py.
     "pixel": Variant("pixel reward", "#000000", evaluations=("decoded", "pictures"), cost="pixel"),
 }
 
 
-def read_arguments(base_model: str, variant: Variant, **overrides) -> tuple[ModelArguments, RewardTrainingArguments]:
-    """
-    The small world's settings, changed as the variant says.
-
-    Args:
-        base_model: folder of the pipeline.
-        overrides: fields of `RewardTrainingArguments` that differ from the small world's.
-    """
-    values = {"base_model": base_model, "report_to": "none", **overrides}
+def read_arguments(base_model: str, variant: Variant, **fields) -> tuple[ModelArguments, RewardTrainingArguments]:
+    """The small world's settings with the variant's overrides; `fields` are those of the training that differ too."""
+    values = {"base_model": base_model, "report_to": "none", **fields}
     arguments, _, args = load_config(CONFIG, ModelArguments, DataArguments, RewardTrainingArguments, **values)
-    if variant.variance != "calibrated":
-        reward = arguments.reward_fields
-        law = [reward.get(name, getattr(DinaConfig, name)) for name in ("variance_slope", "variance_floor")]
-        floor = law[1] if variant.variance == "floor" else mean_variance(arguments.noise_levels, *law)
-        reward = reward | {"variance_slope": 0.0, "variance_floor": floor}
-        arguments = replace(arguments, reward_config=dumps(reward))
-    return replace(arguments, **variant.arguments), args
-
-
-def mean_variance(levels: NoiseLevels, slope: float, floor: float) -> float:
-    """The mean of slope sigma^2 + floor over a density of noise levels, by the midpoint rule."""
-    quantiles = (torch.arange(10_000) + 0.5) / 10_000
-    return noise_variance(levels(quantiles).double(), slope, floor).mean().item()
+    reward = arguments.reward_fields | variant.overrides.get("reward_config", {})
+    return replace(arguments, **variant.overrides | {"reward_config": dumps(reward)}), args
 
 
 def build_variant(
     variant: Variant, arguments: ModelArguments, pipeline: StableDiffusion3Pipeline
 ) -> tuple[PreferenceObjective, Encoder]:
-    """What the variant trains, fresh, and how its model's prompts are encoded."""
+    """The untrained variant, and the function that encodes its model's prompts."""
     objective = build_objective(arguments)
     variant.prepare(objective.model)
 
@@ -157,28 +123,16 @@ def train_variant(
     Train a variant to the end, from the last checkpoint in `folder` if a SIGTERM has left one.
 
     Args:
-        fields: of `RewardTrainingArguments`, "seed" (of fresh weights, order of pairs, noise) and "max_steps" among
-            them.
-
-    Returns:
-        The model in evaluation mode, and how its prompts are encoded.
+        fields: fields of `RewardTrainingArguments`, "seed" (of fresh weights, order of pairs, noise) and "max_steps"
+            among them.
 
     Raises:
-        SystemExit: a SIGTERM came; there is a checkpoint to resume from.
+        SystemExit: after a SIGTERM.
     """
     steps = fields["max_steps"]
-    arguments, args = read_arguments(
-        pipeline_dir,
-        variant,
-        output_dir=folder,
-        warmup_steps=steps // 10,
-        logging_steps=max(1, steps // 10),
-        eval_strategy="no",
-        save_steps=max(1, steps // 3),
-        save_total_limit=1,
-        ema_decay=0,
-        **fields,
-    )
+    fields |= {"warmup_steps": steps // 10, "logging_steps": max(1, steps // 10), "eval_strategy": "no"}
+    fields |= {"save_steps": max(1, steps // 3), "save_total_limit": 1, "ema_decay": 0}
+    arguments, args = read_arguments(pipeline_dir, variant, output_dir=folder, **fields)
     set_seed(args.seed)
     objective, encode = build_variant(variant, arguments, pipeline)
     trainer = RewardTrainer(objective, args, encode_prompts=encode, noise_levels=arguments.noise_levels, pairs=pairs)
