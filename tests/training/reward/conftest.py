@@ -1,13 +1,10 @@
 """Real runs of the reward trainer in processes of their own, on pairs of the small world."""
 
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.processes import Worker
+from tests.processes import Worker, unused_port
 from training.encode_world import write_rendered_pairs
 from training.train_reward import main
 
@@ -64,23 +61,12 @@ def train(arguments):
 
 @pytest.fixture
 def launch(arguments):
-    """Starts a training process; what it prints can be read from `stdout`. With variables that libraries read when
-    they are imported, in an `environment` of its own."""
+    """Starts a training process with environment variables; what it prints can be read from `stdout`."""
     running = []
 
-    def start(*flags, environment=None, **variables):
-        threads = {"OMP_NUM_THREADS": "1"}
-        if environment is None:
-            process = Worker("training.train_reward", *arguments, *flags, environment=threads | variables)
-        else:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "training.train_reward", *arguments, *map(str, flags)],
-                cwd=ROOT,
-                env={**environment, **threads},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
+    def start(*flags, **variables):
+        variables["OMP_NUM_THREADS"] = "1"
+        process = Worker("training.train_reward", *arguments, *flags, environment=variables)
         running.append(process)
         return process
 
@@ -96,9 +82,7 @@ def launch_two(launch):
     """Starts two processes of one run, as `torchrun --nproc_per_node 2` does."""
 
     def start(*flags):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
+        port = str(unused_port())
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         return [launch(*flags, RANK=rank, LOCAL_RANK=rank, **meeting) for rank in "01"]
 
