@@ -113,6 +113,13 @@ def unused_port() -> int:
             return port
 
 
+def two_ranks() -> list[dict[str, str]]:
+    """Environment variables of two processes of one run, as `torchrun --nproc_per_node 2` gives them."""
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(unused_port())}
+    sizes = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    return [{**meeting, **sizes, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+
+
 def kill_after_lines(process: Worker | subprocess.Popen, journal: Path, lines: int) -> bytes:
     """Waits until a process's journal has more than `lines` lines, kills it, and returns what the journal holds."""
     deadline = time.monotonic() + 600  # a machine may be busy

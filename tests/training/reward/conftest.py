@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import Worker, unused_port
+from tests.processes import Worker, two_ranks
 from training.encode_world import write_rendered_pairs
 from training.train_reward import main
 
@@ -79,11 +79,9 @@ def launch(arguments):
 
 @pytest.fixture
 def launch_two(launch):
-    """Starts two processes of one run, as `torchrun --nproc_per_node 2` does."""
+    """Starts two processes of one run."""
 
     def start(*flags):
-        port = str(unused_port())
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        return [launch(*flags, RANK=rank, LOCAL_RANK=rank, **meeting) for rank in "01"]
+        return [launch(*flags, **variables) for variables in two_ranks()]
 
     return start
