@@ -5,8 +5,6 @@ from pathlib import Path
 import pytest
 
 from tests.processes import Worker, two_ranks
-from training.encode_world import write_rendered_pairs
-from training.train_reward import main
 
 ROOT = Path(__file__).parents[3]
 EMBEDDED = ROOT / "modeling_dina" / "tiny"
@@ -15,6 +13,8 @@ EMBEDDED = ROOT / "modeling_dina" / "tiny"
 @pytest.fixture(scope="session")
 def pairs_folder(tmp_path_factory):
     """96 pairs of rendered pictures."""
+    from training.encode_world import write_rendered_pairs
+
     folder = tmp_path_factory.mktemp("pairs")
     write_rendered_pairs(folder, str(EMBEDDED), groups=16, seed=1)
     return folder
@@ -56,6 +56,8 @@ def output_dir(tmp_path):
 @pytest.fixture
 def train(arguments):
     """Trains in this process."""
+    from training.train_reward import main
+
     return lambda *flags: main([*arguments, *map(str, flags)])
 
 
