@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 EMBEDDED = ROOT / "modeling_dina" / "tiny"
 EXAMPLES = [ROOT / "space" / "examples" / name for name in ("clear_1.png", "clear_2.png")]
 PROMPT = "a red circle and a blue square"
-GROUPS = 60
+GROUPS = 30
 
 
 @pytest.fixture(scope="module")

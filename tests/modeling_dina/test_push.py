@@ -145,7 +145,6 @@ def test_push_to_hub_of_a_model_brings_its_code(connected_hub, tiny_model):
     assert code | {"config.json", "model.safetensors", "README.md"} == set(pushed(repo))
 
 
-@pytest.mark.slow
 def test_what_was_pushed_loads_and_scores_alike_in_a_fresh_process(loopback_hub, tmp_path):
     environment = loopback_hub.environment(tmp_path / "pusher")
     pusher = Worker("tests.dina", "push", EMBEDDED, "owner/name", "--tag", "v1", environment=environment)

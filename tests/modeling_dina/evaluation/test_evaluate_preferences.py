@@ -212,7 +212,6 @@ def test_refusals(run, write_json, benchmark, options, scorer, message, write_gr
 # Resumption
 
 
-@pytest.mark.slow
 def test_outlives_a_kill(run, tmp_path, data, write_json, write_greys, monkeypatch):
     write_greys({f"{number}.png": 3 * number for number in range(80)})
     write_json(
