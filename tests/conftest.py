@@ -1,22 +1,24 @@
-"""What every test shares: no network, caches of its own, and a reward model small enough to build in a moment."""
+"""What every test shares: no network, caches of its own, and a reward model small enough to build in a moment.
 
+Libraries are imported by the fixtures that need them: the process that only hands out the tests needs none.
+"""
+
+import gc
 import os
+import shutil
 import tempfile
+from pathlib import Path
+
+import pytest
 
 # All are read when the libraries are imported, before any fixture runs.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Threads of tiny models spend their time waiting for one another, the more so the busier the machine is.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="dina-modules-")
-
-import huggingface_hub
-import pytest
-import torch
-import transformers.utils.hub
-from loopback_hub import TOKEN, LoopbackHub
-
-from modeling_dina import DinaConfig, DinaRewardModel
-from modeling_dina.hub import push
+# Processes of a test run share no cache.
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="dina-tests-")
+# What is imported while tests are collected stays: the garbage collector need not look through it again and again.
+gc.disable()
 
 TINY_TRANSFORMER = {
     "sample_size": 16,
@@ -36,6 +38,22 @@ TINY_TRANSFORMER = {
 
 
 WINGS = ("modeling_dina", "training", "model_card", "space")
+PROCESSES = 2
+
+
+def pytest_xdist_auto_num_workers(config):
+    """Single files are run in the process that there is: more would first import the libraries again."""
+    whole_folders = any(Path(argument).is_dir() for argument in config.args)
+    return PROCESSES if whole_folders else 0
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure():
+    shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(config, items):
@@ -62,6 +80,10 @@ def tiny_config():
 @pytest.fixture
 def tiny_model(tiny_config):
     """A reward model with random weights in evaluation mode, whose zero-initialised layers are random too."""
+    import torch
+
+    from modeling_dina import DinaConfig, DinaRewardModel
+
     torch.manual_seed(0)
     model = DinaRewardModel(DinaConfig(**tiny_config)).eval()
     for parameter in model.parameters():
@@ -73,6 +95,8 @@ def tiny_model(tiny_config):
 @pytest.fixture
 def tiny_inputs():
     """Latents and text conditioning of five samples, as keyword arguments of `DinaRewardModel.reward`."""
+    import torch
+
     generator = torch.Generator().manual_seed(1)
     return {
         "latents": torch.randn(5, 4, 8, 6, generator=generator),
@@ -84,6 +108,8 @@ def tiny_inputs():
 @pytest.fixture
 def loopback_hub():
     """A Hub in memory, with faults on demand. `loopback_hub.environment(home)` is that of a process that uses it."""
+    from tests.loopback_hub import LoopbackHub
+
     with LoopbackHub() as hub:
         yield hub
 
@@ -91,6 +117,12 @@ def loopback_hub():
 @pytest.fixture
 def connected_hub(loopback_hub, tmp_path, monkeypatch):
     """The same with this very process as its client, which is quick to lose its patience."""
+    import huggingface_hub
+    import transformers.utils.hub
+
+    from modeling_dina.hub import push
+    from tests.loopback_hub import TOKEN
+
     settings = {
         "ENDPOINT": loopback_hub.url,
         "HUGGINGFACE_CO_URL_TEMPLATE": loopback_hub.url + "/{repo_id}/resolve/{revision}/{filename}",

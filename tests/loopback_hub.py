@@ -153,8 +153,8 @@ class LoopbackHub:
 
     def environment(self, home: Path) -> dict[str, str]:
         """Of a process that takes this for the Hub, and keeps what it downloads in `home`."""
-        inherited = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
-        return inherited | {
+        return os.environ | {
+            "HF_HUB_OFFLINE": "0",
             "HF_ENDPOINT": self.url,
             "HF_TOKEN": TOKEN,
             "HF_HOME": str(home),

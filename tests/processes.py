@@ -1,9 +1,13 @@
-"""Processes that come to a sudden end, and processes that begin without importing the libraries again."""
+"""Processes that come to a sudden end, processes that begin without importing the libraries again, and their ports."""
 
+import contextlib
+import importlib
 import multiprocessing
 import os
+import random
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,6 +29,7 @@ def _run(module: str, arguments: list[str], environment: dict[str, str], path: l
     for stream in (1, 2):
         os.dup2(output.fileno(), stream)
     os.environ.update(environment)
+    _read_hub_variables()
     import torch
 
     torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", 1)))
@@ -32,12 +37,23 @@ def _run(module: str, arguments: list[str], environment: dict[str, str], path: l
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
+def _read_hub_variables() -> None:
+    """Again, as if the libraries were imported now."""
+    import huggingface_hub
+    import transformers.utils.hub
+
+    importlib.reload(huggingface_hub.constants)
+    # Two clients are made once: the one behind the library's plain functions, and transformers' own.
+    for client in (huggingface_hub.hf_api.api, transformers.utils.hub.hf_api()):
+        client.endpoint = huggingface_hub.constants.ENDPOINT
+
+
 class Worker:
     """
     `python -m module arguments` in a process forked from one that has the libraries, with what tests use of
     `subprocess.Popen`. `stdout` has what it prints, errors included.
 
-    Variables that libraries read when they are imported cannot be in `environment`.
+    Variables that libraries read when they are imported cannot be in `environment`, but for those of huggingface_hub.
     """
 
     def __init__(self, module: str, *arguments, environment: dict[str, str]) -> None:
@@ -78,6 +94,30 @@ class Worker:
         printed = self.stdout.read()
         self.wait(timeout)
         return printed, None
+
+
+def run_code(code: str, *arguments, folder: Path, environment: dict[str, str] | None = None) -> list[str]:
+    """The lines that `python -c code arguments` prints in `folder`, in a `Worker`. Its failure is the test's."""
+    worker = Worker("tests.code", folder, code, *arguments, environment=environment or {})
+    printed, _ = worker.communicate()
+    assert worker.returncode == 0, printed
+    return printed.splitlines()
+
+
+def unused_port() -> int:
+    """A port of this machine that nothing listened on a moment ago. The system gives none of this range by itself."""
+    while True:
+        port = random.Random(os.urandom(8)).randrange(20_000, 30_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def two_ranks() -> list[dict[str, str]]:
+    """Environment variables of two processes of one run, as `torchrun --nproc_per_node 2` gives them."""
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(unused_port())}
+    sizes = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    return [{**meeting, **sizes, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
 
 
 def kill_after_lines(process: Worker | subprocess.Popen, journal: Path, lines: int) -> bytes:

@@ -1,9 +1,6 @@
 """The embedded default on real image files: it agrees with annotators, reads its prompt, and loads by itself."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +11,7 @@ from PIL import Image
 
 from modeling_dina import DinaScorer
 from modeling_dina.remote_code import remote_code_files
+from tests.processes import Worker, run_code
 from training.world.groups import GROUP_SIZE, Groups, pairwise_accuracy
 from training.world.models.text import MAX_LENGTH
 from training.world.utility import read
@@ -22,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 EMBEDDED = ROOT / "modeling_dina" / "tiny"
 EXAMPLES = [ROOT / "space" / "examples" / name for name in ("clear_1.png", "clear_2.png")]
 PROMPT = "a red circle and a blue square"
-GROUPS = 60
+GROUPS = 30
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +60,10 @@ def test_scores_do_not_depend_on_company(scorer, groups):
 
 
 def test_compares_the_examples_on_the_command_line(tmp_path):
-    command = [Path(sys.executable).with_name("dina"), "compare", *EXAMPLES, "--prompt", PROMPT]
     plot = tmp_path / "comparison.png"
-    ran = subprocess.run([*command, "--json", "--plot", plot], capture_output=True, text=True, check=True)
-    result = json.loads(ran.stdout)
+    command = ["compare", *EXAMPLES, "--prompt", PROMPT, "--json", "--plot", plot]
+    printed, _ = Worker("tests.dina", *command, environment={}).communicate()
+    result = json.loads(printed.splitlines()[-1])
     assert result["win_probability"] > 0.5
     assert result["scores"][0] > result["scores"][1]
     assert min(Image.open(plot).size) > 300
@@ -89,16 +87,9 @@ model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
 assert type(model).__module__.startswith("transformers_modules"), type(model)
 print(model.scorer().score(prompts=[sys.argv[2]], images=[sys.argv[3]]).scores.item())
 """
-    ran = subprocess.run(
-        [sys.executable, "-c", code, EMBEDDED, PROMPT, EXAMPLES[0]],
-        cwd=tmp_path,
-        env={**os.environ, "HF_MODULES_CACHE": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    printed = run_code(code, EMBEDDED, PROMPT, EXAMPLES[0], folder=tmp_path)
     expected = scorer.score(prompts=[PROMPT], images=[EXAMPLES[0]]).scores.item()
-    assert float(ran.stdout.split()[-1]) == pytest.approx(expected, abs=1e-6)
+    assert float(printed[-1]) == pytest.approx(expected, abs=1e-6)
 
 
 def test_generates_pictures_that_show_shapes():

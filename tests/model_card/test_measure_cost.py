@@ -64,6 +64,8 @@ def test_parameters_of_sd35_medium(counted):
     parameters = counted[Preset.sd35_medium]["parameters"]
     assert 1.1e9 < parameters["backbone"] < 1.7e9
     assert parameters["head"] < 0.15 * parameters["backbone"]
+    flops = counted[Preset.sd35_medium]["flops"]
+    assert flops["backbone + head"] < 1.1 * flops["backbone"]
 
 
 @pytest.mark.parametrize(

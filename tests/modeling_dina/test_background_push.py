@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from math import inf
@@ -13,6 +11,7 @@ import pytest
 
 from modeling_dina.hub import push
 from modeling_dina.hub.background import CheckpointPusher
+from tests.processes import run_code
 from training.reward.trainer import EMA, SAMPLER, TRAINABLE
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -222,27 +221,20 @@ def test_the_end_waits_no_longer_than_asked(connected_hub, output_dir):
     assert report.tag_fault == "not finished 0.3 s after the end of training"
 
 
-@pytest.mark.slow
 def test_a_process_ends_though_the_hub_is_silent(loopback_hub, output_dir):
     loopback_hub.fail("commit", delay=600, times=inf)
     checkpoint(output_dir, 1)
     code = """
 import sys
 from modeling_dina.hub.background import CheckpointPusher
+from tests.processes import run_code
 from training.reward.trainer import EMA, SAMPLER, TRAINABLE
 pusher = CheckpointPusher("owner/name", sys.argv[1])
 pusher.push(sys.argv[1] + "/checkpoint-1", 1)
 print(pusher.finish(timeout=2))
 """
-    ran = subprocess.run(
-        [sys.executable, "-c", code, output_dir],
-        env=loopback_hub.environment(output_dir / "home"),
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=100,
-    )
-    assert ran.stdout.strip().endswith("not pushed: step 1: not finished 2 s after the end of training")
+    printed = run_code(code, output_dir, folder=output_dir, environment=loopback_hub.environment(output_dir / "home"))
+    assert printed[-1].endswith("not pushed: step 1: not finished 2 s after the end of training")
 
 
 def test_a_malformed_name_is_refused_at_once(tmp_path):

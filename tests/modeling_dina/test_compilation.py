@@ -11,6 +11,12 @@ from modeling_dina import DinaConfig, DinaRewardModel
 DDPM = {"_class_name": "DDPMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
 
+@pytest.fixture
+def tiny_config(tiny_config):
+    """With one block of each kind: tracing takes the longer the more there are."""
+    return {**tiny_config, "num_layers": 2, "visual_layers": [1, 2]}
+
+
 @pytest.fixture(autouse=True)
 def fresh_compiler():
     yield
@@ -25,11 +31,16 @@ def state(tiny_inputs):
 
 
 @torch.no_grad()
-def test_forward_is_one_graph(tiny_model, state):
+def test_forward_is_one_graph_and_eager_calls_check_their_numbers(tiny_model, state):
     compiled = torch.compile(tiny_model, fullgraph=True, backend="eager")(*state)
     expected = tiny_model(*state)
     torch.testing.assert_close(compiled.scores, expected.scores)
     torch.testing.assert_close(compiled.variance, expected.variance)
+    latents, sigma, *conditioning = state
+    with pytest.raises(ValueError, match="noisy_latents: expected finite numbers"):
+        tiny_model(latents * math.nan, sigma, *conditioning)
+    with pytest.raises(ValueError, match=r"sigma: expected noise levels in \[0, 1\]"):
+        tiny_model(latents, 2 * sigma, *conditioning)
 
 
 @pytest.mark.parametrize("mode", ["features", "precision"])
@@ -56,13 +67,3 @@ def test_export(tiny_config, state, scheduler_config):
     exported = torch.export.export(model, state, strict=False).module()
     others = tuple(values.flip(0) for values in state)
     torch.testing.assert_close(exported(*others).scores, model(*others).scores)
-
-
-@torch.no_grad()
-def test_eager_calls_of_a_compiled_model_check_their_numbers(tiny_model, state):
-    torch.compile(tiny_model, fullgraph=True, backend="eager")(*state)
-    latents, sigma, *conditioning = state
-    with pytest.raises(ValueError, match="noisy_latents: expected finite numbers"):
-        tiny_model(latents * math.nan, sigma, *conditioning)
-    with pytest.raises(ValueError, match=r"sigma: expected noise levels in \[0, 1\]"):
-        tiny_model(latents, 2 * sigma, *conditioning)

@@ -1,8 +1,6 @@
 """Folders pushed to a Hub in memory: what arrives, what stays at home, and what faults of the network do."""
 
 import os
-import subprocess
-import sys
 import time
 from math import inf
 from pathlib import Path
@@ -16,12 +14,12 @@ from modeling_dina.cli.app import app
 from modeling_dina.hub import push
 from modeling_dina.hub.push import PushError, published_files, push_folder
 from modeling_dina.remote_code import remote_code_files
+from tests.processes import Worker, run_code
 
 ROOT = Path(__file__).parents[2]
 EMBEDDED = ROOT / "modeling_dina" / "tiny"
 IMAGE = ROOT / "space" / "examples" / "clear_1.png"
 PROMPT = "a red circle and a blue square"
-DINA = Path(sys.executable).with_name("dina")
 MODEL = {
     "config.json": b'{"model_type": "dina"}',
     "model.safetensors": b"weights" * 999,
@@ -147,13 +145,12 @@ def test_push_to_hub_of_a_model_brings_its_code(connected_hub, tiny_model):
     assert code | {"config.json", "model.safetensors", "README.md"} == set(pushed(repo))
 
 
-@pytest.mark.slow
 def test_what_was_pushed_loads_and_scores_alike_in_a_fresh_process(loopback_hub, tmp_path):
-    command = [DINA, "push", EMBEDDED, "owner/name", "--tag", "v1"]
     environment = loopback_hub.environment(tmp_path / "pusher")
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    pusher = Worker("tests.dina", "push", EMBEDDED, "owner/name", "--tag", "v1", environment=environment)
+    printed, _ = pusher.communicate()
     repo = loopback_hub.repos["owner/name"]
-    assert ran.stdout.strip() == f"{loopback_hub.url}/owner/name/commit/{repo.tags['v1']}"
+    assert printed.splitlines()[-1] == f"{loopback_hub.url}/owner/name/commit/{repo.tags['v1']}"
 
     code = """
 import sys
@@ -169,17 +166,11 @@ options = dict(height=64, width=64, num_inference_steps=1, max_sequence_length=1
 assert pipeline(sys.argv[1], **options).images[0].size == (64, 64)
 print(scores.item().hex())
 """
-    stranger = subprocess.run(
-        [sys.executable, "-c", code, PROMPT, IMAGE],
-        cwd=tmp_path,
-        env=loopback_hub.environment(tmp_path / "stranger"),
-        capture_output=True,
-        text=True,
-        check=False,
+    printed = run_code(
+        code, PROMPT, IMAGE, folder=tmp_path, environment=loopback_hub.environment(tmp_path / "stranger")
     )
-    assert stranger.returncode == 0, stranger.stderr
     expected = DinaScorer.from_pretrained(EMBEDDED).score(prompts=[PROMPT], images=[IMAGE]).scores
-    assert float.fromhex(stranger.stdout.split()[-1]) == expected.item()
+    assert float.fromhex(printed[-1]) == expected.item()
 
 
 # Faults

@@ -1,14 +1,11 @@
 """A saved folder is all that is needed: it loads and scores in a process that cannot import the package."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from modeling_dina.remote_code import copy_remote_code, remote_code_files
+from tests.processes import run_code
 
 STRANGER = """
 import sys
@@ -28,7 +25,6 @@ model.save_pretrained(folder + "-again")
 """
 
 
-@pytest.mark.slow
 def test_a_folder_alone_scores_identically(tiny_model, tiny_inputs, tmp_path):
     folder, inputs, outputs = tmp_path / "reward", tmp_path / "inputs.safetensors", tmp_path / "outputs.safetensors"
     tiny_model.save_pretrained(folder)
@@ -38,15 +34,7 @@ def test_a_folder_alone_scores_identically(tiny_model, tiny_inputs, tmp_path):
 
     # The second round reads what the stranger itself has saved.
     for source in (folder, tmp_path / "reward-again"):
-        result = subprocess.run(
-            [sys.executable, "-I", "-c", STRANGER, str(source), str(inputs), str(outputs)],
-            cwd=tmp_path,
-            env={**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_MODULES_CACHE": str(tmp_path / "modules")},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert result.returncode == 0, result.stderr
+        run_code(STRANGER, source, inputs, outputs, folder=tmp_path)
         torch.testing.assert_close(load_file(outputs)["scores"], expected, rtol=0, atol=1e-6)
 
 

@@ -1,8 +1,6 @@
 """From prompts and images to results, on a pipeline with random weights."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,6 +10,7 @@ from PIL import Image
 
 from modeling_dina import DinaRewardModel
 from modeling_dina.scoring_dina import REMEMBERED_PROMPTS, DinaScorer, Ranking
+from tests.processes import run_code
 
 PROMPTS = ["a cat", "a dog", "a cat", "the sea", "two red cubes", "a dog"]
 
@@ -300,6 +299,8 @@ def test_a_folder_without_its_pipeline(model, tmp_path):
 def test_scorer_from_the_folder_alone(folder, images, files, tmp_path, scorer):
     """A process that cannot import the package scores the same, through the code beside the weights."""
     code = f"""
+import sys
+sys.modules["modeling_dina"] = None
 from transformers import AutoModel
 model = AutoModel.from_pretrained({str(folder)!r}, trust_remote_code=True)
 assert type(model).__module__.startswith("transformers_modules")
@@ -308,7 +309,6 @@ print(scorer.compare(prompt="a cat", images={[str(path) for path in files[:2]]!r
 again = type(scorer).from_pretrained({str(folder)!r})
 print(again.compare(prompt="a cat", images={[str(path) for path in files[:2]]!r}).scores.tolist())
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
-    assert run.returncode == 0, run.stderr
+    printed = run_code(code, folder=tmp_path)
     expected = scorer.compare(prompt="a cat", images=images[:2]).scores.tolist()
-    assert [json.loads(line) for line in run.stdout.splitlines()] == [pytest.approx(expected, abs=1e-6)] * 2
+    assert [json.loads(line) for line in printed[-2:]] == [pytest.approx(expected, abs=1e-6)] * 2

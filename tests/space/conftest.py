@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ import time
 import httpx
 import pytest
 
+from tests.processes import unused_port
 from tests.space.places import EXAMPLES, ROOT
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -53,7 +53,7 @@ def space_url(tmp_path_factory):
     home = tmp_path_factory.mktemp("hub")
     folder, log = home / "space", home / "log.txt"
     shutil.copytree(ROOT / "space", folder, ignore=shutil.ignore_patterns("__pycache__"))
-    port = _unused_port()
+    port = str(unused_port())
     environment = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(ROOT),
@@ -73,13 +73,6 @@ def space_url(tmp_path_factory):
     process.terminate()
     process.wait(timeout=20)
     assert "Traceback" not in log.read_text(), log.read_text()
-
-
-def _unused_port() -> str:
-    """A port that nothing listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 def _wait_for(url, process, log):

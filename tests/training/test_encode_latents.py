@@ -2,11 +2,7 @@
 
 import io
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -22,6 +18,7 @@ from torch.utils.data import DataLoader
 from typer.testing import CliRunner
 
 from modeling_dina.scoring_dina import DinaScorer
+from tests.processes import Worker, two_ranks
 from training.encode_latents import app, encode_shards
 from training.preference_data.latents import latent_shapes, read_latents, unpack
 from training.preference_data.sampler import ShapeBatchSampler
@@ -87,10 +84,6 @@ def pairs(tmp_path):
 def encode(*arguments):
     """Run the command in this process."""
     return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
-
-
-def command(*arguments, launcher=(sys.executable,)):
-    return [*map(str, launcher), "-m", "training.encode_latents", *map(str, arguments)]
 
 
 def contents(out):
@@ -317,28 +310,21 @@ def wait_for(condition, process, seconds=120):
 def test_killed_and_run_again_loses_and_repeats_nothing(pairs, model, tmp_path):
     source, out, whole = pairs(120, broken={50}), tmp_path / "out", tmp_path / "whole"
     options = "--model", model, "--shard-size", 2, "--num-workers", 0
-    env = os.environ | {"HF_DATASETS_CACHE": str(tmp_path / "cache")}
-    process = subprocess.Popen(command(source, "--out", out, *options), cwd=ROOT, env=env, start_new_session=True)
+    command = "training.encode_latents", source, "--out", out, *options
+    process = Worker(*command, environment={})
     wait_for(lambda: len(list(out.glob("data/train-*.parquet"))) >= 3, process)
-    os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
     done = {path: path.stat().st_mtime_ns for path in out.glob("data/train-*.parquet")}
     assert 3 <= len(done) < 60
 
     # As if the machine, too, had stopped in the middle of a shard.
     (out / "data" / ".train-00059-of-00060.partial.parquet").write_bytes(b"PAR1")
-    torchrun = sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2
-    result = subprocess.run(
-        command(source, "--out", out, *options, launcher=torchrun),
-        cwd=ROOT,
-        env=env | {"OMP_NUM_THREADS": "1"},
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    ranks = [Worker(*command, environment=variables) for variables in two_ranks()]
+    printed = [rank.communicate(timeout=300)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], printed
     half = 2 * -(-(60 - len(done)) // 2)
-    assert f"{half}/{half} [" in result.stderr, "the first process does the half of what is left"
+    assert f"{half}/{half} [" in printed[0], "the first process does the half of what is left"
     assert {path: path.stat().st_mtime_ns for path in done} == done
     assert not list(out.rglob("*.partial*"))
     assert [row["index"] for row in contents(out)] == [index for index in range(120) if index != 50]

@@ -4,25 +4,24 @@ import io
 import json
 from pathlib import Path
 
-import datasets
-import huggingface_hub.utils._cache_assets
 import pytest
-from PIL import Image
-from typer.testing import CliRunner
-
-from model_card.evaluate_preferences import app
 
 SCORERS = "tests.modeling_dina.evaluation.scorers"
 
 
 @pytest.fixture(autouse=True)
 def _own_caches(tmp_path_factory, monkeypatch):
+    import datasets
+    import huggingface_hub.utils._cache_assets
+
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
     monkeypatch.setattr(huggingface_hub.utils._cache_assets, "HF_ASSETS_CACHE", tmp_path_factory.mktemp("assets"))
 
 
 def grey(level):
     """Bytes of a PNG file."""
+    from PIL import Image
+
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), (level, level, level)).save(buffer, "PNG")
     return buffer.getvalue()
@@ -59,6 +58,9 @@ def write_greys(data):
 @pytest.fixture
 def run(data, tmp_path):
     """Runs the command in this process on `data`; results, or the message of a refusal."""
+    from typer.testing import CliRunner
+
+    from model_card.evaluate_preferences import app
 
     def run(benchmark, *options, scorer=f"{SCORERS}:brightness", refused=False):
         out = tmp_path / "results.json"

@@ -1,10 +1,7 @@
 """The command itself: what goes wrong with images and options, resumption, the small world, noise levels."""
 
 import math
-import os
 import shutil
-import subprocess
-import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +28,7 @@ from modeling_dina.options import EMBEDDED_MODEL
 from modeling_dina.thurstone_dina import pair_statistics, precision_weights
 from tests.modeling_dina.evaluation import scorers
 from tests.modeling_dina.evaluation.conftest import SCORERS, grey
-from tests.processes import Worker, kill_after_lines
+from tests.processes import Worker, kill_after_lines, run_code
 from training.world.annotators import true_preference
 from training.world.groups import FIRST, SECOND, Groups, pairwise_accuracy
 from training.world.seeds import Seed
@@ -215,7 +212,6 @@ def test_refusals(run, write_json, benchmark, options, scorer, message, write_gr
 # Resumption
 
 
-@pytest.mark.slow
 def test_outlives_a_kill(run, tmp_path, data, write_json, write_greys, monkeypatch):
     write_greys({f"{number}.png": 3 * number for number in range(80)})
     write_json(
@@ -394,7 +390,8 @@ def test_hub(tmp_path):
     while not server.started:
         time.sleep(0.01)
     address = server.servers[0].sockets[0].getsockname()
-    environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"} | {
+    environment = {
+        "HF_HUB_OFFLINE": "0",
         "HF_ENDPOINT": f"http://{address[0]}:{address[1]}",
         "HF_HOME": str(tmp_path / "home"),
         "HF_HUB_DISABLE_XET": "1",
@@ -403,10 +400,9 @@ def test_hub(tmp_path):
 from modeling_dina.evaluation.benchmarks import BENCHMARKS, find_data
 print(*find_data(BENCHMARKS["hpdv3"], "owner/set"))
 """
-    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    printed = run_code(code, folder=ROOT, environment=environment)
     server.should_exit = True
     thread.join()
-    assert ran.returncode == 0, ran.stderr
-    folder, revision = ran.stdout.split()
+    folder, revision = printed[-1].split()
     assert revision == commit
     assert sorted(fetched) == sorted(path.name for path in Path(folder).iterdir()) == ["HPDv3.tar.gz.00", "test.json"]

@@ -7,21 +7,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import uvicorn
 
-import modeling_dina
-from modeling_dina.serving.application import build_application
-from modeling_dina.serving.batching import Batcher
-from modeling_dina.serving.bodies import BodyLimits
-from modeling_dina.serving.engine import RewardEngine
-from modeling_dina.serving.metrics import Metrics
-from tests.load.load_test import Client
-
-EMBEDDED = Path(modeling_dina.__file__).parent / "tiny"
+EMBEDDED = Path(__file__).parents[3] / "modeling_dina" / "tiny"
 
 
 @pytest.fixture(scope="session")
 def engine():
+    from modeling_dina.serving.engine import RewardEngine
+
     return RewardEngine.from_pretrained(str(EMBEDDED), device="cpu", max_batch_size=8)
 
 
@@ -46,6 +39,13 @@ def hooked(engine):
 def serve(engine):
     """A context manager: the application with these options of `Batcher` and `build_application` on a free port, as
     an object of url, client, batcher and metrics."""
+    import uvicorn
+
+    from modeling_dina.serving.application import build_application
+    from modeling_dina.serving.batching import Batcher
+    from modeling_dina.serving.bodies import BodyLimits
+    from modeling_dina.serving.metrics import Metrics
+    from tests.load.load_test import Client
 
     @contextmanager
     def run(limits=BodyLimits(), token=None, **options):  # noqa: B008

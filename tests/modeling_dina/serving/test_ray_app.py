@@ -1,6 +1,5 @@
 """The application as a deployment with two replicas, on a Ray cluster of this machine."""
 
-import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -11,8 +10,8 @@ from safetensors.torch import save
 from modeling_dina.serving.protocol import parse_score_request
 from tests.load.fuzz_bodies import good_tensors
 from tests.load.load_test import HEADERS, Client
+from tests.processes import unused_port
 
-ray = pytest.importorskip("ray", reason="needs dina-lrm[ray]")
 # Ray's own models are of an older pydantic.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
@@ -27,13 +26,12 @@ def environment():
 
 @pytest.fixture(scope="module")
 def url():
+    ray = pytest.importorskip("ray", reason="needs dina-lrm[ray]")
     from ray import serve
 
     from modeling_dina.serving.ray_app import Settings, build
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = unused_port()
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})

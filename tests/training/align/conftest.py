@@ -3,10 +3,6 @@
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
-
-from training.align.arguments import AlignArguments
-from training.align.run import ALGORITHMS
 
 TINY = str(Path(__file__).parents[3] / "modeling_dina" / "tiny")
 BASE = {
@@ -60,6 +56,9 @@ def tiny_folder():
 def settings(tmp_path):
     """Arguments of a run of an algorithm: fields of `AlignArguments` by name, and of its own in `own`. There is one
     prompt only, so that progress shows after few updates."""
+    from training.align.arguments import AlignArguments
+    from training.align.run import ALGORITHMS
+
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a large red circle\n")
     places = {"output_dir": str(tmp_path / "run"), "prompts": str(prompts), "eval_prompts": str(prompts)}
@@ -74,8 +73,9 @@ def settings(tmp_path):
 @pytest.fixture
 def gain():
     """By how much a run raised the mean of a reward, and the standard error of that."""
+    from safetensors.torch import load_file
 
-    def measure(arguments: AlignArguments, name: str = "dina") -> tuple[float, float]:
+    def measure(arguments, name: str = "dina") -> tuple[float, float]:
         folder = Path(arguments.output_dir) / "evaluations"
         first, last = (load_file(path)[name] for path in (min(folder.iterdir()), max(folder.iterdir())))
         difference = last - first

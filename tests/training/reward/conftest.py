@@ -1,15 +1,10 @@
 """Real runs of the reward trainer in processes of their own, on pairs of the small world."""
 
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.processes import Worker
-from training.encode_world import write_rendered_pairs
-from training.train_reward import main
+from tests.processes import Worker, two_ranks
 
 ROOT = Path(__file__).parents[3]
 EMBEDDED = ROOT / "modeling_dina" / "tiny"
@@ -18,6 +13,8 @@ EMBEDDED = ROOT / "modeling_dina" / "tiny"
 @pytest.fixture(scope="session")
 def pairs_folder(tmp_path_factory):
     """96 pairs of rendered pictures."""
+    from training.encode_world import write_rendered_pairs
+
     folder = tmp_path_factory.mktemp("pairs")
     write_rendered_pairs(folder, str(EMBEDDED), groups=16, seed=1)
     return folder
@@ -59,28 +56,19 @@ def output_dir(tmp_path):
 @pytest.fixture
 def train(arguments):
     """Trains in this process."""
+    from training.train_reward import main
+
     return lambda *flags: main([*arguments, *map(str, flags)])
 
 
 @pytest.fixture
 def launch(arguments):
-    """Starts a training process; what it prints can be read from `stdout`. With variables that libraries read when
-    they are imported, in an `environment` of its own."""
+    """Starts a training process with environment variables; what it prints can be read from `stdout`."""
     running = []
 
-    def start(*flags, environment=None, **variables):
-        threads = {"OMP_NUM_THREADS": "1"}
-        if environment is None:
-            process = Worker("training.train_reward", *arguments, *flags, environment=threads | variables)
-        else:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "training.train_reward", *arguments, *map(str, flags)],
-                cwd=ROOT,
-                env={**environment, **threads},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
+    def start(*flags, **variables):
+        variables["OMP_NUM_THREADS"] = "1"
+        process = Worker("training.train_reward", *arguments, *flags, environment=variables)
         running.append(process)
         return process
 
@@ -93,13 +81,9 @@ def launch(arguments):
 
 @pytest.fixture
 def launch_two(launch):
-    """Starts two processes of one run, as `torchrun --nproc_per_node 2` does."""
+    """Starts two processes of one run."""
 
     def start(*flags):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        return [launch(*flags, RANK=rank, LOCAL_RANK=rank, **meeting) for rank in "01"]
+        return [launch(*flags, **variables) for variables in two_ranks()]
 
     return start

@@ -128,7 +128,6 @@ def test_two_processes_are_one(train, launch_two, output_dir):
     assert json.loads((output_dir / "checkpoint-8" / "sampler.json").read_text())["num_replicas"] == 2
 
 
-@pytest.mark.slow
 def test_sigterm_saves(launch, output_dir):
     process = launch("--save_steps", 1000, "--max_steps", 1000)
     assert "'loss'" in list(lines_until(process, "'loss'"))[-1]

@@ -1,16 +1,16 @@
 """From a training run to the Hub and back, over HTTP: what a fresh process loads scores like what was trained."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from modeling_dina import DinaRewardModel
+from tests.processes import run_code
 
 LOAD = """
 import json, sys
+sys.modules["modeling_dina"] = None
 import torch
 from transformers import AutoModel
 
@@ -26,7 +26,7 @@ print(json.dumps(model.reward(*inputs, num_draws=2).scores.tolist()))
 def test_pushed_while_training(launch, loopback_hub, output_dir, tmp_path):
     pushing = ("--push_to_hub", "--hub_model_id", "lab/reward", "--hub_strategy", "checkpoint", "--hub_tag", "v1.0")
     environment = loopback_hub.environment(tmp_path / "home") | {"TRACKIO_DIR": str(tmp_path / "trackio")}
-    process = launch(*pushing, "--report_to", "trackio", environment=environment)
+    process = launch(*pushing, "--report_to", "trackio", **environment)
     printed = process.communicate(timeout=240)[0]
     assert process.returncode == 0, printed
     assert "tag v1.0" in printed
@@ -51,24 +51,17 @@ def test_pushed_while_training(launch, loopback_hub, output_dir, tmp_path):
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         scores = model.reward(*(torch.randn(shape, generator=generator) for shape in shapes), num_draws=2).scores
-    loaded = subprocess.run(
-        [sys.executable, "-c", LOAD, "v1.0", json.dumps(shapes)],
-        cwd=tmp_path,  # away from this package's sources
-        env=loopback_hub.environment(tmp_path / "another-home"),
-        capture_output=True,
-        text=True,
-        check=True,
+    printed = run_code(
+        LOAD, "v1.0", json.dumps(shapes), folder=tmp_path, environment=loopback_hub.environment(tmp_path / "another")
     )
-    assert json.loads(loaded.stdout.splitlines()[-1]) == pytest.approx(scores.tolist(), abs=1e-6)
+    assert json.loads(printed[-1]) == pytest.approx(scores.tolist(), abs=1e-6)
 
 
 @pytest.mark.slow
 def test_training_outlives_the_hub(launch, loopback_hub, output_dir, tmp_path):
     """Whatever the Hub does, the run ends well, its checkpoints are whole, and what was not pushed is told."""
     loopback_hub.fail("any", status=403, times=10_000)
-    process = launch(
-        "--push_to_hub", "--hub_model_id", "lab/reward", environment=loopback_hub.environment(tmp_path / "home")
-    )
+    process = launch("--push_to_hub", "--hub_model_id", "lab/reward", **loopback_hub.environment(tmp_path / "home"))
     printed = process.communicate(timeout=240)[0]
     assert process.returncode == 0, printed
     assert "not pushed: step 8" in printed

@@ -1,5 +1,6 @@
 """What a dry run counts, against what can be worked out."""
 
+import json
 from functools import cache
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 
+from modeling_dina import DinaConfig
 from training.align.__main__ import main
 from training.align.dry_run import Cost
 from training.align.run import build, parse_run
@@ -15,12 +17,27 @@ from training.align.run import build, parse_run
 CONFIGS = Path(__file__).parents[3] / "training" / "configs" / "align"
 
 
-@cache
-def cost(name: str, *flags: str) -> Cost:
-    return Cost(*parse_run(["--config", str(CONFIGS / f"{name}.yaml"), *flags]))
+@pytest.fixture(scope="module")
+def cost(tmp_path_factory, tiny_folder):
+    """Of a configuration by its name, with flags: of policy and reward cut to three blocks, which count sooner."""
+    folder = tmp_path_factory.mktemp("blocks")
+    blocks = {"num_layers": 3}
+    (folder / "transformer").mkdir()
+    transformer = json.loads((Path(tiny_folder) / "transformer" / "config.json").read_text()) | blocks
+    (folder / "transformer" / "config.json").write_text(json.dumps(transformer))
+    fields = {**blocks, "visual_layers": [1, 3], "text_layers": [3]}
+    reward = DinaConfig.from_pretrained(tiny_folder, **fields)
+    reward.save_pretrained(folder)
+    sources = ("--policy", str(folder), "--reward_model", str(folder))
+
+    @cache
+    def count(name: str, *flags: str) -> Cost:
+        return Cost(*parse_run(["--config", str(CONFIGS / f"{name}.yaml"), *sources, *flags]))
+
+    return count
 
 
-def test_flops_grow_as_the_settings_say():
+def test_flops_grow_as_the_settings_say(cost):
     once, twice = cost("small_world_nft"), cost("small_world_nft", "--prompts_per_update", "8")
     assert {name: 2 * flops for name, flops in once.flops.items()} == twice.flops
     more = cost("small_world_nft", "--levels", "4")
@@ -28,7 +45,7 @@ def test_flops_grow_as_the_settings_say():
     assert more.flops["reward"] == once.flops["reward"]
 
 
-def test_a_backward_pass_through_frozen_weights_costs_about_one_more_forward_pass():
+def test_a_backward_pass_through_frozen_weights_costs_about_one_more_forward_pass(cost):
     """Gradients of activations, and of the small LoRA alone: per evaluation, 2 to 2.5 forward passes."""
     _, own = parse_run(["--config", str(CONFIGS / "small_world_dpo.yaml")])
     counted, taken = cost("small_world_dpo"), own.evaluations()
@@ -36,7 +53,7 @@ def test_a_backward_pass_through_frozen_weights_costs_about_one_more_forward_pas
     assert 1.9 < ratio < 2.6
 
 
-def test_gradient_checkpointing_costs_one_more_forward_pass():
+def test_gradient_checkpointing_costs_one_more_forward_pass(cost):
     _, own = parse_run(["--config", str(CONFIGS / "small_world_dpo.yaml")])
     once, again = cost("small_world_dpo"), cost("small_world_dpo", "--gradient_checkpointing")
     forward, taken = once.flops["sampling"] / own.evaluations().sampling, own.evaluations().update
@@ -44,17 +61,18 @@ def test_gradient_checkpointing_costs_one_more_forward_pass():
     assert again.memory["activations"] < once.memory["activations"] / 2
 
 
-def test_noisy_states_are_judged_once():
+def test_noisy_states_are_judged_once(cost):
     """PRFL reads one level, where ReFL would read 3 levels x 4 draws."""
     noisy = cost("small_world_prfl").flops["reward"]
     clean = cost("small_world_prfl", "--scored", "clean", "--last_step", "11").flops["reward"]
     assert clean == pytest.approx(12 * noisy, rel=0.05)
 
 
-def test_parameters_of_the_tiny_policy():
-    """Rank 8: 47 projections of 128 x 128 with two matrices of 8 x 128."""
+def test_parameters(cost):
+    """Rank 8: 3 blocks of 8 projections of 128 x 128, the last without that of the text's output, with two matrices of
+    8 x 128."""
     counted = cost("small_world_refl")
-    assert counted.trainable == 47 * 2 * 8 * 128
+    assert counted.trainable == 23 * 2 * 8 * 128
     assert counted.memory["optimizer"] == 8 * counted.trainable
 
 
