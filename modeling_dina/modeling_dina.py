@@ -19,14 +19,16 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput, cached_file
 from transformers.utils.hub import extract_commit_hash
 
+from .backbone_base_dina import Features, compute_dtype
 from .backbone_dina import (
-    Features,
+    BACKBONES,
+    backbone_class,
     build_backbone,
-    compute_dtype,
     freeze_base,
     is_adapter_key,
     load_base_weights,
     merge_lora,
+    read_backbone_type,
     read_transformer_config,
     read_transformer_weights,
 )
@@ -109,7 +111,10 @@ class DinaPreTrainedModel(PreTrainedModel):
     config_class = DinaConfig
     main_input_name = "noisy_latents"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["JointTransformerBlock", "RewardHead"]  # noqa: RUF012
+    _no_split_modules = [  # noqa: RUF012
+        *(block for backbone in BACKBONES.values() for block in backbone.transformer_class._no_split_modules),
+        "RewardHead",
+    ]
     # The head stays in float32, because half precision would round small differences between scores. Quantisers use
     # the first list.
     _keep_in_fp32_modules = ["head"]  # noqa: RUF012
@@ -276,7 +281,8 @@ class DinaRewardModel(DinaPreTrainedModel):
         config.validate()  # again, because lists and dictionaries in it may have been changed in place
         super().__init__(config)
         self.backbone = build_backbone(config)
-        self.head = RewardHead(config, self.backbone.token_width(config))
+        sizes = self.backbone.dimensions
+        self.head = RewardHead(config, sizes.token_width, sizes.conditioning_width)
         self.noise_path: NoisePath = path_from_scheduler(config.scheduler_config)
         if config.adapter_only:
             # The base weights are not in the checkpoint; from_pretrained loads them afterwards.
@@ -295,8 +301,8 @@ class DinaRewardModel(DinaPreTrainedModel):
             revision: branch, tag or commit on the Hub.
             dtype: dtype of the backbone; the head is float32.
             options: fields of `DinaConfig`, where those of transformer, scheduler, base and conditioning default to
-                those of `source`; and options of the Hub's loaders, such as `cache_dir`, `token` or
-                `local_files_only`.
+                those of `source`, and layers and the length of text to those of its family; and options of the Hub's
+                loaders, such as `cache_dir`, `token` or `local_files_only`.
 
         Raises:
             TypeError: an option is not a field of the config.
@@ -345,7 +351,9 @@ class DinaRewardModel(DinaPreTrainedModel):
         """
         official = read_official(checkpoint_dir)
         source = absolute_source(backbone or official.base_model)
-        model = cls(_config_on(source, revision, official.config, hub))
+        family = read_backbone_type(source, revision, **hub)
+        fields = {"backbone_type": family, **backbone_class(family).official_fields, **official.config}
+        model = cls(_config_on(source, revision, fields, hub))
         model.hub_options = hub
         base = official.backbone or read_transformer_weights(model.config.backbone_type, source, revision, **hub)
         load_base_weights(model.backbone, base, origin="full_model.pt" if official.backbone else source)
@@ -384,6 +392,7 @@ class DinaRewardModel(DinaPreTrainedModel):
         sigma: float | torch.Tensor,
         prompt_embeds: torch.Tensor,
         pooled_prompt_embeds: torch.Tensor | None = None,
+        prompt_embeds_mask: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> DinaRewardOutput | tuple:
         """Compute the reward of noisy latents, such as an intermediate state of a sampler.
@@ -392,19 +401,22 @@ class DinaRewardModel(DinaPreTrainedModel):
             noisy_latents: [B, C, H, W].
             sigma: noise level in [0, 1], one number or [B]; it is not rounded to the scheduler's levels.
             prompt_embeds: [B, L, D].
-            pooled_prompt_embeds: [B, P].
+            pooled_prompt_embeds: [B, P], for families that have them.
+            prompt_embeds_mask: bool [B, L], True for text and False for padding behind it, for families whose text
+                has various lengths; None if there is no padding.
 
         Raises:
             ValueError: an argument has a wrong shape or range; the message names it.
         """
-        self._check_inputs("noisy_latents", noisy_latents, prompt_embeds, pooled_prompt_embeds)
+        conditioning = (prompt_embeds, pooled_prompt_embeds, prompt_embeds_mask)
+        self._check_inputs("noisy_latents", noisy_latents, *conditioning)
         batch, device = noisy_latents.shape[0], noisy_latents.device
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=device)
         if sigma.shape not in ((), (batch,)):
             raise ValueError(f"sigma: expected one number or [{batch}], got {list(sigma.shape)}")
         _check_range("sigma", sigma)
         sigma = sigma.expand(batch)
-        raw = self.head([self._features(noisy_latents, sigma, prompt_embeds, pooled_prompt_embeds)])
+        raw = self.head([self._features(noisy_latents, sigma, *conditioning)])
         output = DinaRewardOutput(scores=self._calibrate(raw), variance=self.variance(sigma))
         return output if return_dict else output.to_tuple()
 
@@ -413,6 +425,7 @@ class DinaRewardModel(DinaPreTrainedModel):
         latents: torch.Tensor,
         prompt_embeds: torch.Tensor,
         pooled_prompt_embeds: torch.Tensor | None = None,
+        prompt_embeds_mask: torch.Tensor | None = None,
         *,
         sigmas: Sequence[float] | torch.Tensor | None = None,
         num_draws: int | None = None,
@@ -428,8 +441,7 @@ class DinaRewardModel(DinaPreTrainedModel):
 
         Args:
             latents: clean latents [B, C, H, W] in model space, that is the VAE's latents, shifted and scaled.
-            prompt_embeds: [B, L, D].
-            pooled_prompt_embeds: [B, P].
+            prompt_embeds, pooled_prompt_embeds, prompt_embeds_mask: as in `forward`.
             sigmas: K noise levels in [0, 1], rounded to the scheduler's nearest; None uses `default_sigmas`. A tensor
                 [K, B] has separate levels for each sample.
             num_draws: number N of noise draws at each level; None uses `default_num_draws`.
@@ -443,9 +455,8 @@ class DinaRewardModel(DinaPreTrainedModel):
         Raises:
             ValueError: an argument has a wrong shape or range; the message names it.
         """
-        features = self.features(
-            latents, prompt_embeds, pooled_prompt_embeds, sigmas=sigmas, num_draws=num_draws, seed=seed, noise=noise
-        )
+        conditioning = (prompt_embeds, pooled_prompt_embeds, prompt_embeds_mask)
+        features = self.features(latents, *conditioning, sigmas=sigmas, num_draws=num_draws, seed=seed, noise=noise)
         return self.combine(features, mode, with_levels=with_levels)
 
     def features(
@@ -453,6 +464,7 @@ class DinaRewardModel(DinaPreTrainedModel):
         latents: torch.Tensor,
         prompt_embeds: torch.Tensor,
         pooled_prompt_embeds: torch.Tensor | None = None,
+        prompt_embeds_mask: torch.Tensor | None = None,
         *,
         sigmas: Sequence[float] | torch.Tensor | None = None,
         num_draws: int | None = None,
@@ -461,14 +473,15 @@ class DinaRewardModel(DinaPreTrainedModel):
     ) -> EnsembleFeatures:
         """Compute the backbone's features at every noise level and draw; arguments are as in `reward`. Iterating over
         `draws` computes one draw at a time, so that only one has to be in memory."""
-        self._check_inputs("latents", latents, prompt_embeds, pooled_prompt_embeds)
+        conditioning = (prompt_embeds, pooled_prompt_embeds, prompt_embeds_mask)
+        self._check_inputs("latents", latents, *conditioning)
         noise = self._noise_for(latents, num_draws, seed, noise)
         levels = self._levels(sigmas, len(latents)).to(latents.device)
         per_sample = levels if levels.ndim == 2 else levels[:, None].expand(-1, len(latents))
 
         def at(sigma: torch.Tensor, draw: torch.Tensor) -> Features:
             noisy_latents = self.noise_path.add_noise(latents, draw, sigma)
-            return self._features(noisy_latents, sigma, prompt_embeds, pooled_prompt_embeds)
+            return self._features(noisy_latents, sigma, *conditioning)
 
         return EnsembleFeatures(levels, ([at(sigma, draw) for sigma in per_sample] for draw in noise))
 
@@ -531,9 +544,8 @@ class DinaRewardModel(DinaPreTrainedModel):
 
         return DinaScorer(self, load_pipeline(self) if pipeline is None else pipeline, **options)
 
-    def _features(self, noisy_latents, sigma, prompt_embeds, pooled_prompt_embeds):
-        timestep = self.noise_path.timestep(sigma)
-        return self.backbone(noisy_latents, timestep, prompt_embeds, pooled_prompt_embeds)
+    def _features(self, noisy_latents, sigma, *conditioning):
+        return self.backbone(noisy_latents, self.noise_path.timestep(sigma), *conditioning)
 
     def _calibrate(self, raw: torch.Tensor) -> torch.Tensor:
         return (raw - self.config.score_mean) / self.config.score_std
@@ -566,20 +578,23 @@ class DinaRewardModel(DinaPreTrainedModel):
             raise ValueError(f"num_draws: expected a whole number of at least 1, got {draws}")
         return _drawn_noise(shape, int(draws), check_seeds(seed, batch)).to(latents.device)
 
-    def _check_inputs(self, name, latents, prompt_embeds, pooled_prompt_embeds) -> None:
-        self.backbone.check_inputs(name, latents, prompt_embeds, pooled_prompt_embeds)
+    def _check_inputs(self, name, latents, prompt_embeds, pooled_prompt_embeds, prompt_embeds_mask) -> None:
+        self.backbone.check_inputs(name, latents, prompt_embeds, pooled_prompt_embeds, prompt_embeds_mask)
         _check_finite(name, latents)
         _check_finite("prompt_embeds", prompt_embeds)
-        _check_finite("pooled_prompt_embeds", pooled_prompt_embeds)
+        if pooled_prompt_embeds is not None:
+            _check_finite("pooled_prompt_embeds", pooled_prompt_embeds)
 
 
 def _config_on(source: str, revision: str | None, config: dict, hub: dict) -> DinaConfig:
     """Create a config with the transformer, scheduler and conditioning of a diffusers model, except for the fields in
     `config`."""
-    backbone_type = config.get("backbone_type", DinaConfig.backbone_type)
+    backbone_type = config.get("backbone_type") or read_backbone_type(source, revision, **hub)
     transformer_config, commit = read_transformer_config(backbone_type, source, revision, **hub)
     read = {
+        "backbone_type": backbone_type,
         "transformer_config": transformer_config,
+        **backbone_class(backbone_type).default_fields(config.get("transformer_config", transformer_config)),
         "base_model": source,
         "base_revision": commit or revision,
         "conditioning_source": source,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load_file
 
-from .backbone_dina import is_adapter_key
+from .backbone_dina import BACKBONES, is_adapter_key
 
 
 class OfficialCheckpoint(NamedTuple):
@@ -53,7 +53,7 @@ def read_official(checkpoint_dir: str | Path) -> OfficialCheckpoint:
     if (weights / "full_model.pt").is_file():
         whole = _load_tensors(weights / "full_model.pt")
         head = _below(whole, "query_tokens")
-        below = _below(whole, "pos_embed.proj.weight")
+        below = _below(whole, *(each.marker for each in BACKBONES.values()))
         adapter = {key: value for key, value in below.items() if is_adapter_key(key)}
         backbone = {key.replace(".base_layer.", "."): value for key, value in below.items() if key not in adapter}
         # All weights of this backbone may have been trained, so no pretrained model can replace it later.
@@ -101,7 +101,7 @@ def _translate_lora(lora: dict[str, Any], adapter: dict[str, torch.Tensor]) -> d
         if lora.get(name):
             raise ValueError(f"lora: expected a plain adapter, got {name}={lora[name]}")
     modules = {key.split(".lora_")[0] for key in adapter}
-    targets = sorted({re.sub(r"^transformer_blocks\.\d+\.attn2?\.", "", module) for module in modules})
+    targets = sorted({re.sub(r"^.*\.(attn2?|attention)\.", "", module) for module in modules})
     return {"rank": lora["r"], "alpha": lora["lora_alpha"], "targets": targets}
 
 
@@ -112,11 +112,12 @@ def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"{path}: expected a state dict of tensors, got what torch cannot load: {error}") from error
 
 
-def _below(weights: dict[str, torch.Tensor], marker: str) -> dict[str, torch.Tensor]:
-    """The weights of a state dict that share the prefix of the weight named `marker`, without that prefix."""
-    prefixes = [key.removesuffix(marker) for key in weights if key.endswith(marker)]
+def _below(weights: dict[str, torch.Tensor], *markers: str) -> dict[str, torch.Tensor]:
+    """The weights of a state dict that share the prefix of the weight with one of the names `markers`, without that
+    prefix."""
+    prefixes = [key.removesuffix(marker) for marker in markers for key in weights if key.endswith(marker)]
     if len(prefixes) != 1:
-        raise ValueError(f"full_model.pt: expected one weight named …{marker}, got {len(prefixes)}")
+        raise ValueError(f"full_model.pt: expected one weight named …{' or …'.join(markers)}, got {len(prefixes)}")
     prefix = prefixes[0]
     return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
 
@@ -127,7 +128,7 @@ def _injected_name(key: str) -> str:
 
 
 def _block(key: str) -> int:
-    match = re.match(r"transformer_blocks\.(\d+)\.", key)
+    match = re.match(r"(?:transformer_blocks|layers)\.(\d+)\.", key)
     return int(match[1]) if match else -1
 
 

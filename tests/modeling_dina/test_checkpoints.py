@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from modeling_dina import DinaConfig, DinaRewardModel
-from modeling_dina.backbone_dina import SD3Backbone, is_adapter_key, read_transformer_weights
+from modeling_dina.backbone_dina import is_adapter_key, read_transformer_weights
+from modeling_dina.backbone_sd3_dina import SD3Backbone
 
 PARITY = Path(__file__).parents[1] / "parity"
 LORA = {"rank": 2, "alpha": 4, "targets": ["to_q", "to_out.0", "add_k_proj"]}

@@ -7,7 +7,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_dina import DinaConfig, DinaRewardModel
-from modeling_dina.configuration_dina import SD35_MEDIUM_TRANSFORMER
 from modeling_dina.modeling_dina import EnsembleFeatures
 from modeling_dina.noising_dina import shared_noise
 
@@ -284,7 +283,7 @@ def flops(function, *args, **kwargs):
 def test_cost_at_full_size():
     """On the meta device: DiNa-LRM on Stable Diffusion 3.5 Medium at 512 x 512 pixels."""
     with torch.device("meta"):
-        model = DinaRewardModel(DinaConfig(transformer_config=dict(SD35_MEDIUM_TRANSFORMER))).requires_grad_(False)
+        model = DinaRewardModel(DinaConfig.preset("sd3.5-medium")).requires_grad_(False)
         inputs = {
             "latents": torch.empty(2, 16, 64, 64),
             "prompt_embeds": torch.empty(2, 205, 4096),

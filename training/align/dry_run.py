@@ -9,7 +9,7 @@ from peft import LoraConfig
 
 from modeling_dina import DinaConfig, DinaRewardModel
 from modeling_dina.backbone_dina import read_transformer_config
-from modeling_dina.configuration_dina import SD35_MEDIUM_TRANSFORMER
+from modeling_dina.presets_dina import PRESETS, SD35_MEDIUM
 from training.align.algorithm import AlgorithmArguments
 from training.align.arguments import AlignArguments
 from training.align.policy import ATTENTION
@@ -102,7 +102,7 @@ def offline_policy(source: str) -> dict:
         return read_transformer_config("sd3", source)[0]
     if source != KNOWN_BASE:
         raise ValueError(f"policy: expected a folder or {KNOWN_BASE} for a dry run, got {source}")
-    return SD35_MEDIUM_TRANSFORMER
+    return PRESETS[SD35_MEDIUM]["transformer_config"]
 
 
 def offline_reward(source: str) -> DinaConfig:

@@ -15,7 +15,8 @@ from torch import nn
 from transformers import set_seed
 
 from modeling_dina import DinaConfig, DinaRewardModel
-from modeling_dina.backbone_dina import Features, build_backbone
+from modeling_dina.backbone_base_dina import Features
+from modeling_dina.backbone_dina import build_backbone
 from modeling_dina.thurstone_dina import noise_variance
 from training.arguments import load_config
 from training.reward.evaluation import Encoder
@@ -58,7 +59,7 @@ def forget_pretraining(model: DinaRewardModel) -> None:
 
 def score_by_dot_product(model: DinaRewardModel) -> None:
     """Another head."""
-    model.head = DotProductHead(model.config, model.backbone.token_width(model.config))
+    model.head = DotProductHead(model.config, model.backbone.dimensions.token_width)
 
 
 @dataclass(frozen=True)
