@@ -234,7 +234,9 @@ def prepare(
         objective,
         args,
         # Not a scorer's, which remembers prompts: rounding would depend on which ones came before.
-        encode_prompts=lambda prompts: encode_prompts(pipeline, prompts, objective.model.config.max_sequence_length),
+        encode_prompts=lambda prompts: encode_prompts(
+            pipeline, prompts, objective.model.config.max_sequence_length
+        ).pair(),
         noise_levels=model_arguments.noise_levels,
         pairs=pairs,
         validation_pairs=validation_pairs,

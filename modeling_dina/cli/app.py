@@ -240,13 +240,13 @@ def info(model: SourceOptions, as_json: JsonOption = False) -> None:
         )
     parts = {"backbone": loaded.backbone, "head": loaded.head}
     config = loaded.config
-    sample_size = config.transformer_config["sample_size"]
+    sizes = config.dimensions
     facts = {
         "model": model.model,
         "parameters": {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts.items()},
         "bytes": sum(weight.nbytes for weight in loaded.parameters()),
         "dtype": str(loaded.dtype).removeprefix("torch."),
-        "latents": [config.transformer_config["in_channels"], sample_size, sample_size],
+        "latents": [sizes.latent_channels, sizes.training_side, sizes.training_side],
         "conditioning": loaded.conditioning_location()[:2] if config.conditioning_source else None,
         "config": config.to_diff_dict(),
     }
