@@ -18,6 +18,7 @@ from modeling_dina.backbone_dina import (
     merge_lora,
     read_backbone_type,
 )
+from modeling_dina.noising_dina import path_from_scheduler
 from modeling_dina.presets_dina import PRESETS
 
 MASKED = [(family, masked) for family in FAMILIES for masked in {BACKBONES[family].takes_mask, False}]
@@ -254,19 +255,26 @@ def test_presets(name):
     assert config.temperature == 2.0
     assert config.visual_layers == config.text_layers == LAYERS[name]
     assert config.dimensions.latent_channels == 16
+    level = path_from_scheduler(config.scheduler_config).snap(torch.tensor([0.2])).item()
+    assert level == pytest.approx(NEAREST.get(name, 0.231 / 1.154), abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SIZES)
+def test_presets_at_full_size(name):
+    """On the meta device."""
+    config = DinaConfig.preset(name)
     with torch.device("meta"):
         model = DinaRewardModel(config)
     count = sum(each.numel() for each in model.backbone.parameters()) / 1e6
     # The embedders' sizes include output layers, which are not kept.
-    assert SIZES.get(name, count) * 0.99 < count <= SIZES.get(name, count) * 1.001
-    level = model.noise_path.snap(torch.tensor([0.2])).item()
-    assert level == pytest.approx(NEAREST.get(name, 0.231 / 1.154), abs=1e-6)
+    assert SIZES[name] * 0.99 < count <= SIZES[name] * 1.001
     size = config.dimensions
-    inputs = {"prompt_embeds": (2, 40, size.text_width), "latents": (2, 16, 64, 64)}
+    inputs = {"prompt_embeds": (2, 40, size.text_width), "noisy_latents": (2, 16, 64, 64)}
     if size.pooled_width is not None:
         inputs["pooled_prompt_embeds"] = (2, size.pooled_width)
     inputs = {key: torch.empty(shape, device="meta") for key, shape in inputs.items()}
-    assert model(noisy_latents=inputs.pop("latents"), sigma=0.5, **inputs).scores.shape == (2,)
+    assert model(**inputs, sigma=0.5).scores.shape == (2,)
 
 
 def test_the_default_is_a_preset():
