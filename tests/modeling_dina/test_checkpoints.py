@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from modeling_dina import DinaConfig, DinaRewardModel
-from modeling_dina.backbone_dina import SD3Backbone, is_adapter_key, read_transformer_weights
+from modeling_dina.backbone_dina import SD3Backbone, is_adapter_key
+from modeling_dina.weights_dina import TransformerWeights
 
 PARITY = Path(__file__).parents[1] / "parity"
 LORA = {"rank": 2, "alpha": 4, "targets": ["to_q", "to_out.0", "add_k_proj"]}
@@ -68,9 +69,9 @@ def test_from_backbone_reads_everything_that_is_not_given(base_folder, head_fiel
     assert config.scheduler_config["shift"] == 2.0
     assert config.base_model == config.conditioning_source == str(base_folder)
     assert config.temperature == 2.0
-    weights = read_transformer_weights("sd3", str(base_folder), dtype=torch.bfloat16)
+    weights = TransformerWeights(str(base_folder))
     for name, value in model.backbone.state_dict().items():
-        assert torch.equal(value, weights[name]), name
+        assert torch.equal(value, weights[name].bfloat16()), name
     assert {parameter.dtype for parameter in model.head.parameters()} == {torch.float32}
 
 
@@ -308,7 +309,7 @@ def test_a_missing_file_is_named(adapted, tmp_path):
 
 def test_what_is_not_the_published_layout_is_refused(adapted, tmp_path):
     adapted.save_pretrained(tmp_path / "own")
-    with pytest.raises(ValueError, match=r"checkpoint_dir: expected a config.json with a 'model' section"):
+    with pytest.raises(ValueError, match=r"checkpoint: expected a config.json with a 'model' section"):
         DinaRewardModel.from_official(tmp_path / "own")
     (tmp_path / "own" / "config.json").write_text('{"model": {"reward_head": {}}}')
     with pytest.raises(ValueError, match=r"config.json: expected 'visual_head_idx' in its 'model' section"):
