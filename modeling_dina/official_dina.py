@@ -184,7 +184,7 @@ def _read_settings(root: Path) -> tuple[dict[str, Any], str, dict[str, Any]]:
     path = root / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected the configuration of a published checkpoint, got none")
-    content = json.loads(path.read_text("utf-8"))
+    content = _read_json(path)
     settings = content.get("model") if isinstance(content, dict) else None
     if not isinstance(settings, dict):
         raise ValueError(f"checkpoint: expected a config.json with a 'model' section, got none in {root}")
@@ -204,7 +204,7 @@ def _read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]
         saved = load_file(weights)
     except SafetensorError as error:
         raise ValueError(f"{weights}: expected safetensors, got a file that cannot be read: {error}") from error
-    return json.loads(settings.read_text("utf-8")), {_injected_name(key): value for key, value in saved.items()}
+    return _read_json(settings), {_injected_name(key): value for key, value in saved.items()}
 
 
 def _translate(settings: dict[str, Any]) -> dict[str, Any]:
@@ -229,6 +229,13 @@ def _translate(settings: dict[str, Any]) -> dict[str, Any]:
         "project_in": head["use_proj_in"],
         "logistic": settings["use_logistic"],
     }
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON, got what cannot be read: {error}") from error
 
 
 def _load_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from huggingface_hub.errors import GatedRepoError
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput, cached_file
@@ -682,9 +683,11 @@ def _names_backbone(source: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        # diffusers reports a gated repository as a missing one.
+        reason = error.__context__ if isinstance(error.__context__, GatedRepoError) else error
         raise OSError(
             f"backbone: cannot read {source}, the diffusion model of the checkpoint; `backbone` may name another copy "
-            f"of it: {error}"
+            f"of it: {reason}"
         ) from error
 
 
