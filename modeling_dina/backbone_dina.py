@@ -1,7 +1,10 @@
 """The registry of model families, and the weights of backbones: random, pretrained, and those of LoRA adapters."""
 
+from collections.abc import Mapping
+
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -10,6 +13,7 @@ from .backbone_flux_dina import FluxBackbone
 from .backbone_qwenimage_dina import QwenImageBackbone
 from .backbone_sd3_dina import SD3Backbone
 from .backbone_zimage_dina import ZImageBackbone
+from .weights_dina import allocate
 
 BACKBONES: dict[str, type[Backbone]] = {
     "sd3": SD3Backbone,
@@ -31,10 +35,25 @@ def build_backbone(config) -> Backbone:
     backbone = backbone_class(config.backbone_type)(config)
     if config.lora is not None:
         adapter = LoraConfig(
-            r=config.lora["rank"], lora_alpha=config.lora["alpha"], target_modules=list(config.lora["targets"])
+            r=config.lora["rank"],
+            lora_alpha=config.lora["alpha"],
+            target_modules=list(config.lora["targets"]),
+            exclude_modules=list(config.lora.get("exclude", ())),
         )
         inject_adapter_in_model(adapter, backbone)
     return backbone
+
+
+def allocate_backbone(backbone: nn.Module, dtype: torch.dtype) -> None:
+    """Give a backbone that was built on the meta device its memory: uninitialised base weights of type `dtype`, and
+    LoRA layers in float32 that have no effect yet."""
+    for module in backbone.modules():
+        if isinstance(module, LoraLayer):
+            for matrices in (module.lora_A, module.lora_B):
+                allocate(matrices, torch.float32)
+            for name in module.active_adapters:
+                module.reset_lora_parameters(name, init_lora_weights=True)
+    allocate(backbone, dtype)
 
 
 def merge_lora(backbone: nn.Module) -> None:
@@ -58,28 +77,31 @@ def is_adapter_key(key: str) -> bool:
     return ".lora_" in key
 
 
-def load_base_weights(backbone: nn.Module, weights: dict[str, torch.Tensor], origin: str) -> None:
+@torch.no_grad()
+def load_base_weights(backbone: nn.Module, weights: Mapping[str, torch.Tensor], origin: str) -> None:
     """Copy the matching part of a whole transformer's weights into the backbone, including the base of LoRA layers.
 
     Args:
-        weights: state dict of the diffusers transformer; its later blocks and output layers are ignored.
+        weights: state dict of the diffusers transformer; its later blocks and output layers are not read.
         origin: source of the weights, for error messages.
 
     Raises:
         ValueError: weights of the backbone are missing or have another shape; the message lists them.
     """
     base = {key: value for key, value in backbone.state_dict().items() if not is_adapter_key(key)}
-    found = {key: weights.get(key.replace(".base_layer.", ".")) for key in base}
-    wrong = [
-        f"{key}: expected {list(base[key].shape)}, got {None if value is None else list(value.shape)}"
-        for key, value in found.items()
-        if value is None or value.shape != base[key].shape
-    ]
-    if wrong:
-        raise ValueError(f"{origin} lacks weights of the backbone:\n  " + "\n  ".join(wrong))
     if any(value.is_meta for value in base.values()):
         raise ValueError(f"device_map: the weights of {origin} cannot be put into an offloaded backbone")
-    backbone.load_state_dict(found, strict=False)
+    wrong = []
+    # The largest first: each is in memory twice while it is copied, which matters least while the rest is not loaded.
+    for key in sorted(base, key=lambda key: base[key].nbytes, reverse=True):
+        value = weights.get(key.replace(".base_layer.", "."))
+        if value is None or value.shape != base[key].shape:
+            got = None if value is None else list(value.shape)
+            wrong.append(f"{key}: expected {list(base[key].shape)}, got {got}")
+        else:
+            base[key].copy_(value)
+    if wrong:
+        raise ValueError(f"{origin} lacks weights of the backbone:\n  " + "\n  ".join(sorted(wrong)))
 
 
 def read_backbone_type(source: str, revision: str | None = None, **hub) -> str:
@@ -120,25 +142,9 @@ def read_transformer_config(
     return {key: value for key, value in config.items() if not key.startswith("_")}, commit
 
 
-def read_transformer_weights(
-    backbone_type: str, source: str, revision: str | None = None, dtype: torch.dtype = torch.float32, **hub
-) -> dict[str, torch.Tensor]:
-    """Read the state dict of the whole transformer in a diffusers folder or Hub repository; `hub` is as in
-    `read_backbone_type`.
-
-    Raises:
-        ValueError: weights are missing from the checkpoint; the message lists them.
-    """
-    transformer, info = backbone_class(backbone_type).transformer_class.from_pretrained(
-        source, revision=revision, subfolder="transformer", torch_dtype=dtype, output_loading_info=True, **hub
-    )
-    if info["missing_keys"]:
-        raise ValueError(f"{source} lacks weights of its transformer: {sorted(info['missing_keys'])}")
-    return transformer.state_dict()
-
-
 __all__ = [
     "BACKBONES",
+    "allocate_backbone",
     "backbone_class",
     "build_backbone",
     "freeze_base",
@@ -147,5 +153,4 @@ __all__ = [
     "merge_lora",
     "read_backbone_type",
     "read_transformer_config",
-    "read_transformer_weights",
 ]

@@ -160,7 +160,10 @@ def build_objective(arguments: ModelArguments) -> PreferenceObjective:
     try:
         with names_reward_config():
             model = DinaRewardModel.from_backbone(
-                arguments.base_model, revision=arguments.base_revision, **arguments.config_fields()
+                arguments.base_model,
+                revision=arguments.base_revision,
+                dtype=torch.float32 if arguments.backbone == "full" else arguments.frozen_dtype,
+                **arguments.config_fields(),
             )
     except OSError as error:
         raise ValueError(f"base_model: cannot load {arguments.base_model}: {error}") from error

@@ -22,7 +22,8 @@ class DinaReward(PointwiseRewardModel):
     """A DiNa latent reward model as Flow-Factory's `RewardProcessor` asks it: per-sample fields, as lists.
 
     Args:
-        config: its `model` is a reward model's folder or Hub id; `sigmas` and `num_draws` are the ensemble's, if set.
+        config: its `model` is a reward model's folder or Hub id; `backbone`, if set, is the diffusion model that
+            replaces the one that it names; `sigmas` and `num_draws` are the ensemble's, if set.
         accelerator: of the trainer.
     """
 
@@ -30,7 +31,8 @@ class DinaReward(PointwiseRewardModel):
 
     def __init__(self, config, accelerator) -> None:
         super().__init__(config, accelerator)
-        self.model = DinaRewardModel.from_pretrained(config.model).to(self.device).eval().requires_grad_(False)
+        model = DinaRewardModel.from_pretrained(config.model, backbone=getattr(config, "backbone", None))
+        self.model = model.to(self.device).eval().requires_grad_(False)
         self.ensemble = {name: getattr(config, name, None) for name in ("sigmas", "num_draws")}
 
     @torch.no_grad()

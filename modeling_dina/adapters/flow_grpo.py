@@ -23,16 +23,24 @@ from modeling_dina import DinaScorer
 RewardFunction = Callable[[Any, Sequence[str], Any], tuple[list[float], dict]]
 
 
-def dina_score(model: str | DinaScorer, device: str | torch.device | None = None, **ensemble) -> RewardFunction:
+def dina_score(
+    model: str | DinaScorer,
+    device: str | torch.device | None = None,
+    *,
+    backbone: str | None = None,
+    **ensemble,
+) -> RewardFunction:
     """A reward function.
 
     Args:
         model: a reward model's folder or Hub id, or a scorer.
         device: where a model is loaded to.
+        backbone: diffusion model that replaces the one that a loaded model names, as a folder or Hub id.
         ensemble: `sigmas`, `num_draws`, `mode` and `seed` of `DinaScorer.score`.
     """
-    scorer = model if isinstance(model, DinaScorer) else DinaScorer.from_pretrained(model, device=device)
-    channels = scorer.model.config.transformer_config["in_channels"]
+    is_loaded = isinstance(model, DinaScorer)
+    scorer = model if is_loaded else DinaScorer.from_pretrained(model, device=device, backbone=backbone)
+    channels = scorer.model.config.dimensions.latent_channels
 
     def score(images, prompts: Sequence[str], metadata) -> tuple[list[float], dict]:
         """

@@ -1,7 +1,6 @@
 """The command `dina`. Each subcommand parses its options, makes one call and prints the result."""
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,10 +14,11 @@ from modeling_dina.cli.serving import serve
 from modeling_dina.files import atomic_path
 from modeling_dina.options import (
     EnsembleOptions,
-    HubOptions,
     JsonOption,
+    LoadingOptions,
     ModelOptions,
     SourceOptions,
+    check_model,
     check_output,
     console,
     error_console,
@@ -171,17 +171,12 @@ def rank(
 @app.command()
 @with_option_groups
 def convert(
-    official_dir: Annotated[Path, typer.Argument(help="Folder of a checkpoint in the published layout.")],
+    checkpoint: Annotated[
+        str, typer.Argument(help="Checkpoint in the published layout: a folder or a Hub id.", show_default=False)
+    ],
     out_dir: Annotated[Path, typer.Argument(help="New folder for the converted model.")],
-    backbone: Annotated[
-        str | None,
-        typer.Option(
-            help="Diffusion model of the checkpoint: a diffusers folder or a Hub id. Default: as in its config."
-        ),
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the backbone on the Hub.")] = None,
     *,
-    hub: HubOptions,
+    options: LoadingOptions,
     keep_adapter: Annotated[
         bool, typer.Option("--keep-adapter", help="Write only LoRA and head, which are loaded on top of the backbone.")
     ] = False,
@@ -193,12 +188,10 @@ def convert(
     out_dir = out_dir.absolute()
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise ValueError(f"OUT_DIR: expected a new or an empty folder, got {out_dir}")
-    # The converted model refers to its backbone, so a relative path must become absolute.
-    source = os.path.abspath(backbone) if backbone and os.path.isdir(backbone) else backbone
-    with loading("OFFICIAL_DIR, backbone", f"{official_dir} on {backbone or 'the backbone it names'}"):
-        model = DinaRewardModel.from_official(
-            official_dir, source, revision=revision, keep_adapter=keep_adapter, **hub.hub_arguments()
-        )
+    check_model(checkpoint, "CHECKPOINT")
+    named = options.backbone or "the backbone it names"
+    with loading("CHECKPOINT, backbone", f"{checkpoint} on {named}"):
+        model = DinaRewardModel.from_official(checkpoint, keep_adapter=keep_adapter, **options.loading_arguments())
     with atomic_path(out_dir) as partial:
         model.save_pretrained(partial, adapter_only=keep_adapter)
     console.print(f"wrote {escape(str(out_dir))}", highlight=False)
@@ -235,9 +228,7 @@ def info(model: SourceOptions, as_json: JsonOption = False) -> None:
 
     model.check()
     with loading("model", model.model):
-        loaded = DinaRewardModel.from_pretrained(
-            model.model, dtype="auto", revision=model.revision or "main", **model.hub_arguments()
-        )
+        loaded = DinaRewardModel.from_pretrained(model.model, dtype="auto", **model.loading_arguments())
     parts = {"backbone": loaded.backbone, "head": loaded.head}
     config = loaded.config
     sizes = config.dimensions

@@ -1,6 +1,7 @@
 """The commands of `dina` that evaluate a reward on preferences. They import their extra only when they run."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,9 +13,10 @@ from modeling_dina.options import (
     EMBEDDED_MODEL,
     Dtype,
     EnsembleOptions,
-    HubOptions,
     JsonOption,
+    LoadingOptions,
     ModelOptions,
+    check_model,
     check_output,
     console,
     error_console,
@@ -81,7 +83,10 @@ def evaluate(
                 strict=strict,
                 settings=settings,
                 command=repeat_command(
-                    benchmark, scorer is not None, reader.settings | settings | {"seed": ensemble.seed}, out
+                    benchmark,
+                    scorer is not None,
+                    reader.settings | settings | {"seed": ensemble.seed, "backbone": model.backbone},
+                    out,
                 ),
                 progress=advance,
             )
@@ -96,6 +101,7 @@ def repeat_command(benchmark: str, is_callable: bool, settings: dict[str, Any], 
     options = {
         "benchmark": benchmark,
         "scorer" if is_callable else "model": settings["model"],
+        "backbone": settings["backbone"] and shown(settings["backbone"]),
         "data": settings["data"],
     }
     options |= {"sigmas": settings["sigmas"] and ",".join(map(str, settings["sigmas"]))}
@@ -151,11 +157,15 @@ def print_results(results: dict[str, Any]) -> None:
 
 @with_option_groups
 def calibrate(
-    model: Annotated[Path, typer.Option(help="Folder of the model to calibrate.")],
+    model: Annotated[str, typer.Option(help="Model to calibrate: a folder or a Hub id.")],
     benchmark: BenchmarkOption,
-    hub: HubOptions,
+    source: LoadingOptions,
     out: Annotated[
-        Path | None, typer.Option(help="New folder for a calibrated copy. Default: change the model's own config.")
+        Path | None,
+        typer.Option(
+            help="New folder for a calibrated copy, in the layout of this package. Default: change the model's own "
+            "config."
+        ),
     ] = None,
     data: DataOption = None,
     limit: Annotated[int | None, typer.Option(min=2, help="Read only this many rows or prompts.")] = None,
@@ -175,23 +185,27 @@ def calibrate(
     prompts."""
     from modeling_dina.evaluation.benchmarks import find_benchmark, find_data
     from modeling_dina.evaluation.calibration import calibrate as fit
+    from modeling_dina.evaluation.calibration import has_own_config
     from modeling_dina.evaluation.rewards import DinaReader
 
-    if not (model / "config.json").is_file():
+    check_model(model)
+    if os.path.isdir(model) and not (Path(model) / "config.json").is_file():
         raise ValueError(f"model: expected a model folder, got {model}")
-    if out is None and model.resolve() == Path(EMBEDDED_MODEL).resolve():
-        raise ValueError(
-            "out: expected a folder for a copy of the model in the package, which stays as it is, got none"
+    is_embedded = Path(model).resolve() == Path(EMBEDDED_MODEL).resolve()
+    if out is None and (is_embedded or not has_own_config(model)):
+        kind = (
+            "the model in the package" if is_embedded else f"{model}, which is on the Hub or in the published layout"
         )
+        raise ValueError(f"out: expected a folder for a copy of {kind}, which stays as it is, got none")
     if out is not None and (out.exists() or not out.absolute().parent.is_dir()):
         raise ValueError(f"out: expected a new folder in one that is there, got {out}")
 
-    source = find_benchmark(benchmark)
-    folder, _ = find_data(source, data)
+    found = find_benchmark(benchmark)
+    folder, _ = find_data(found, data)
     with error_console.status("reading the benchmark"):
-        preferences = source.read(folder, limit)
-    options = ModelOptions(**vars(hub), model=str(model), device=device, dtype=dtype)
-    reader = DinaReader(options.open_scorer(batch_size=batch_size), str(model), seed=seed)
+        preferences = found.read(folder, limit)
+    options = ModelOptions(**vars(source), model=model, device=device, dtype=dtype)
+    reader = DinaReader(options.open_scorer(batch_size=batch_size), model, seed=seed)
     with scoring_progress() as advance:
         result = fit(
             benchmark,

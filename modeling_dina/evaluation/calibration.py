@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize_scalar
 
+from modeling_dina import DinaRewardModel
 from modeling_dina.evaluation.benchmarks import Ties, find_benchmark
 from modeling_dina.evaluation.benchmarks.preference_set import Pairs, PreferenceSet
 from modeling_dina.evaluation.evaluate import content_of, likelihood, run_settings, score_items, scored
 from modeling_dina.evaluation.rewards import DinaReader, Rewards
 from modeling_dina.evaluation.statistics import negative_log_likelihood
 from modeling_dina.files import Journal, atomic_path, write_text
+from modeling_dina.official_dina import is_official
 
 # Natural logarithm of the smallest and of the largest factor on the temperature that is looked at.
 LARGEST_LOG_FACTOR = math.log(1000)
@@ -39,7 +41,7 @@ def calibrate(
     name: str,
     preferences: PreferenceSet,
     reader: DinaReader,
-    model: Path,
+    model: str | Path,
     out: Path | None,
     *,
     batch_size: int,
@@ -56,8 +58,9 @@ def calibrate(
         name: of the benchmark.
         preferences: what its `read` returned.
         reader: of the model.
-        model: the model's folder.
-        out: a new folder for a calibrated copy; None changes the model's own config.
+        model: the model's folder or Hub id.
+        out: a new folder for a calibrated copy; None changes the model's own config, which is only possible if
+            `has_own_config`.
         batch_size: images at a time; it changes no result.
         data_folder: that the benchmark was read from.
         seed: of the split and of the shuffled sides.
@@ -75,7 +78,7 @@ def calibrate(
     pairs = preferences.pairs("validation" if benchmark.ties is Ties.predicted else "test").shuffled_sides(seed)
     if benchmark.ties is Ties.dropped:
         pairs = pairs[pairs.label != 0.5]
-    place = (out or model).absolute()
+    place = Path(out or model).absolute()
     journal = Journal(
         place.with_name(f"{place.name}.calibration.partial"),
         content_of(name, preferences, data_folder) | run_settings(reader, seed),
@@ -92,7 +95,10 @@ def calibrate(
         when: likelihood(*used.log_probabilities(held), held.target)
         for when, used in {"before": rewards, "after": recalibrated(rewards, current, found)}.items()
     }
-    write_calibration(model, found, out)
+    if has_own_config(model):
+        write_calibration(Path(model), found, out)
+    elif out is not None:
+        save_calibrated(reader.scorer.model, found, out)
     journal.remove()
     return {
         **vars(found),
@@ -178,6 +184,19 @@ def write_calibration(folder: Path, calibration: Calibration, out: Path | None) 
     with atomic_path(out) as partial:
         shutil.copytree(folder, partial)
         _write_config(partial, calibration)
+
+
+def has_own_config(model: str | Path) -> bool:
+    """Whether a model is a local folder whose config has the fields of a calibration, which the published layout has
+    not."""
+    return Path(model, "config.json").is_file() and not is_official(str(model))
+
+
+def save_calibrated(model: DinaRewardModel, calibration: Calibration, out: Path) -> None:
+    """Save a loaded model with another calibration to a new folder."""
+    model.config.update(vars(calibration))
+    with atomic_path(out) as partial:
+        model.save_pretrained(partial)
 
 
 def _write_config(folder: Path, calibration: Calibration) -> None:

@@ -46,7 +46,7 @@ class DinaConfig(PreTrainedConfig):
         project_in: project tokens to `head_width` even if the widths are equal.
         logistic: map raw scores to (0, 1) by the logistic function.
         lora: `{"rank": int, "alpha": number, "targets": [module name suffixes]}`, the LoRA adapter of the
-            backbone, or None.
+            backbone, or None. "exclude", which may be omitted, lists suffixes of names of modules without LoRA.
         scheduler_config: diffusers configuration of the scheduler that defines the backbone's noise levels.
         timestep_scale: factor from the noise level and the guidance scale to the arguments of FLUX.1's embeddings:
             1000 as in diffusers, 1 in the published reward models on FLUX.1. Other families have 1000.
@@ -199,8 +199,11 @@ class DinaConfig(PreTrainedConfig):
                 f"head_width: expected a positive multiple of 4 and of num_attention_heads="
                 f"{self.num_attention_heads}, got {self.head_width}"
             )
-        if self.lora is not None and set(self.lora) != {"rank", "alpha", "targets"}:
-            raise ValueError(f"lora: expected the keys 'rank', 'alpha' and 'targets', got {sorted(self.lora)}")
+        if self.lora is not None and set(self.lora) - {"exclude"} != {"rank", "alpha", "targets"}:
+            raise ValueError(
+                "lora: expected the keys 'rank', 'alpha' and 'targets', and possibly 'exclude', "
+                f"got {sorted(self.lora)}"
+            )
         if self.lora is not None and not (self.lora["rank"] > 0 and math.isfinite(self.lora["alpha"])):
             raise ValueError(f"lora: expected a positive 'rank' and a finite 'alpha', got {self.lora}")
 

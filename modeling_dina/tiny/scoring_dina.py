@@ -202,13 +202,14 @@ class DinaScorer:
         Load a scorer from a folder or a Hub repository, with the pipeline that the model's config names.
 
         Args:
-            source: a folder written by `save_pretrained`, or a Hub id.
+            source: a folder written by `save_pretrained` or in the published layout, or a Hub id.
             device: device of model and pipeline; None uses the CPU, or the devices of `device_map`.
             dtype: dtype of model and pipeline; None uses that of the weights.
             revision: branch, tag or commit of the Hub repository.
             batch_size, max_pixels: as in the class.
-            options: further arguments of `DinaRewardModel.from_pretrained`, such as `cache_dir`, `token`,
-                `local_files_only`, `subfolder` or `device_map`. Hub options are also used for the pipeline.
+            options: further arguments of `DinaRewardModel.from_pretrained`, such as `backbone`,
+                `cache_dir`, `token`, `local_files_only`, `subfolder` or `device_map`. Hub options are also used for
+                the pipeline.
 
         Raises:
             ValueError, OSError: there is no reward model, its weights are incomplete, or it cannot be downloaded.

@@ -29,6 +29,13 @@ class AlignArguments:
     reward_revision: str | None = field(
         default=None, metadata={"help": "Git revision of reward_model on the Hub; the main branch if unset."}
     )
+    reward_backbone: str | None = field(
+        default=None,
+        metadata={
+            "help": "Diffusion model that reward_model is based on, as a folder or a Hub id; the one that it names if "
+            "unset."
+        },
+    )
     dtype: Literal["float32", "bfloat16"] = field(
         default="bfloat16",
         metadata={"help": "Floating-point type of the frozen weights; the LoRA weights are float32."},

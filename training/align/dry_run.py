@@ -9,6 +9,7 @@ from peft import LoraConfig
 
 from modeling_dina import DinaConfig, DinaRewardModel
 from modeling_dina.backbone_dina import read_transformer_config
+from modeling_dina.official_dina import is_official, official_fields
 from modeling_dina.presets_dina import PRESETS, SD35_MEDIUM
 from training.align.algorithm import AlgorithmArguments
 from training.align.arguments import AlignArguments
@@ -26,6 +27,7 @@ from training.costs import (
     training_bytes,
     weight_bytes,
 )
+from training.reward.dry_run import offline_config
 
 LATENT_FACTOR = 8  # pixels a latent, of every Stable Diffusion 3 VAE
 
@@ -43,7 +45,8 @@ class Cost:
     """
 
     def __init__(self, arguments: AlignArguments, algorithm_arguments: AlgorithmArguments) -> None:
-        config, transformer_config = offline_reward(arguments.reward_model), offline_policy(arguments.policy)
+        config = offline_reward(arguments.reward_model, arguments.reward_backbone)
+        transformer_config = offline_policy(arguments.policy)
         dtype, algorithm = getattr(torch, arguments.dtype), ALGORITHMS[arguments.algorithm]
         side = arguments.resolution // LATENT_FACTOR if arguments.resolution else None
         shapes = input_shapes(transformer_config, config.max_sequence_length, side)
@@ -105,9 +108,14 @@ def offline_policy(source: str) -> dict:
     return PRESETS[SD35_MEDIUM]["transformer_config"]
 
 
-def offline_reward(source: str) -> DinaConfig:
+def offline_reward(source: str, backbone: str | None) -> DinaConfig:
     """The reward model's configuration, without asking the Hub; of a Hub id, that of DiNa-LRM on SD3.5 Medium."""
-    return DinaConfig.from_pretrained(source) if os.path.isdir(source) else DinaConfig()
+    if not os.path.isdir(source):
+        return DinaConfig()
+    if not is_official(source):
+        return DinaConfig.from_pretrained(source)
+    fields, named = official_fields(source)
+    return offline_config(backbone or named, fields)
 
 
 def print_dry_run(arguments: AlignArguments, algorithm_arguments: AlgorithmArguments) -> None:
