@@ -9,35 +9,25 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
+from .backbone_base_dina import Dimensions
+from .backbone_dina import backbone_class
+from .presets_dina import PRESETS, SD35_MEDIUM
+
 ENSEMBLE_MODES = ("features", "mean", "precision")
 
-# The whole transformer of stabilityai/stable-diffusion-3.5-medium.
-SD35_MEDIUM_TRANSFORMER: dict[str, Any] = {
-    "sample_size": 128,
-    "patch_size": 2,
-    "in_channels": 16,
-    "num_layers": 24,
-    "attention_head_dim": 64,
-    "num_attention_heads": 24,
-    "joint_attention_dim": 4096,
-    "caption_projection_dim": 1536,
-    "pooled_projection_dim": 2048,
-    "out_channels": 16,
-    "pos_embed_max_size": 384,
-    "dual_attention_layers": list(range(13)),
-    "qk_norm": "rms_norm",
-}
-SD35_SCHEDULER: dict[str, Any] = {
-    "_class_name": "FlowMatchEulerDiscreteScheduler",
-    "num_train_timesteps": 1000,
-    "shift": 3.0,
-}
+# Fields of single families, which are written to config.json only where they differ from their defaults.
+FAMILY_FIELDS = ("timestep_scale",)
+
+
+def _preset_value(name: str):
+    return lambda: copy.deepcopy(PRESETS[SD35_MEDIUM][name])
 
 
 @strict
 class DinaConfig(PreTrainedConfig):
     r"""
-    The defaults describe DiNa-LRM on Stable Diffusion 3.5 Medium (arXiv 2602.11146).
+    The defaults describe DiNa-LRM on Stable Diffusion 3.5 Medium (arXiv 2602.11146). `DinaConfig.preset` describes a
+    reward model on another published diffusion model.
 
     Fields are also checked when they are set later. Fields that depend on one another must be set together:
     `config.update({"num_layers": 8, "visual_layers": [4, 8], "text_layers": [8]})`.
@@ -46,7 +36,7 @@ class DinaConfig(PreTrainedConfig):
         backbone_type: family of the diffusion transformer; a key of `backbone_dina.BACKBONES`.
         transformer_config: diffusers configuration of the *whole* original transformer, of which the reward model
             uses the first `num_layers` blocks.
-        num_layers: number of blocks; equal to the highest of `visual_layers` and `text_layers`.
+        num_layers: number of blocks, of all kinds; equal to the highest of `visual_layers` and `text_layers`.
         visual_layers, text_layers: numbers of the blocks whose output tokens the head uses. 0 is the embedded input.
         head_width: width of the head, a multiple of 4 and of `num_attention_heads`; None uses the backbone's token
             width.
@@ -56,8 +46,10 @@ class DinaConfig(PreTrainedConfig):
         project_in: project tokens to `head_width` even if the widths are equal.
         logistic: map raw scores to (0, 1) by the logistic function.
         lora: `{"rank": int, "alpha": number, "targets": [module name suffixes]}`, the LoRA adapter of the
-            backbone, or None.
+            backbone, or None. "exclude", which may be omitted, lists suffixes of names of modules without LoRA.
         scheduler_config: diffusers configuration of the scheduler that defines the backbone's noise levels.
+        timestep_scale: factor from the noise level and the guidance scale to the arguments of FLUX.1's embeddings:
+            1000 as in diffusers, 1 in the published reward models on FLUX.1. Other families have 1000.
         variance_slope: k in the likelihood's variance k sigma^2 + floor (arXiv 2602.11146).
         variance_floor: the floor in this formula, sigma_u^2 in the paper: 0.05 in the released code, 0.01 in the
             paper.
@@ -72,7 +64,7 @@ class DinaConfig(PreTrainedConfig):
             the folder in it.
         conditioning: the text encoders and the VAE that the model was trained with, as recorded by
             `conditioning_dina.describe_conditioning`. A pipeline that differs is an error. None means unknown.
-        max_sequence_length: maximum number of text tokens of the third text encoder.
+        max_sequence_length: maximum number of text tokens of the T5 encoder or the language model.
         base_model, base_revision: the pretrained diffusion model whose blocks form the backbone.
         adapter_only: True for a checkpoint with only the LoRA and the head, which takes all other weights from
             `base_model`. Set by `save_pretrained(..., adapter_only=True)`; False for every loaded model.
@@ -81,7 +73,7 @@ class DinaConfig(PreTrainedConfig):
     model_type = "dina"
 
     backbone_type: str = "sd3"
-    transformer_config: dict = field(default_factory=lambda: dict(SD35_MEDIUM_TRANSFORMER))
+    transformer_config: dict = field(default_factory=_preset_value("transformer_config"))
     num_layers: int = 12
     visual_layers: list[int] | tuple[int, ...] = (4, 8, 12)
     text_layers: list[int] | tuple[int, ...] = (4, 8, 12)
@@ -92,7 +84,8 @@ class DinaConfig(PreTrainedConfig):
     project_in: bool = False
     logistic: bool = False
     lora: dict | None = None
-    scheduler_config: dict = field(default_factory=lambda: dict(SD35_SCHEDULER))
+    scheduler_config: dict = field(default_factory=_preset_value("scheduler_config"))
+    timestep_scale: float | int = 1000.0
     variance_slope: float | int = 2.0
     variance_floor: float | int = 0.05
     default_sigmas: list[float | int] | tuple[float | int, ...] = (0.2, 0.5, 0.7)
@@ -109,6 +102,40 @@ class DinaConfig(PreTrainedConfig):
     base_model: str | None = None
     base_revision: str | None = None
     adapter_only: bool = False
+
+    @classmethod
+    def preset(cls, name: str, **fields) -> "DinaConfig":
+        """
+        Create the configuration of a reward model on a published diffusion model, with the default layers of its
+        family.
+
+        ```python
+        >>> config = DinaConfig.preset("flux1-dev", head_width=1536)
+        ```
+
+        Args:
+            name: a key of `presets_dina.PRESETS`, such as "sd3.5-medium", "flux1-dev" or "qwen-image".
+            fields: fields that differ.
+
+        Raises:
+            ValueError: there is no such preset.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"name: expected one of {sorted(PRESETS)}, got {name!r}")
+        preset = copy.deepcopy(PRESETS[name])
+        preset |= backbone_class(preset["backbone_type"]).default_fields(preset["transformer_config"])
+        return cls(**preset | fields)
+
+    @property
+    def dimensions(self) -> Dimensions:
+        """Sizes that the transformer determines, such as the channels of latents and the width of text embeddings."""
+        return backbone_class(self.backbone_type).describe(self.transformer_config)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Like the inherited method, without `FAMILY_FIELDS` that have their defaults."""
+        values = super().to_dict()
+        defaults = {name: getattr(type(self), name) for name in FAMILY_FIELDS}
+        return {name: value for name, value in values.items() if name not in defaults or value != defaults[name]}
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
@@ -139,10 +166,10 @@ class DinaConfig(PreTrainedConfig):
         self.__dict__.update(changed.__dict__)
 
     def validate_layers(self):
-        """The layers must be among the first `num_layers` blocks, and the last block must be one of them."""
-        depth = self.transformer_config.get("num_layers")
-        if not isinstance(depth, int):
-            raise ValueError(f"transformer_config: expected an integer under 'num_layers', got {depth!r}")
+        """The layers must be among the first `num_layers` blocks, and the last block must be one of them. A family may
+        have further rules."""
+        backbone = backbone_class(self.backbone_type)
+        depth = backbone.depth(self.transformer_config)
         if not 0 <= self.num_layers <= depth:
             raise ValueError(f"num_layers: expected 0 to the transformer's {depth} blocks, got {self.num_layers}")
         for name in ("visual_layers", "text_layers"):
@@ -158,11 +185,7 @@ class DinaConfig(PreTrainedConfig):
                 f"num_layers: expected {deepest}, the highest visual or text layer, got {self.num_layers}; "
                 "DinaConfig.update changes both together"
             )
-        if depth in self.text_layers:
-            raise ValueError(
-                f"text_layers: expected layers below {depth}, because the last block has no text output, "
-                f"got {list(self.text_layers)}"
-            )
+        backbone.check_config(self)
 
     def validate_head(self):
         """Check the ranges of the head's and the LoRA's fields."""
@@ -176,8 +199,11 @@ class DinaConfig(PreTrainedConfig):
                 f"head_width: expected a positive multiple of 4 and of num_attention_heads="
                 f"{self.num_attention_heads}, got {self.head_width}"
             )
-        if self.lora is not None and set(self.lora) != {"rank", "alpha", "targets"}:
-            raise ValueError(f"lora: expected the keys 'rank', 'alpha' and 'targets', got {sorted(self.lora)}")
+        if self.lora is not None and set(self.lora) - {"exclude"} != {"rank", "alpha", "targets"}:
+            raise ValueError(
+                "lora: expected the keys 'rank', 'alpha' and 'targets', and possibly 'exclude', "
+                f"got {sorted(self.lora)}"
+            )
         if self.lora is not None and not (self.lora["rank"] > 0 and math.isfinite(self.lora["alpha"])):
             raise ValueError(f"lora: expected a positive 'rank' and a finite 'alpha', got {self.lora}")
 

@@ -14,11 +14,15 @@ from transformers.utils.hub import extract_commit_hash
 from .conditioning_dina import Location
 from .scoring_dina import DinaScorer
 
+# Weights of a model or a part of a pipeline, and of a checkpoint in the published layout.
+WEIGHTS = ("*.safetensors", "checkpoint/*.pt", "checkpoint/backbone_lora/adapter_*")
+
 
 def weights_hash(folder: Path) -> str:
     """A hash of the configuration and weights in a folder, which differs between two checkpoints."""
     digest = hashlib.sha256()
-    for path in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
+    weights = [path for pattern in WEIGHTS for path in sorted(folder.glob(pattern))]
+    for path in [folder / "config.json", *weights]:
         with path.open("rb") as file:
             digest.update(sha_fileobj(file))
     return f"sha256:{digest.hexdigest()[:16]}"
@@ -55,12 +59,9 @@ def scoring_settings(
     """
     model, config = scorer.model, scorer.model.config
     hub = {name: value for name, value in model.hub_options.items() if name != "force_download"}
-    saved = type(config).from_pretrained(
-        model.name_or_path, revision=model.weights_revision or "main", subfolder=model.weights_subfolder, **hub
-    )
     base = {}
-    if saved.adapter_only:
-        base["base"] = parts_identity(Location(saved.base_model, saved.base_revision), ["transformer"], **hub)
+    if model.base_location is not None:
+        base["base"] = parts_identity(model.base_location, ["transformer"], **hub)
     encoders = [name for name, part in scorer.pipeline.components.items() if isinstance(part, nn.Module)]
     return {
         "revision": model.weights_revision or weights_hash(Path(model.name_or_path)),

@@ -93,7 +93,32 @@ class HubOptions:
 
 
 @dataclass
-class SourceOptions(HubOptions):
+class LoadingOptions(HubOptions):
+    """Options for loading a reward model: its version, and the diffusion model that it is based on."""
+
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model on the Hub.")] = None
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            help="Diffusion model that the reward model is based on: a folder or a Hub id. Default: the one that it "
+            "names."
+        ),
+    ] = None
+    backbone_revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of the backbone on the Hub.")
+    ] = None
+
+    def loading_arguments(self) -> dict[str, Any]:
+        """The options as keyword arguments of `DinaRewardModel.from_pretrained`."""
+        if self.backbone is not None:
+            check_model(self.backbone, "backbone")
+        given = {"backbone": self.backbone, "backbone_revision": self.backbone_revision}
+        given = {name: value for name, value in given.items() if value is not None}
+        return {"revision": self.revision or "main", **given, **self.hub_arguments()}
+
+
+@dataclass
+class SourceOptions(LoadingOptions):
     """Options that select the reward model."""
 
     model: Annotated[
@@ -102,7 +127,6 @@ class SourceOptions(HubOptions):
             help="Reward model: a folder or a Hub id. Default: the small model in the package.", show_default=False
         ),
     ] = EMBEDDED_MODEL
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model on the Hub.")] = None
 
     def check(self) -> None:
         """Check the path of the model, and print a note if it is the embedded one."""
@@ -130,7 +154,7 @@ class ModelOptions(SourceOptions):
         dtype = None if self.dtype is None else getattr(torch, self.dtype)
         with loading("model", self.model):
             return DinaScorer.from_pretrained(
-                self.model, device=device, dtype=dtype, revision=self.revision, **self.hub_arguments(), **options
+                self.model, device=device, dtype=dtype, **self.loading_arguments(), **options
             )
 
 

@@ -8,7 +8,7 @@ from transformers.utils.generic import maybe_autocast
 
 
 class FilmAdapter(nn.Module):
-    """Modulates the tokens of one layer by the time-text embedding and projects them to a quarter of the width."""
+    """Modulates the tokens of one layer by the time embedding and projects them to a quarter of the width."""
 
     def __init__(self, token_width: int, conditioning_width: int, width: int, project_in: bool):
         super().__init__()
@@ -49,8 +49,15 @@ class QueryAttention(nn.Module):
             self.gate_text = _gate(width)
         self.to_out = nn.Sequential(nn.Linear(width, width), nn.Dropout(dropout))
 
-    def forward(self, queries: torch.Tensor, visual: torch.Tensor, text: torch.Tensor | None = None) -> torch.Tensor:
-        """queries [B, Q, width], visual [B, V, width], text [B, T, width] -> [B, Q, width]."""
+    def forward(
+        self,
+        queries: torch.Tensor,
+        visual: torch.Tensor,
+        text: torch.Tensor | None = None,
+        text_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """queries [B, Q, width], visual [B, V, width], text [B, T, width], text_mask bool [B, T], True for tokens to
+        attend to -> [B, Q, width]."""
         q = self.to_q(self.norm_q(queries))
         visual = self.norm_v(visual)
         values = self.to_v_vis(visual)
@@ -59,24 +66,33 @@ class QueryAttention(nn.Module):
         text = self.norm_t(text)
         gated = values * self.gate_vis(visual).sigmoid()
         text_gated = self.to_v_text(text) * self.gate_text(text).sigmoid()
-        attended = self._attend(q, self.to_k_vis(visual), gated) + self._attend(q, self.to_k_text(text), text_gated)
+        attended = self._attend(q, self.to_k_vis(visual), gated)
+        attended = attended + self._attend(q, self.to_k_text(text), text_gated, text_mask)
         return queries + self.to_out(attended)
 
-    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def _attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        if mask is not None:
+            mask = mask[:, None, None, :]
         q, k, v = (tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for tokens in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
 class RewardHead(nn.Module):
     """Maps the features of selected layers to one reward. Module names are those of the published weights."""
 
-    def __init__(self, config, token_width: int):
+    def __init__(self, config, token_width: int, conditioning_width: int | None = None):
+        """`conditioning_width` None means that it equals `token_width`."""
         super().__init__()
         width = config.head_width or token_width
+        conditioning_width = conditioning_width or token_width
         dropout = config.head_dropout
 
         def adapters(layers):
-            return nn.ModuleList(FilmAdapter(token_width, token_width, width, config.project_in) for _ in layers)
+            return nn.ModuleList(
+                FilmAdapter(token_width, conditioning_width, width, config.project_in) for _ in layers
+            )
 
         self.layer_adapters_visual = adapters(config.visual_layers)
         self.layer_adapters_text = adapters(config.text_layers)
@@ -99,7 +115,10 @@ class RewardHead(nn.Module):
         # The weights of an offloaded head are on the meta device until its layers run.
         with maybe_autocast(device_type=levels[0].conditioning.device.type, enabled=False):
             visual, text = zip(*(self._tokens(features) for features in levels), strict=True)
-            rewards = self._read(torch.cat(visual, dim=1), torch.cat(text, dim=1))
+            # All levels have the same text, so that either all have a mask or none has.
+            masks = [features.text_mask for features in levels if features.text_mask is not None]
+            mask = torch.cat(masks, dim=1) if masks else None
+            rewards = self._read(torch.cat(visual, dim=1), torch.cat(text, dim=1), mask)
         return rewards.sigmoid() if self.logistic else rewards
 
     def _tokens(self, features) -> tuple[torch.Tensor, torch.Tensor]:
@@ -115,10 +134,10 @@ class RewardHead(nn.Module):
         text = self.agg_text(adapt(self.layer_adapters_text, features.text))
         return visual, text
 
-    def _read(self, visual: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    def _read(self, visual: torch.Tensor, text: torch.Tensor, text_mask: torch.Tensor | None) -> torch.Tensor:
         """Map visual tokens [B, V, width] and text tokens [B, T, width] to rewards [B]."""
         queries = self.query_tokens.expand(visual.shape[0], -1, -1)
-        queries = self.attn1(queries, visual, text)
+        queries = self.attn1(queries, visual, text, text_mask)
         queries = self.attn2(queries, visual)
         queries = queries + self.ff(self.norm_ff(queries))
         return self.head(queries).mean(dim=(1, 2))

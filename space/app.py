@@ -162,18 +162,19 @@ def _refusing(function: Callable) -> Callable:
     return refusing
 
 
-def serve(model: str) -> None:
+def serve(model: str, backbone: str | None = None) -> None:
     """Serves the page until it is interrupted. Gradio takes host and port from GRADIO_SERVER_NAME, by default
     127.0.0.1, and GRADIO_SERVER_PORT, by default the first free port from 7860.
 
     Args:
         model: folder or Hub id of a reward model.
+        backbone: diffusion model that replaces the one that the reward model names, as a folder or Hub id.
 
     Raises:
         ValueError, OSError: the model cannot be loaded, or the port is taken.
     """
     limit_decoding()
-    judge = Judge(ModelOptions(model=model).open_scorer())
+    judge = Judge(ModelOptions(model=model, backbone=backbone).open_scorer())
     note = EMBEDDED_NOTE if model == EMBEDDED_MODEL else f"The model: {model}."
     page = build_page(judge, Generator.beside(judge), note)
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
@@ -191,6 +192,6 @@ def serve(model: str) -> None:
 
 if __name__ == "__main__":
     try:
-        serve(os.environ.get("DINA_MODEL", EMBEDDED_MODEL))
+        serve(os.environ.get("DINA_MODEL", EMBEDDED_MODEL), os.environ.get("DINA_BACKBONE"))
     except (ValueError, OSError) as error:
         sys.exit(f"Error: {error}")

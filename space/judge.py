@@ -200,7 +200,8 @@ class Generator:
         num_steps = checked_integer("steps", num_steps, 4, MAX_STEPS)
         seed = checked_integer("seed", seed, 0, MAX_SEED)
         # Not by the pipeline itself, which shares its tokenizers with the scorer and would not wait for it.
-        embeds, pooled = encode_prompts(self.pipeline, [prompt, ""], self.judge.config.max_sequence_length)
+        encoded = encode_prompts(self.pipeline, [prompt, ""], self.judge.config.max_sequence_length)
+        embeds, pooled = encoded.pair()
         states: SimpleQueue[SamplingState | None] = SimpleQueue()
         abandoned = Event()
 

@@ -90,6 +90,7 @@ class Fault:
     kind: str
     times: float
     status: int | None
+    code: str
     cut: bool
     lost: bool
     delay: float
@@ -169,6 +170,7 @@ class LoopbackHub:
         *,
         times: float = 1,
         status: int | None = None,
+        code: str = "",
         cut: bool = False,
         lost: bool = False,
         delay: float = 0,
@@ -177,11 +179,12 @@ class LoopbackHub:
 
         Args:
             status: the error they are answered with.
+            code: the Hub's own name of that error, such as "GatedRepo".
             cut: the connection closes after the first bytes of the request.
             lost: the request is obeyed, and then the connection closes.
             delay: seconds before any of these; or before the answer, if it is all that is given.
         """
-        self._faults.append(Fault(kind, times, status, cut, lost, delay))
+        self._faults.append(Fault(kind, times, status, code, cut, lost, delay))
 
     def _serve(self, kind, answer):
         async def endpoint(request: Request) -> Response:
@@ -195,7 +198,7 @@ class LoopbackHub:
                 await anext(request.stream())
                 return _HalfResponse()
             if fault.status is not None:
-                return _error(fault.status, "as it was asked to")
+                return _error(fault.status, "as it was asked to", fault.code)
             response = await self._answer(request, answer)
             return _HalfResponse() if fault.lost else response
 

@@ -136,10 +136,14 @@ def build_objective(arguments: ModelArguments) -> PreferenceObjective:
         ValueError: `base_model` or `reward_config` is invalid.
     """
     check_model(arguments.base_model, "base_model")
+    dtype = "float32" if arguments.backbone == "full" else arguments.backbone_dtype
     try:
         with names_reward_config():
             model = DinaRewardModel.from_backbone(
-                arguments.base_model, revision=arguments.base_revision, **arguments.config_fields()
+                arguments.base_model,
+                revision=arguments.base_revision,
+                dtype=getattr(torch, dtype),
+                **arguments.config_fields(),
             )
     except OSError as error:
         raise ValueError(f"base_model: cannot load {arguments.base_model}: {error}") from error
@@ -207,7 +211,9 @@ def prepare(
         objective,
         args,
         # Not that of a scorer, which caches prompts: rounding would depend on the earlier ones.
-        encode_prompts=lambda prompts: encode_prompts(pipeline, prompts, objective.model.config.max_sequence_length),
+        encode_prompts=lambda prompts: encode_prompts(
+            pipeline, prompts, objective.model.config.max_sequence_length
+        ).pair(),
         noise_levels=model_arguments.noise_levels,
         pairs=pairs,
         validation_pairs=validation_pairs,

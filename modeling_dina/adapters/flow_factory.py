@@ -22,7 +22,8 @@ class DinaReward(PointwiseRewardModel):
     """A DiNa latent reward model with the interface of Flow-Factory's `RewardProcessor`: lists of per-sample fields.
 
     Args:
-        config: `model` is the folder or Hub id of a reward model; `sigmas` and `num_draws` are optional.
+        config: `model` is the folder or Hub id of a reward model. Optional are `backbone`, the diffusion model that
+            replaces the one that the reward model names, `sigmas` and `num_draws`.
         accelerator: accelerator of the trainer.
     """
 
@@ -30,7 +31,8 @@ class DinaReward(PointwiseRewardModel):
 
     def __init__(self, config, accelerator) -> None:
         super().__init__(config, accelerator)
-        self.model = DinaRewardModel.from_pretrained(config.model).to(self.device).eval().requires_grad_(False)
+        model = DinaRewardModel.from_pretrained(config.model, backbone=getattr(config, "backbone", None))
+        self.model = model.to(self.device).eval().requires_grad_(False)
         self.ensemble = {name: getattr(config, name, None) for name in ("sigmas", "num_draws")}
 
     @torch.no_grad()

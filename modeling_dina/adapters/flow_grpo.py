@@ -23,16 +23,26 @@ from modeling_dina import DinaScorer
 RewardFunction = Callable[[Any, Sequence[str], Any], tuple[list[float], dict]]
 
 
-def dina_score(model: str | DinaScorer, device: str | torch.device | None = None, **ensemble) -> RewardFunction:
+def dina_score(
+    model: str | DinaScorer,
+    device: str | torch.device | None = None,
+    *,
+    backbone: str | None = None,
+    **ensemble,
+) -> RewardFunction:
     """Create a reward function.
 
     Args:
         model: folder or Hub id of a reward model, or a scorer.
         device: device to load the model to.
+        backbone: diffusion model that replaces the one that the reward model names, as a folder or Hub id.
         ensemble: `sigmas`, `num_draws`, `mode` and `seed` of `DinaScorer.score`.
     """
-    scorer = model if isinstance(model, DinaScorer) else DinaScorer.from_pretrained(model, device=device)
-    channels = scorer.model.config.transformer_config["in_channels"]
+    if isinstance(model, DinaScorer):
+        scorer = model
+    else:
+        scorer = DinaScorer.from_pretrained(model, device=device, backbone=backbone)
+    channels = scorer.model.config.dimensions.latent_channels
 
     def score(images, prompts: Sequence[str], metadata) -> tuple[list[float], dict]:
         """

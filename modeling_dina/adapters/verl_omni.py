@@ -21,9 +21,9 @@ from modeling_dina import DinaRewardModel
 
 
 @cache
-def load_model(model: str, device: str) -> DinaRewardModel:
+def load_model(model: str, device: str, backbone: str | None = None) -> DinaRewardModel:
     """Load the reward model, once per process."""
-    return DinaRewardModel.from_pretrained(model).to(device).eval().requires_grad_(False)
+    return DinaRewardModel.from_pretrained(model, backbone=backbone).to(device).eval().requires_grad_(False)
 
 
 @torch.no_grad()
@@ -34,6 +34,7 @@ def compute_score(
     *,
     model: str,
     device: str = "cpu",
+    backbone: str | None = None,
     sigmas: list[float] | None = None,
     num_draws: int | None = None,
     seed: int = 0,
@@ -47,6 +48,7 @@ def compute_score(
         extra_info: contains `prompt_embeds` [L, D] and `pooled_prompt_embeds` [P], with or without a batch axis of 1.
         model: folder or Hub id of a reward model.
         device: device of the model.
+        backbone: diffusion model that replaces the one that the reward model names, as a folder or Hub id.
         sigmas, num_draws, seed: as in `DinaRewardModel.reward`.
 
     Raises:
@@ -54,7 +56,7 @@ def compute_score(
     """
     tensors = {"solution_image": solution_image, **{name: extra_info.get(name) for name in EMBEDDINGS}}
     inputs = [_one(name, values, rank).to(device) for (name, values), rank in zip(tensors.items(), RANKS, strict=True)]
-    output = load_model(model, device).reward(*inputs, sigmas=sigmas, num_draws=num_draws, seed=seed)
+    output = load_model(model, device, backbone).reward(*inputs, sigmas=sigmas, num_draws=num_draws, seed=seed)
     return {"score": output.scores.item()}
 
 

@@ -1,7 +1,6 @@
 """The command `dina`. Each subcommand parses its options, makes one call and prints the result."""
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -153,17 +152,12 @@ def rank(
 @app.command()
 @options.with_option_groups
 def convert(
-    official_dir: Annotated[Path, typer.Argument(help="Folder of a checkpoint in the published layout.")],
+    checkpoint: Annotated[
+        str, typer.Argument(help="Checkpoint in the published layout: a folder or a Hub id.", show_default=False)
+    ],
     out_dir: Annotated[Path, typer.Argument(help="New folder for the converted model.")],
-    backbone: Annotated[
-        str | None,
-        typer.Option(
-            help="Diffusion model of the checkpoint: a diffusers folder or a Hub id. Default: as in its config."
-        ),
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the backbone on the Hub.")] = None,
     *,
-    hub: options.HubOptions,
+    source: options.LoadingOptions,
     keep_adapter: Annotated[
         bool, typer.Option("--keep-adapter", help="Write only LoRA and head, which are loaded on top of the backbone.")
     ] = False,
@@ -175,12 +169,10 @@ def convert(
     out_dir = out_dir.absolute()
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise ValueError(f"OUT_DIR: expected a new or an empty folder, got {out_dir}")
-    # The converted model refers to its backbone, so a relative path must become absolute.
-    source = os.path.abspath(backbone) if backbone and os.path.isdir(backbone) else backbone
-    with options.loading("OFFICIAL_DIR, backbone", f"{official_dir} on {backbone or 'the backbone it names'}"):
-        model = DinaRewardModel.from_official(
-            official_dir, source, revision=revision, keep_adapter=keep_adapter, **hub.hub_arguments()
-        )
+    options.check_model(checkpoint, "CHECKPOINT")
+    named = source.backbone or "the backbone it names"
+    with options.loading("CHECKPOINT, backbone", f"{checkpoint} on {named}"):
+        model = DinaRewardModel.from_official(checkpoint, keep_adapter=keep_adapter, **source.loading_arguments())
     with atomic_path(out_dir) as partial:
         model.save_pretrained(partial, adapter_only=keep_adapter)
     console.print(f"wrote {escape(str(out_dir))}")
@@ -217,18 +209,16 @@ def info(model: options.SourceOptions, as_json: options.JsonOption = False) -> N
 
     model.check()
     with options.loading("model", model.model):
-        loaded = DinaRewardModel.from_pretrained(
-            model.model, dtype="auto", revision=model.revision or "main", **model.hub_arguments()
-        )
+        loaded = DinaRewardModel.from_pretrained(model.model, dtype="auto", **model.loading_arguments())
     parts = {"backbone": loaded.backbone, "head": loaded.head}
     config = loaded.config
-    sample_size = config.transformer_config["sample_size"]
+    sizes = config.dimensions
     facts = {
         "model": model.model,
         "parameters": {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts.items()},
         "bytes": sum(weight.nbytes for weight in loaded.parameters()),
         "dtype": str(loaded.dtype).removeprefix("torch."),
-        "latents": [config.transformer_config["in_channels"], sample_size, sample_size],
+        "latents": [sizes.latent_channels, sizes.training_side, sizes.training_side],
         "conditioning": loaded.conditioning_location()[:2] if config.conditioning_source else None,
         "config": config.to_diff_dict(),
     }

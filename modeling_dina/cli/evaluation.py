@@ -1,6 +1,7 @@
 """The commands of `dina` that evaluate a reward on preferences. They import their extra only when they run."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,7 +70,10 @@ def evaluate(
                 strict=strict,
                 settings=settings,
                 command=repeat_command(
-                    benchmark, scorer is not None, evaluator.settings | settings | {"seed": ensemble.seed}, out
+                    benchmark,
+                    scorer is not None,
+                    evaluator.settings | settings | {"seed": ensemble.seed, "backbone": model.backbone},
+                    out,
                 ),
                 progress=advance,
             )
@@ -84,6 +88,7 @@ def repeat_command(benchmark: str, is_callable: bool, settings: dict[str, Any], 
     chosen = {
         "benchmark": benchmark,
         "scorer" if is_callable else "model": settings["model"],
+        "backbone": settings["backbone"] and display_path(settings["backbone"]),
         "data": settings["data"],
     }
     chosen |= {"sigmas": settings["sigmas"] and ",".join(map(str, settings["sigmas"]))}
@@ -140,11 +145,15 @@ def print_results(results: dict[str, Any]) -> None:
 
 @options.with_option_groups
 def calibrate(
-    model: Annotated[Path, typer.Option(help="Folder of the model to calibrate.")],
+    model: Annotated[str, typer.Option(help="Model to calibrate: a folder or a Hub id.")],
     benchmark: BenchmarkOption,
-    hub: options.HubOptions,
+    source: options.LoadingOptions,
     out: Annotated[
-        Path | None, typer.Option(help="New folder for a calibrated copy. Default: change the model's own config.")
+        Path | None,
+        typer.Option(
+            help="New folder for a calibrated copy, in the layout of this package. Default: change the model's own "
+            "config."
+        ),
     ] = None,
     data: DataOption = None,
     limit: Annotated[int | None, typer.Option(min=2, help="Read only this many rows or prompts.")] = None,
@@ -160,23 +169,27 @@ def calibrate(
     prompts."""
     from modeling_dina.evaluation.benchmarks import find_benchmark, find_data
     from modeling_dina.evaluation.calibration import calibrate as fit
+    from modeling_dina.evaluation.calibration import has_own_config
     from modeling_dina.evaluation.rewards import DinaEvaluator
 
-    if not (model / "config.json").is_file():
+    options.check_model(model)
+    if os.path.isdir(model) and not (Path(model) / "config.json").is_file():
         raise ValueError(f"model: expected a model folder, got {model}")
-    if out is None and model.resolve() == Path(options.EMBEDDED_MODEL).resolve():
-        raise ValueError(
-            "out: expected a folder for a copy, because the model in the package cannot be changed, got none"
+    is_embedded = Path(model).resolve() == Path(options.EMBEDDED_MODEL).resolve()
+    if out is None and (is_embedded or not has_own_config(model)):
+        kind = (
+            "the model in the package" if is_embedded else f"{model}, which is on the Hub or in the published layout"
         )
+        raise ValueError(f"out: expected a folder for a copy of {kind}, which stays as it is, got none")
     if out is not None and (out.exists() or not out.absolute().parent.is_dir()):
         raise ValueError(f"out: expected a new folder in an existing one, got {out}")
 
-    source = find_benchmark(benchmark)
-    folder, _ = find_data(source, data)
+    found = find_benchmark(benchmark)
+    folder, _ = find_data(found, data)
     with error_console.status("reading the benchmark"):
-        preferences = source.read(folder, limit)
-    chosen = options.ModelOptions(**vars(hub), model=str(model), device=device, dtype=dtype)
-    evaluator = DinaEvaluator(chosen.open_scorer(batch_size=batch_size), str(model), seed=seed)
+        preferences = found.read(folder, limit)
+    chosen = options.ModelOptions(**vars(source), model=model, device=device, dtype=dtype)
+    evaluator = DinaEvaluator(chosen.open_scorer(batch_size=batch_size), model, seed=seed)
     with options.scoring_progress() as advance:
         result = fit(
             benchmark,

@@ -76,8 +76,7 @@ def serve(
                 dtype=None if dtype is None else getattr(torch, dtype),
                 latents_only=latents_only,
                 max_batch_size=max_batch_size,
-                revision=model.revision or "main",
-                **model.hub_arguments(),
+                **model.loading_arguments(),
             )
             for each in devices
         ]

@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize_scalar
 
+from modeling_dina import DinaRewardModel
 from modeling_dina.evaluation.benchmarks import Ties, find_benchmark
 from modeling_dina.evaluation.benchmarks.preference_set import Pairs, PreferenceSet
 from modeling_dina.evaluation.evaluate import content_of, likelihood, run_settings, score_items, scored
 from modeling_dina.evaluation.rewards import DinaEvaluator, Rewards
 from modeling_dina.evaluation.statistics import negative_log_likelihood
 from modeling_dina.files import Journal, atomic_path, write_text
+from modeling_dina.official_dina import is_official
 
 # The search for the factor on the temperature is limited to exp(-LARGEST_LOG_FACTOR) .. exp(LARGEST_LOG_FACTOR).
 LARGEST_LOG_FACTOR = math.log(1000)
@@ -39,7 +41,7 @@ def calibrate(
     name: str,
     preferences: PreferenceSet,
     evaluator: DinaEvaluator,
-    model: Path,
+    model: str | Path,
     out: Path | None,
     *,
     batch_size: int,
@@ -56,8 +58,8 @@ def calibrate(
         name: name of the benchmark.
         preferences: preferences from its `read`.
         evaluator: evaluator of the model.
-        model: folder of the model.
-        out: new folder for a calibrated copy; None changes the config of the model.
+        model: folder or Hub id of the model.
+        out: new folder for a calibrated copy; None changes the config of the model, which requires `has_own_config`.
         batch_size: number of images scored at a time; it does not affect results.
         data_folder: folder that the benchmark was read from.
         seed: seed of the split and of the shuffled sides.
@@ -75,7 +77,7 @@ def calibrate(
     pairs = preferences.pairs("validation" if benchmark.ties is Ties.predicted else "test").shuffled_sides(seed)
     if benchmark.ties is Ties.dropped:
         pairs = pairs[pairs.label != 0.5]
-    place = (out or model).absolute()
+    place = Path(out or model).absolute()
     journal = Journal(
         place.with_name(f"{place.name}.calibration.partial"),
         content_of(name, preferences, data_folder) | run_settings(evaluator, seed),
@@ -94,7 +96,10 @@ def calibrate(
         when: likelihood(*used.log_probabilities(held_out), held_out.target)
         for when, used in {"before": rewards, "after": recalibrated(rewards, current, found)}.items()
     }
-    write_calibration(model, found, out)
+    if has_own_config(model):
+        write_calibration(Path(model), found, out)
+    elif out is not None:
+        save_calibrated(evaluator.scorer.model, found, out)
     journal.remove()
     return {
         **vars(found),
@@ -182,6 +187,19 @@ def write_calibration(folder: Path, calibration: Calibration, out: Path | None) 
     with atomic_path(out) as partial:
         shutil.copytree(folder, partial)
         _write_config(partial, calibration)
+
+
+def has_own_config(model: str | Path) -> bool:
+    """Whether a model is a local folder whose config has the fields of a calibration, which the published layout has
+    not."""
+    return Path(model, "config.json").is_file() and not is_official(str(model))
+
+
+def save_calibrated(model: DinaRewardModel, calibration: Calibration, out: Path) -> None:
+    """Save a loaded model with another calibration to a new folder."""
+    model.config.update(vars(calibration))
+    with atomic_path(out) as partial:
+        model.save_pretrained(partial)
 
 
 def _write_config(folder: Path, calibration: Calibration) -> None:

@@ -160,9 +160,12 @@ def published_files(folder: str | Path, *, but: tuple[str, ...] = IGNORED_FILES 
 
 
 def check_model_folder(folder: str | Path) -> None:
-    """Raise a ValueError unless `folder` contains `config.json` and safetensors files."""
+    """Raise a ValueError unless `folder` contains `config.json` and a model's weights: safetensors files, or those of
+    the published layout."""
     names = published_files(folder)
-    if "config.json" not in names or not any(fnmatchcase(name, "*.safetensors") and "/" not in name for name in names):
+    official = ("checkpoint/rm_head.pt", "checkpoint/full_model.pt")
+    has_weights = any(name in official or (name.endswith(".safetensors") and "/" not in name) for name in names)
+    if "config.json" not in names or not has_weights:
         raise ValueError(f"folder: expected config.json and *.safetensors, got {folder} without them")
 
 

@@ -52,7 +52,8 @@ class RewardEngine:
             device: device of the model.
             dtype: dtype of the model; None uses that of the weights.
             latents_only: do not load the VAE and the text encoders.
-            options: further arguments of `DinaRewardModel.from_pretrained`, such as `revision` or `cache_dir`.
+            options: further arguments of `DinaRewardModel.from_pretrained`, such as `revision`, `backbone` or
+                `cache_dir`.
 
         Raises:
             ValueError, OSError: there is no reward model, its weights are incomplete, or it cannot be downloaded.

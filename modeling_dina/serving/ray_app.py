@@ -33,6 +33,8 @@ class Settings(BaseModel, extra="forbid"):
     Attributes:
         model: folder or Hub id, the same on every node of the cluster.
         revision: branch, tag or commit of the model on the Hub.
+        backbone, backbone_revision: diffusion model that replaces the one that the model names, as a folder or Hub id,
+            and its branch, tag or commit.
         cache_dir: folder for downloads from the Hub; None uses the Hub's cache.
         local_files_only: use only files that are already downloaded.
         replicas: number of replicas.
@@ -46,6 +48,8 @@ class Settings(BaseModel, extra="forbid"):
 
     model: str = EMBEDDED_MODEL
     revision: str = "main"
+    backbone: str | None = None
+    backbone_revision: str | None = None
     cache_dir: str | None = None
     local_files_only: bool = False
     replicas: int = Field(1, ge=1)
@@ -82,6 +86,8 @@ class Replica:
             latents_only=settings.latents_only,
             max_batch_size=settings.max_batch_size,
             revision=settings.revision,
+            backbone=settings.backbone,
+            backbone_revision=settings.backbone_revision,
             cache_dir=settings.cache_dir,
             local_files_only=settings.local_files_only,
         )

@@ -1,172 +1,59 @@
-"""Feature extractors: the first blocks of a diffusers transformer, with the outputs of selected blocks. There is one
-class per model family, selected by `config.backbone_type`. Each is built from a configuration alone and contains only
-weights that affect the reward."""
+"""The registry of model families, and the weights of backbones: random, pretrained, and those of LoRA adapters."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Mapping
 
 import torch
-from diffusers import SD3Transformer2DModel
-from diffusers.models.modeling_utils import get_parameter_dtype
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from .backbone_base_dina import Backbone
+from .backbone_flux_dina import FluxBackbone
+from .backbone_qwenimage_dina import QwenImageBackbone
+from .backbone_sd3_dina import SD3Backbone
+from .backbone_zimage_dina import ZImageBackbone
+from .weights_dina import allocate
 
-class Features(NamedTuple):
-    """The outputs of a backbone that the head uses.
-
-    Attributes:
-        visual: tokens [B, V, width] of each layer in `config.visual_layers`.
-        text: tokens [B, T, width] of each layer in `config.text_layers`.
-        conditioning: the backbone's time-text embedding [B, width].
-    """
-
-    visual: list[torch.Tensor]
-    text: list[torch.Tensor]
-    conditioning: torch.Tensor
-
-
-class SD3Backbone(nn.Module):
-    """The first `num_layers` blocks of an `SD3Transformer2DModel` (Stable Diffusion 3 and 3.5)."""
-
-    transformer_class = SD3Transformer2DModel
-    # transformers' gradient_checkpointing_enable() sets both.
-    gradient_checkpointing = False
-    _gradient_checkpointing_func: Callable
-
-    def __init__(self, config):
-        super().__init__()
-        whole = config.transformer_config
-        if not whole.get("pos_embed_max_size"):
-            raise ValueError("transformer_config: expected a positive 'pos_embed_max_size', got none")
-        # The last block of an SD3Transformer2DModel has no text output. Therefore one more block is built and then
-        # dropped, so that the last remaining block is like the original one.
-        built = min(config.num_layers + 1, whole["num_layers"])
-        transformer = SD3Transformer2DModel.from_config({**whole, "num_layers": built})
-        self.pos_embed = transformer.pos_embed
-        self.time_text_embed = transformer.time_text_embed
-        self.context_embedder = transformer.context_embedder
-        self.transformer_blocks = transformer.transformer_blocks[: config.num_layers]
-        self.visual_layers = list(config.visual_layers)
-        self.text_layers = list(config.text_layers)
-        self.transformer_config = whole
-
-    @staticmethod
-    def token_width(config) -> int:
-        """Width of the tokens and of the time-text embedding."""
-        return config.transformer_config["num_attention_heads"] * config.transformer_config["attention_head_dim"]
-
-    def forward(
-        self,
-        noisy_latents: torch.Tensor,
-        timestep: torch.Tensor,
-        prompt_embeds: torch.Tensor,
-        pooled_prompt_embeds: torch.Tensor,
-    ) -> Features:
-        """
-        Args:
-            noisy_latents: [B, C, H, W].
-            timestep: [B], in [0, 1000].
-            prompt_embeds: [B, L, D].
-            pooled_prompt_embeds: [B, P].
-        """
-        dtype = compute_dtype(self)
-        if self.pos_embed.proj.weight.dtype != dtype:
-            _upcast_outside_casting(self, dtype)
-        visual = self.pos_embed(noisy_latents.to(dtype)).contiguous()
-        conditioning = self.time_text_embed(timestep, pooled_prompt_embeds.to(dtype))
-        text = self.context_embedder(prompt_embeds.to(dtype))
-
-        visual_states, text_states = [visual], [text]
-        for block in self.transformer_blocks:
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                text, visual = self._gradient_checkpointing_func(block, visual, text, conditioning)
-            else:
-                text, visual = block(hidden_states=visual, encoder_hidden_states=text, temb=conditioning)
-            visual_states.append(visual)
-            text_states.append(text)
-        return Features(
-            visual=[visual_states[layer] for layer in self.visual_layers],
-            text=[text_states[layer] for layer in self.text_layers],
-            conditioning=conditioning,
-        )
-
-    def check_inputs(self, latents_name, latents, prompt_embeds, pooled_prompt_embeds) -> None:
-        """Raise a ValueError that names the argument if this backbone does not support its shape."""
-        whole = self.transformer_config
-        patch, limit = whole["patch_size"], whole["patch_size"] * whole["pos_embed_max_size"]
-        if latents.ndim != 4 or latents.shape[1] != whole["in_channels"]:
-            raise ValueError(f"{latents_name}: expected [B, {whole['in_channels']}, H, W], got {list(latents.shape)}")
-        if not len(latents):
-            raise ValueError(f"{latents_name}: expected at least one sample, got {list(latents.shape)}")
-        height, width = latents.shape[-2:]
-        if height % patch or width % patch or not 0 < height <= limit or not 0 < width <= limit:
-            raise ValueError(
-                f"{latents_name}: expected a height and width that are multiples of {patch} up to {limit}, "
-                f"got {height} x {width}"
-            )
-        batch = latents.shape[0]
-        if prompt_embeds.ndim != 3 or prompt_embeds.shape[::2] != (batch, whole["joint_attention_dim"]):
-            raise ValueError(
-                f"prompt_embeds: expected [{batch}, L, {whole['joint_attention_dim']}], "
-                f"got {list(prompt_embeds.shape)}"
-            )
-        expected = (batch, whole["pooled_projection_dim"])
-        if pooled_prompt_embeds is None or pooled_prompt_embeds.shape != expected:
-            got = None if pooled_prompt_embeds is None else list(pooled_prompt_embeds.shape)
-            raise ValueError(f"pooled_prompt_embeds: expected {list(expected)}, got {got}")
+BACKBONES: dict[str, type[Backbone]] = {
+    "sd3": SD3Backbone,
+    "flux": FluxBackbone,
+    "zimage": ZImageBackbone,
+    "qwenimage": QwenImageBackbone,
+}
 
 
-def compute_dtype(module: nn.Module) -> torch.dtype:
-    """The floating-point dtype that a module computes in, independent of how its weights are stored.
-
-    This is the dtype of the first parameter that allows arithmetic, since quantised layers also contain other dtypes.
-    If there is none, it is the dtype to which diffusers' layerwise casting converts the weights.
-
-    Raises:
-        ValueError: all weights are stored in a dtype without arithmetic and are not cast.
-    """
-    for parameter in module.parameters():
-        if parameter.is_floating_point() and parameter.dtype.itemsize > 1:
-            return parameter.dtype
-    dtype = get_parameter_dtype(module)
-    if not dtype.is_floating_point or dtype.itemsize == 1:
-        raise ValueError(
-            f"backbone: expected weights in float32, float16 or bfloat16, or layerwise casting, got {dtype}"
-        )
-    return dtype
-
-
-def _upcast_outside_casting(module: nn.Module, dtype: torch.dtype) -> None:
-    """Convert to `dtype`, in place, all float8 tensors that layerwise casting does not cover."""
-    for part in module.modules():
-        registry = getattr(part, "_diffusers_hook", None)
-        if registry is None or registry.get_hook("layerwise_casting") is None:
-            for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False)):
-                if tensor.is_floating_point() and tensor.dtype.itemsize == 1:
-                    tensor.data = tensor.data.to(dtype)
-
-
-BACKBONES: dict[str, type[SD3Backbone]] = {"sd3": SD3Backbone}
-
-
-def backbone_class(backbone_type: str) -> type[SD3Backbone]:
+def backbone_class(backbone_type: str) -> type[Backbone]:
     """The backbone class of a model family; raises a ValueError for an unknown family."""
     if backbone_type not in BACKBONES:
         raise ValueError(f"backbone_type: expected one of {sorted(BACKBONES)}, got {backbone_type!r}")
     return BACKBONES[backbone_type]
 
 
-def build_backbone(config) -> SD3Backbone:
+def build_backbone(config) -> Backbone:
     """Build the backbone of a config with random weights, and with LoRA layers if the config has any."""
     backbone = backbone_class(config.backbone_type)(config)
     if config.lora is not None:
         adapter = LoraConfig(
-            r=config.lora["rank"], lora_alpha=config.lora["alpha"], target_modules=list(config.lora["targets"])
+            r=config.lora["rank"],
+            lora_alpha=config.lora["alpha"],
+            target_modules=list(config.lora["targets"]),
+            exclude_modules=list(config.lora.get("exclude", ())),
         )
         inject_adapter_in_model(adapter, backbone)
     return backbone
+
+
+def allocate_backbone(backbone: nn.Module, dtype: torch.dtype) -> None:
+    """Give a backbone that was built on the meta device its memory: uninitialised base weights of type `dtype`, and
+    LoRA layers in float32 that have no effect yet."""
+    for module in backbone.modules():
+        if isinstance(module, LoraLayer):
+            for matrices in (module.lora_A, module.lora_B):
+                allocate(matrices, torch.float32)
+            for name in module.active_adapters:
+                module.reset_lora_parameters(name, init_lora_weights=True)
+    allocate(backbone, dtype)
 
 
 def merge_lora(backbone: nn.Module) -> None:
@@ -190,35 +77,55 @@ def is_adapter_key(key: str) -> bool:
     return ".lora_" in key
 
 
-def load_base_weights(backbone: nn.Module, weights: dict[str, torch.Tensor], origin: str) -> None:
+@torch.no_grad()
+def load_base_weights(backbone: nn.Module, weights: Mapping[str, torch.Tensor], origin: str) -> None:
     """Copy the matching part of a whole transformer's weights into the backbone, including the base of LoRA layers.
 
     Args:
-        weights: state dict of the diffusers transformer; its later blocks and output layers are ignored.
+        weights: state dict of the diffusers transformer; its later blocks and output layers are not read.
         origin: source of the weights, for error messages.
 
     Raises:
         ValueError: weights of the backbone are missing or have another shape; the message lists them.
     """
     base = {key: value for key, value in backbone.state_dict().items() if not is_adapter_key(key)}
-    found = {key: weights.get(key.replace(".base_layer.", ".")) for key in base}
-    wrong = [
-        f"{key}: expected {list(base[key].shape)}, got {None if value is None else list(value.shape)}"
-        for key, value in found.items()
-        if value is None or value.shape != base[key].shape
-    ]
-    if wrong:
-        raise ValueError(f"{origin} lacks weights of the backbone:\n  " + "\n  ".join(wrong))
     if any(value.is_meta for value in base.values()):
         raise ValueError(f"device_map: the weights of {origin} cannot be put into an offloaded backbone")
-    backbone.load_state_dict(found, strict=False)
+    wrong = []
+    # The largest first: each is in memory twice while it is copied, which matters least while the rest is not loaded.
+    for key in sorted(base, key=lambda key: base[key].nbytes, reverse=True):
+        value = weights.get(key.replace(".base_layer.", "."))
+        if value is None or value.shape != base[key].shape:
+            got = None if value is None else list(value.shape)
+            wrong.append(f"{key}: expected {list(base[key].shape)}, got {got}")
+        else:
+            base[key].copy_(value)
+    if wrong:
+        raise ValueError(f"{origin} lacks weights of the backbone:\n  " + "\n  ".join(sorted(wrong)))
+
+
+def read_backbone_type(source: str, revision: str | None = None, **hub) -> str:
+    """Read the family of the transformer in a diffusers folder or Hub repository; `hub` has further options of
+    diffusers' loaders, such as `cache_dir` or `token`.
+
+    Raises:
+        ValueError: the configuration is not that of a transformer of a known family.
+        OSError: there is no configuration, or the Hub cannot be reached.
+    """
+    config = SD3Backbone.transformer_class.load_config(source, revision=revision, subfolder="transformer", **hub)
+    families = {backbone.transformer_class.__name__: name for name, backbone in BACKBONES.items()}
+    if config.get("_class_name") not in families:
+        raise ValueError(
+            f"{source}: expected the configuration of one of {sorted(families)}, got {config.get('_class_name')}"
+        )
+    return families[config["_class_name"]]
 
 
 def read_transformer_config(
     backbone_type: str, source: str, revision: str | None = None, **hub
 ) -> tuple[dict, str | None]:
-    """Read the configuration of the transformer in a diffusers folder or Hub repository, and the repository's commit.
-    `hub` has further options of diffusers' loaders, such as `cache_dir` or `token`.
+    """Read the configuration of the transformer in a diffusers folder or Hub repository, and the repository's commit;
+    `hub` is as in `read_backbone_type`.
 
     Raises:
         ValueError: the configuration is not that of a transformer of this family.
@@ -235,34 +142,15 @@ def read_transformer_config(
     return {key: value for key, value in config.items() if not key.startswith("_")}, commit
 
 
-def read_transformer_weights(
-    backbone_type: str, source: str, revision: str | None = None, dtype: torch.dtype = torch.float32, **hub
-) -> dict[str, torch.Tensor]:
-    """Read the state dict of the whole transformer in a diffusers folder or Hub repository; `hub` is as in
-    `read_transformer_config`.
-
-    Raises:
-        ValueError: weights are missing from the checkpoint; the message lists them.
-    """
-    transformer, info = backbone_class(backbone_type).transformer_class.from_pretrained(
-        source, revision=revision, subfolder="transformer", torch_dtype=dtype, output_loading_info=True, **hub
-    )
-    if info["missing_keys"]:
-        raise ValueError(f"{source} lacks weights of its transformer: {sorted(info['missing_keys'])}")
-    return transformer.state_dict()
-
-
 __all__ = [
     "BACKBONES",
-    "Features",
-    "SD3Backbone",
+    "allocate_backbone",
     "backbone_class",
     "build_backbone",
-    "compute_dtype",
     "freeze_base",
     "is_adapter_key",
     "load_base_weights",
     "merge_lora",
+    "read_backbone_type",
     "read_transformer_config",
-    "read_transformer_weights",
 ]

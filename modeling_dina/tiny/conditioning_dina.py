@@ -10,11 +10,12 @@ from threading import Lock, RLock
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-import torch
-from diffusers import AutoencoderKL, StableDiffusion3Pipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig
 from transformers.utils import cached_file
+
+from .pipelines_dina import PIPELINES, EncodedPrompts, Tokenization, prompts_of
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
 TEXT_ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2", "text_encoder_3": "tokenizer_3"}
 VAE_FIELDS = ("latent_channels", "scaling_factor", "shift_factor")
+VIDEO_VAE_FIELDS = ("z_dim", "latents_mean", "latents_std")  # of the VAE of Qwen-Image
 QUOTED_CHARACTERS = 60
 
 _locks: WeakKeyDictionary[Any, AbstractContextManager] = WeakKeyDictionary()
@@ -73,7 +75,7 @@ def warn_of_local_sources(folder: str | os.PathLike) -> None:
             )
 
 
-def load_pipeline(model, *, without: Sequence[str] = ("transformer",), **parts) -> StableDiffusion3Pipeline:
+def load_pipeline(model, *, without: Sequence[str] = ("transformer",), **parts) -> Any:
     """
     Load the diffusers pipeline that a model's config names, on the model's device and in its computing dtype, with the
     Hub options that the model was loaded with (`cache_dir`, `token` and so on).
@@ -97,7 +99,7 @@ def load_pipeline(model, *, without: Sequence[str] = ("transformer",), **parts) 
         revision, options = None, {}
     if os.path.isdir(source) and not os.path.isfile(os.path.join(source, "model_index.json")):
         raise ValueError(f"conditioning_source: expected a diffusers pipeline, got {source} without model_index.json")
-    pipeline = StableDiffusion3Pipeline.from_pretrained(
+    pipeline = PIPELINES[model.config.backbone_type].pipeline_class.from_pretrained(
         source, revision=revision, dtype=model.compute_dtype, **options, **dict.fromkeys(without), **parts
     )
     return pipeline.to(model.execution_device)
@@ -114,7 +116,7 @@ def read_conditioning(source: str, revision: str | None = None, **options) -> di
     where = {"revision": revision, **options}
     if cached_file(source, "model_index.json", _raise_exceptions_for_missing_entries=False, **where) is None:
         return None
-    index = StableDiffusion3Pipeline.load_config(source, **where)
+    index = DiffusionPipeline.load_config(source, **where)
     present = [name for name in TEXT_ENCODERS if index.get(name, [None])[0] is not None]
     configs = {name: AutoConfig.from_pretrained(source, subfolder=name, **where) for name in present}
     return _record(configs, AutoencoderKL.load_config(source, subfolder="vae", **where))
@@ -125,18 +127,21 @@ def describe_conditioning(pipeline) -> dict[str, Any]:
     Describe the text encoders and the VAE of a pipeline, on which a model trained with it depends.
 
     Returns:
-        {"text_encoders": {name: width of its hidden states}, "vae": {name: value of `VAE_FIELDS`}}; a text encoder
-        that the pipeline lacks is omitted, and without a VAE the second dictionary is empty.
+        {"text_encoders": {name: width of its hidden states}, "vae": {name: value of `VAE_FIELDS`, or of
+        `VIDEO_VAE_FIELDS`}}; a text encoder that the pipeline lacks is omitted, and without a VAE the second
+        dictionary is empty.
     """
-    encoders = {name: part for name in TEXT_ENCODERS if (part := getattr(pipeline, name)) is not None}
+    encoders = {name: part for name in TEXT_ENCODERS if (part := getattr(pipeline, name, None)) is not None}
     configs = {name: part.config for name, part in encoders.items()}
     return _record(configs, None if pipeline.vae is None else pipeline.vae.config)
 
 
 def _record(text_encoders: dict[str, Any], vae: Any) -> dict[str, Any]:
+    vae = vae or {}
+    fields = VIDEO_VAE_FIELDS if "z_dim" in vae else VAE_FIELDS
     return {
-        "text_encoders": {name: config.hidden_size for name, config in text_encoders.items()},
-        "vae": {} if vae is None else {name: vae.get(name) for name in VAE_FIELDS},
+        "text_encoders": {name: config.get_text_config().hidden_size for name, config in text_encoders.items()},
+        "vae": {name: vae.get(name) for name in fields} if vae else {},
     }
 
 
@@ -161,30 +166,24 @@ def check_conditioning(pipeline, config) -> None:
                 )
 
 
-def encode_prompts(pipeline, prompts: Sequence[str], max_sequence_length: int) -> tuple[torch.Tensor, torch.Tensor]:
+def encode_prompts(pipeline, prompts: Sequence[str], max_sequence_length: int) -> EncodedPrompts:
     """
     Encode B prompts on the pipeline's device. Several threads may share the pipeline.
 
     Args:
-        pipeline: a `StableDiffusion3Pipeline`.
+        pipeline: a pipeline of a known model family.
         prompts: B texts. A warning is logged for each prompt that a tokenizer truncates.
-        max_sequence_length: maximum number of tokens of the third text encoder.
+        max_sequence_length: maximum number of tokens of the T5 encoder or the language model.
 
-    Returns:
-        Embeddings [B, L, D] and pooled embeddings [B, P].
+    Raises:
+        ValueError: the pipeline belongs to no known family.
     """
     distinct = list(dict.fromkeys(prompts))
-    with encoding_lock(pipeline), _without_truncation_warnings():
-        _warn_of_cut_prompts(pipeline, distinct, max_sequence_length)
-        embeds, _, pooled, _ = pipeline.encode_prompt(
-            distinct,
-            prompt_2=None,
-            prompt_3=None,
-            do_classifier_free_guidance=False,
-            max_sequence_length=max_sequence_length,
-        )
-    rows = [distinct.index(prompt) for prompt in prompts]
-    return embeds[rows], pooled[rows]
+    family = prompts_of(pipeline)
+    with encoding_lock(pipeline), _without_truncation_warnings(pipeline):
+        _warn_of_cut_prompts(family.tokenizations(pipeline, distinct, max_sequence_length), pipeline, distinct)
+        encoded = family.encode(pipeline, distinct, max_sequence_length)
+    return encoded.take([distinct.index(prompt) for prompt in prompts])
 
 
 def encoding_lock(pipeline) -> AbstractContextManager:
@@ -196,24 +195,22 @@ def encoding_lock(pipeline) -> AbstractContextManager:
         return _locks.setdefault(pipeline.tokenizer, RLock())
 
 
-def _warn_of_cut_prompts(pipeline, prompts: list[str], max_sequence_length: int) -> None:
-    limits = {"tokenizer": pipeline.tokenizer_max_length, "tokenizer_2": pipeline.tokenizer_max_length}
-    if pipeline.text_encoder_3 is not None:
-        limits["tokenizer_3"] = max_sequence_length
+def _warn_of_cut_prompts(tokenizations: Sequence[Tokenization], pipeline, prompts: list[str]) -> None:
     cuts: dict[str, list[str]] = {}
-    for name, limit in limits.items():
-        for prompt, ids in zip(prompts, getattr(pipeline, name)(prompts, verbose=False).input_ids, strict=True):
-            if len(ids) > limit:
-                cuts.setdefault(prompt, []).append(f"{limit} of {len(ids)} tokens of {name}")
+    for name, texts, limit, prefix in tokenizations:
+        for prompt, ids in zip(prompts, getattr(pipeline, name)(texts, verbose=False).input_ids, strict=True):
+            length = len(ids) - prefix
+            if length > limit:
+                cuts.setdefault(prompt, []).append(f"{limit} of {length} tokens of {name}")
     for prompt, parts in cuts.items():
         quoted = prompt if len(prompt) <= QUOTED_CHARACTERS else f"{prompt[:QUOTED_CHARACTERS]}…"
         logger.warning("prompt %r is truncated: the model uses %s", quoted, ", ".join(parts))
 
 
 @contextmanager
-def _without_truncation_warnings() -> Iterator[None]:
+def _without_truncation_warnings(pipeline) -> Iterator[None]:
     """Suppress the pipeline's own warnings, which quote all truncated text once per tokenizer."""
-    library = logging.getLogger(StableDiffusion3Pipeline.__module__)
+    library = logging.getLogger(type(pipeline).__module__)
     library.addFilter(_is_no_truncation)
     try:
         yield
@@ -232,8 +229,8 @@ def conditioning_state(pipeline) -> tuple:
     """
     state: list[Any] = []
     for name, tokenizer in TEXT_ENCODERS.items():
-        encoder = getattr(pipeline, name)
-        state += [id(getattr(pipeline, tokenizer)), id(encoder)]
+        encoder = getattr(pipeline, name, None)
+        state += [id(getattr(pipeline, tokenizer, None)), id(encoder)]
         if encoder is not None and not hasattr(encoder, "_hf_hook"):
             state += [
                 (id(weight), weight.dtype, None if weight.is_inference() else weight._version)

@@ -7,28 +7,32 @@ import filecmp
 import os
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from huggingface_hub.errors import GatedRepoError
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput, cached_file
 from transformers.utils.hub import extract_commit_hash
 
+from .backbone_base_dina import Features, compute_dtype
 from .backbone_dina import (
-    Features,
+    BACKBONES,
+    allocate_backbone,
+    backbone_class,
     build_backbone,
-    compute_dtype,
     freeze_base,
     is_adapter_key,
     load_base_weights,
     merge_lora,
+    read_backbone_type,
     read_transformer_config,
-    read_transformer_weights,
 )
 from .conditioning_dina import (
     HUB_OPTIONS,
@@ -41,9 +45,10 @@ from .conditioning_dina import (
 )
 from .configuration_dina import ENSEMBLE_MODES, DinaConfig
 from .noising_dina import NoisePath, check_seeds, path_from_scheduler, shared_noise
-from .official_dina import read_official
+from .official_dina import describe_adapter, is_official, read_official
 from .reward_head_dina import RewardHead
 from .thurstone_dina import noise_variance, precision_weights
+from .weights_dina import TransformerWeights, allocate
 
 
 @dataclass
@@ -109,7 +114,10 @@ class DinaPreTrainedModel(PreTrainedModel):
     config_class = DinaConfig
     main_input_name = "noisy_latents"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["JointTransformerBlock", "RewardHead"]  # noqa: RUF012
+    _no_split_modules = [  # noqa: RUF012
+        *(block for backbone in BACKBONES.values() for block in backbone.transformer_class._no_split_modules),
+        "RewardHead",
+    ]
     # The head stays in float32, because half precision would round small differences between scores. Quantisers use
     # the first list.
     _keep_in_fp32_modules = ["head"]  # noqa: RUF012
@@ -119,6 +127,8 @@ class DinaPreTrainedModel(PreTrainedModel):
     # Commit and folder in the repository of weights that were loaded from the Hub.
     weights_revision: str | None = None
     weights_subfolder: str = ""
+    # Location of base weights that were not in the checkpoint.
+    base_location: Location | None = None
     # Hub options with which the weights were loaded; the pipeline is loaded with the same ones.
     hub_options: dict[str, Any] = {}  # noqa: RUF012
 
@@ -135,12 +145,25 @@ class DinaPreTrainedModel(PreTrainedModel):
         return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, output_loading_info=False, **kwargs):
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path,
+        *model_args,
+        backbone=None,
+        backbone_revision=None,
+        output_loading_info=False,
+        **kwargs,
+    ):
         """Load a merged or an adapter-only checkpoint like `PreTrainedModel.from_pretrained`, but require all weights.
 
         The other weights of an adapter-only checkpoint come from `config.base_model` at `config.base_revision`. The
         model stores its source and the Hub options (`cache_dir`, `token`, `local_files_only` and so on), with which
         `scorer` loads the pipeline.
+
+        Args:
+            backbone: a diffusers folder or Hub id, which replaces `config.base_model`, also as the source of the
+                pipeline.
+            backbone_revision: branch, tag or commit of this backbone on the Hub.
 
         Raises:
             ValueError: tensors are missing, unexpected or of another shape; the message lists them. Weights are never
@@ -152,19 +175,21 @@ class DinaPreTrainedModel(PreTrainedModel):
         model, info = loaded
         _refuse_inexact(info, origin=source)
         model.hub_options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
-        if model.config.adapter_only:
+        config = model.config
+        if backbone is not None:
+            _replace_base(config, absolute_source(backbone), backbone_revision)
+        if config.adapter_only:
             if kwargs.get("quantization_config") is not None:
                 raise ValueError(
                     "quantization_config: expected none for an adapter-only checkpoint, whose base would not be "
                     "quantised; save the loaded model without adapter_only and quantise the saved one"
                 )
-            config = model.config
-            base = read_transformer_weights(
-                config.backbone_type, config.base_model, config.base_revision, model.dtype, **model.hub_options
-            )
-            load_base_weights(model.backbone, base, origin=config.base_model)
+            model.base_location = Location(config.base_model, config.base_revision)
+            with _names_backbone(config.base_model):
+                base = TransformerWeights(config.base_model, config.base_revision, **model.hub_options)
+                load_base_weights(model.backbone, base, origin=config.base_model)
             config.adapter_only = False
-        if model.config.lora is not None:
+        if config.lora is not None:
             freeze_base(model.backbone)  # because loading makes every parameter trainable
         subfolder = kwargs.get("subfolder") or ""
         if os.path.isdir(source):
@@ -276,7 +301,7 @@ class DinaRewardModel(DinaPreTrainedModel):
         config.validate()  # again, because lists and dictionaries in it may have been changed in place
         super().__init__(config)
         self.backbone = build_backbone(config)
-        self.head = RewardHead(config, self.backbone.token_width(config))
+        self.head = _new_head(config)
         self.noise_path: NoisePath = path_from_scheduler(config.scheduler_config)
         if config.adapter_only:
             # The base weights are not in the checkpoint; from_pretrained loads them afterwards.
@@ -284,19 +309,32 @@ class DinaRewardModel(DinaPreTrainedModel):
         self.post_init()
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """Load a checkpoint in the layout of this package, or in the published one, which its `config.json` shows.
+
+        The arguments are those of `DinaPreTrainedModel.from_pretrained`, or of `from_official`.
+        """
+        if kwargs.get("config") is None:  # AutoModel gives the config that it has read
+            where = {name: kwargs[name] for name in ("revision", "subfolder", *HUB_OPTIONS) if name in kwargs}
+            if is_official(absolute_source(pretrained_model_name_or_path), **where):
+                kwargs.pop("trust_remote_code", None)  # there is no code in this layout
+                return cls.from_official(pretrained_model_name_or_path, **kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+
+    @classmethod
     def from_backbone(
         cls, source: str | Path, *, revision: str | None = None, dtype: torch.dtype = torch.float32, **options
     ) -> "DinaRewardModel":
         """Create a model from the first blocks of a pretrained diffusion transformer, with a randomly initialised
-        head.
+        head. Only the weights of these blocks are read.
 
         Args:
             source: a diffusers pipeline, as a folder or Hub id, with `transformer/` and `scheduler/`.
             revision: branch, tag or commit on the Hub.
-            dtype: dtype of the backbone; the head is float32.
+            dtype: dtype of the pretrained weights; a LoRA and the head are float32.
             options: fields of `DinaConfig`, where those of transformer, scheduler, base and conditioning default to
-                those of `source`; and options of the Hub's loaders, such as `cache_dir`, `token` or
-                `local_files_only`.
+                those of `source`, and layers and the length of text to those of its family; and options of the Hub's
+                loaders, such as `cache_dir`, `token` or `local_files_only`.
 
         Raises:
             TypeError: an option is not a field of the config.
@@ -305,22 +343,23 @@ class DinaRewardModel(DinaPreTrainedModel):
         hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
         _check_fields(options)
         source = absolute_source(source)
-        model = cls(_config_on(source, revision, options, hub))
-        model.hub_options = hub
-        weights = read_transformer_weights(model.config.backbone_type, source, revision, dtype, **hub)
-        load_base_weights(model.backbone, weights, origin=source)
-        model.backbone.to(dtype)
+        model = cls._allocated(_config_on(source, revision, options, hub), dtype)
+        model.head = _new_head(model.config)
+        model._read_base(source, revision, hub)
         return model
 
     @classmethod
     def from_official(
         cls,
-        checkpoint_dir: str | Path,
+        checkpoint: str | Path,
         backbone: str | Path | None = None,
         *,
         revision: str | None = None,
+        subfolder: str = "",
+        backbone_revision: str | None = None,
+        dtype: torch.dtype | str | None = None,
         keep_adapter: bool = False,
-        **hub,
+        **options,
     ) -> "DinaRewardModel":
         """Load a checkpoint in the published layout; `save_pretrained` then writes it in the layout of this package.
 
@@ -330,31 +369,67 @@ class DinaRewardModel(DinaPreTrainedModel):
         ```
 
         Args:
-            checkpoint_dir: folder with `config.json` and `checkpoint/`.
+            checkpoint: a folder with `config.json` and `checkpoint/`, or a Hub id.
             backbone: the diffusion model of the checkpoint: a diffusers folder or Hub id; None uses the id in the
                 checkpoint's config. If there is a `full_model.pt`, only its configurations are used.
-            revision: branch, tag or commit of a backbone on the Hub.
+            revision, subfolder: branch, tag or commit of a checkpoint on the Hub, and its folder in `checkpoint`.
+            backbone_revision: branch, tag or commit of a backbone on the Hub.
+            dtype: dtype of the backbone; the head is float32. None and "auto" use float32.
             keep_adapter: keep LoRA layers, which allows saving with `adapter_only`, instead of merging them.
-            hub: options of the Hub's loaders, such as `cache_dir`, `token` or `local_files_only`.
+            options: fields of `DinaConfig`, which replace those of the checkpoint; and options of the Hub's loaders,
+                such as `cache_dir`, `token` or `local_files_only`.
 
         Returns:
-            The model in evaluation mode, in float32.
+            The model in evaluation mode.
 
         Raises:
-            FileNotFoundError, ValueError: a file, setting or tensor is missing or does not fit; the message names it.
+            OSError, ValueError: a file, setting or tensor is missing or does not fit; the message names it.
         """
-        official = read_official(checkpoint_dir)
+        hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
+        if unknown := sorted(set(options) - _FIELDS):
+            raise ValueError(
+                f"{', '.join(unknown)}: expected no such argument for a checkpoint in the published layout; save the "
+                "loaded model, and use it with the saved one"
+            )
+        official = read_official(absolute_source(checkpoint), revision, subfolder, **hub)
         source = absolute_source(backbone or official.base_model)
-        model = cls(_config_on(source, revision, official.config, hub))
-        model.hub_options = hub
-        base = official.backbone or read_transformer_weights(model.config.backbone_type, source, revision, **hub)
-        load_base_weights(model.backbone, base, origin="full_model.pt" if official.backbone else source)
+        with _names_backbone(source):
+            family = options.get("backbone_type") or read_backbone_type(source, backbone_revision, **hub)
+            known = {"backbone_type": family, **backbone_class(family).official_fields, **official.config}
+            config = _config_on(source, backbone_revision, {**known, **options}, hub)
+        if official.lora is not None:
+            with torch.device("meta"):
+                modules = [name for name, _ in build_backbone(config).named_modules()]
+            config.lora = describe_adapter(official.lora, official.adapter, modules)
+        model = cls._allocated(config, _dtype_named(dtype))
+        model.name_or_path, model.weights_revision, model.weights_subfolder = official.location
+        if official.backbone:
+            model.hub_options = hub
+            load_base_weights(model.backbone, official.backbone, origin="full_model.pt")
+        else:
+            with _names_backbone(source):
+                model._read_base(source, backbone_revision, hub)
         _load_exactly(model.head, official.head, origin="head")
         adapted = {key for key in model.backbone.state_dict() if is_adapter_key(key)}
         _load_exactly(model.backbone, official.adapter, origin="LoRA adapter", expected=adapted)
         if not keep_adapter:
             model.merge_adapter()
         return model.eval()
+
+    @classmethod
+    def _allocated(cls, config: DinaConfig, dtype: torch.dtype) -> "DinaRewardModel":
+        """A model whose weights have memory but no values, except that a LoRA is initialised to have no effect."""
+        with torch.device("meta"):
+            model = cls(config)
+        allocate_backbone(model.backbone, dtype)
+        allocate(model.head, torch.float32)
+        return model
+
+    def _read_base(self, source: str, revision: str | None, hub: dict[str, Any]) -> None:
+        """Read the backbone's weights from a diffusers folder or Hub repository."""
+        revision = self.config.base_revision or revision
+        self.hub_options, self.base_location = hub, Location(source, revision)
+        load_base_weights(self.backbone, TransformerWeights(source, revision, **hub), origin=source)
 
     def merge_adapter(self) -> None:
         """Merge the LoRA layers, if there are any, into the backbone's weights, in place."""
@@ -384,6 +459,7 @@ class DinaRewardModel(DinaPreTrainedModel):
         sigma: float | torch.Tensor,
         prompt_embeds: torch.Tensor,
         pooled_prompt_embeds: torch.Tensor | None = None,
+        prompt_embeds_mask: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> DinaRewardOutput | tuple:
         """Compute the reward of noisy latents, such as an intermediate state of a sampler.
@@ -392,19 +468,22 @@ class DinaRewardModel(DinaPreTrainedModel):
             noisy_latents: [B, C, H, W].
             sigma: noise level in [0, 1], one number or [B]; it is not rounded to the scheduler's levels.
             prompt_embeds: [B, L, D].
-            pooled_prompt_embeds: [B, P].
+            pooled_prompt_embeds: [B, P], for families that have them.
+            prompt_embeds_mask: bool [B, L], True for text and False for padding behind it, for families whose text
+                has various lengths; None if there is no padding.
 
         Raises:
             ValueError: an argument has a wrong shape or range; the message names it.
         """
-        self._check_inputs("noisy_latents", noisy_latents, prompt_embeds, pooled_prompt_embeds)
+        conditioning = (prompt_embeds, pooled_prompt_embeds, prompt_embeds_mask)
+        self._check_inputs("noisy_latents", noisy_latents, *conditioning)
         batch, device = noisy_latents.shape[0], noisy_latents.device
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=device)
         if sigma.shape not in ((), (batch,)):
             raise ValueError(f"sigma: expected one number or [{batch}], got {list(sigma.shape)}")
         _check_range("sigma", sigma)
         sigma = sigma.expand(batch)
-        raw = self.head([self._features(noisy_latents, sigma, prompt_embeds, pooled_prompt_embeds)])
+        raw = self.head([self._features(noisy_latents, sigma, *conditioning)])
         output = DinaRewardOutput(scores=self._calibrate(raw), variance=self.variance(sigma))
         return output if return_dict else output.to_tuple()
 
@@ -413,6 +492,7 @@ class DinaRewardModel(DinaPreTrainedModel):
         latents: torch.Tensor,
         prompt_embeds: torch.Tensor,
         pooled_prompt_embeds: torch.Tensor | None = None,
+        prompt_embeds_mask: torch.Tensor | None = None,
         *,
         sigmas: Sequence[float] | torch.Tensor | None = None,
         num_draws: int | None = None,
@@ -428,8 +508,7 @@ class DinaRewardModel(DinaPreTrainedModel):
 
         Args:
             latents: clean latents [B, C, H, W] in model space, that is the VAE's latents, shifted and scaled.
-            prompt_embeds: [B, L, D].
-            pooled_prompt_embeds: [B, P].
+            prompt_embeds, pooled_prompt_embeds, prompt_embeds_mask: as in `forward`.
             sigmas: K noise levels in [0, 1], rounded to the scheduler's nearest; None uses `default_sigmas`. A tensor
                 [K, B] has separate levels for each sample.
             num_draws: number N of noise draws at each level; None uses `default_num_draws`.
@@ -443,9 +522,8 @@ class DinaRewardModel(DinaPreTrainedModel):
         Raises:
             ValueError: an argument has a wrong shape or range; the message names it.
         """
-        features = self.features(
-            latents, prompt_embeds, pooled_prompt_embeds, sigmas=sigmas, num_draws=num_draws, seed=seed, noise=noise
-        )
+        conditioning = (prompt_embeds, pooled_prompt_embeds, prompt_embeds_mask)
+        features = self.features(latents, *conditioning, sigmas=sigmas, num_draws=num_draws, seed=seed, noise=noise)
         return self.combine(features, mode, with_levels=with_levels)
 
     def features(
@@ -453,6 +531,7 @@ class DinaRewardModel(DinaPreTrainedModel):
         latents: torch.Tensor,
         prompt_embeds: torch.Tensor,
         pooled_prompt_embeds: torch.Tensor | None = None,
+        prompt_embeds_mask: torch.Tensor | None = None,
         *,
         sigmas: Sequence[float] | torch.Tensor | None = None,
         num_draws: int | None = None,
@@ -461,14 +540,15 @@ class DinaRewardModel(DinaPreTrainedModel):
     ) -> EnsembleFeatures:
         """Compute the backbone's features at every noise level and draw; arguments are as in `reward`. Iterating over
         `draws` computes one draw at a time, so that only one has to be in memory."""
-        self._check_inputs("latents", latents, prompt_embeds, pooled_prompt_embeds)
+        conditioning = (prompt_embeds, pooled_prompt_embeds, prompt_embeds_mask)
+        self._check_inputs("latents", latents, *conditioning)
         noise = self._noise_for(latents, num_draws, seed, noise)
         levels = self._levels(sigmas, len(latents)).to(latents.device)
         per_sample = levels if levels.ndim == 2 else levels[:, None].expand(-1, len(latents))
 
         def at(sigma: torch.Tensor, draw: torch.Tensor) -> Features:
             noisy_latents = self.noise_path.add_noise(latents, draw, sigma)
-            return self._features(noisy_latents, sigma, prompt_embeds, pooled_prompt_embeds)
+            return self._features(noisy_latents, sigma, *conditioning)
 
         return EnsembleFeatures(levels, ([at(sigma, draw) for sigma in per_sample] for draw in noise))
 
@@ -531,9 +611,8 @@ class DinaRewardModel(DinaPreTrainedModel):
 
         return DinaScorer(self, load_pipeline(self) if pipeline is None else pipeline, **options)
 
-    def _features(self, noisy_latents, sigma, prompt_embeds, pooled_prompt_embeds):
-        timestep = self.noise_path.timestep(sigma)
-        return self.backbone(noisy_latents, timestep, prompt_embeds, pooled_prompt_embeds)
+    def _features(self, noisy_latents, sigma, *conditioning):
+        return self.backbone(noisy_latents, self.noise_path.timestep(sigma), *conditioning)
 
     def _calibrate(self, raw: torch.Tensor) -> torch.Tensor:
         return (raw - self.config.score_mean) / self.config.score_std
@@ -566,20 +645,27 @@ class DinaRewardModel(DinaPreTrainedModel):
             raise ValueError(f"num_draws: expected a whole number of at least 1, got {draws}")
         return _drawn_noise(shape, int(draws), check_seeds(seed, batch)).to(latents.device)
 
-    def _check_inputs(self, name, latents, prompt_embeds, pooled_prompt_embeds) -> None:
-        self.backbone.check_inputs(name, latents, prompt_embeds, pooled_prompt_embeds)
+    def _check_inputs(self, name, latents, prompt_embeds, pooled_prompt_embeds, prompt_embeds_mask) -> None:
+        self.backbone.check_inputs(name, latents, prompt_embeds, pooled_prompt_embeds, prompt_embeds_mask)
         _check_finite(name, latents)
         _check_finite("prompt_embeds", prompt_embeds)
-        _check_finite("pooled_prompt_embeds", pooled_prompt_embeds)
+        if pooled_prompt_embeds is not None:
+            _check_finite("pooled_prompt_embeds", pooled_prompt_embeds)
+
+
+def _new_head(config) -> RewardHead:
+    return RewardHead(config, config.dimensions.token_width, config.dimensions.conditioning_width)
 
 
 def _config_on(source: str, revision: str | None, config: dict, hub: dict) -> DinaConfig:
     """Create a config with the transformer, scheduler and conditioning of a diffusers model, except for the fields in
     `config`."""
-    backbone_type = config.get("backbone_type", DinaConfig.backbone_type)
+    backbone_type = config.get("backbone_type") or read_backbone_type(source, revision, **hub)
     transformer_config, commit = read_transformer_config(backbone_type, source, revision, **hub)
     read = {
+        "backbone_type": backbone_type,
         "transformer_config": transformer_config,
+        **backbone_class(backbone_type).default_fields(config.get("transformer_config", transformer_config)),
         "base_model": source,
         "base_revision": commit or revision,
         "conditioning_source": source,
@@ -594,6 +680,40 @@ def _config_on(source: str, revision: str | None, config: dict, hub: dict) -> Di
         if given.get(name) is not None and not is_relative_source(given[name]):
             given[name] = absolute_source(given[name])
     return DinaConfig(**{**read, **given})
+
+
+def _replace_base(config: DinaConfig, backbone: str, revision: str | None) -> None:
+    """Replace the diffusion model that a config names, as the source of base weights and of the pipeline."""
+    is_pipeline = config.base_model is not None and config.conditioning_source == config.base_model
+    if not config.adapter_only and not is_pipeline:
+        raise ValueError(
+            "backbone: expected a checkpoint that takes weights or its pipeline from its base_model, got one with "
+            f"base_model={config.base_model} and conditioning_source={config.conditioning_source}"
+        )
+    config.base_model, config.base_revision = backbone, revision
+    if is_pipeline:
+        config.conditioning_source, config.conditioning_revision, config.conditioning_subfolder = backbone, None, ""
+
+
+@contextmanager
+def _names_backbone(source: str) -> Iterator[None]:
+    """Add the argument `backbone` to the errors of reading a checkpoint's diffusion model."""
+    try:
+        yield
+    except OSError as error:
+        # diffusers reports a gated repository as a missing one.
+        reason = error.__context__ if isinstance(error.__context__, GatedRepoError) else error
+        raise OSError(
+            f"backbone: cannot read {source}, the diffusion model of the checkpoint; `backbone` may name another copy "
+            f"of it: {reason}"
+        ) from error
+
+
+def _dtype_named(dtype: torch.dtype | str | None) -> torch.dtype:
+    """A dtype as `from_pretrained` of transformers takes it; None and "auto" are float32."""
+    if dtype in (None, "auto"):
+        return torch.float32
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
 
 def _carry_card(origin: str | None, directory: str | Path, *, replace: bool = False) -> None:
@@ -621,9 +741,11 @@ def _carry_card(origin: str | None, directory: str | Path, *, replace: bool = Fa
 _drawn_noise = torch.compiler.disable(shared_noise)
 
 
+_FIELDS = {each.name for each in dataclasses.fields(DinaConfig)}
+
+
 def _check_fields(config: dict) -> None:
-    unknown = sorted(set(config) - {each.name for each in dataclasses.fields(DinaConfig)})
-    if unknown:
+    if unknown := sorted(set(config) - _FIELDS):
         raise TypeError(f"expected fields of DinaConfig, got {unknown}")
 
 

@@ -5,6 +5,7 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from functools import cached_property
 from types import SimpleNamespace
@@ -21,8 +22,9 @@ from .conditioning_dina import (
     load_pipeline,
 )
 from .images_dina import fit_size, load_image
-from .latents_dina import encode_images
+from .latents_dina import encode_images, has_frames, latent_channels
 from .noising_dina import check_seeds
+from .pipelines_dina import EncodedPrompts
 from .thurstone_dina import pair_statistics, spread_over_draws
 
 ImageLike = str | os.PathLike | Image.Image
@@ -144,7 +146,8 @@ class DinaScorer:
 
     Args:
         model: a `DinaRewardModel` in evaluation mode.
-        pipeline: a `StableDiffusion3Pipeline` with the VAE and the text encoders that the model was trained with.
+        pipeline: the diffusers pipeline of the model's family, with the VAE and the text encoders that the model was
+            trained with.
         batch_size: number of images and prompts that are decoded, encoded and scored at a time. It limits memory and
             does not affect scores.
         max_pixels: larger images are shrunk to this area in pixels; None uses the transformer's training resolution.
@@ -155,23 +158,23 @@ class DinaScorer:
     """
 
     def __init__(self, model, pipeline, *, batch_size: int = 8, max_pixels: int | None = None):
-        transformer = SimpleNamespace(**model.config.transformer_config)
-        if pipeline.vae.config.latent_channels != transformer.in_channels:
+        sizes = model.config.dimensions
+        if latent_channels(pipeline.vae) != sizes.latent_channels:
             raise ValueError(
-                f"pipeline: expected a VAE with {transformer.in_channels} latent channels, "
-                f"got {pipeline.vae.config.latent_channels}"
+                f"pipeline: expected a VAE with {sizes.latent_channels} latent channels, "
+                f"got {latent_channels(pipeline.vae)}"
             )
         check_conditioning(pipeline, model.config)
-        if pipeline.text_encoder_3 is None and pipeline.transformer is None:
+        if pipeline.transformer is None and getattr(pipeline, "text_encoder_3", pipeline) is None:
             # Without a third text encoder, the pipeline takes the width of the zeros that replace its embeddings from
             # its transformer.
             pipeline = type(pipeline)(**pipeline.components)
-            pipeline.transformer = SimpleNamespace(config=transformer)
+            pipeline.transformer = SimpleNamespace(config=SimpleNamespace(**model.config.transformer_config))
 
-        self._multiple = pipeline.vae_scale_factor * transformer.patch_size
-        self._max_side = self._multiple * transformer.pos_embed_max_size
+        self._multiple = pipeline.vae_scale_factor * sizes.patch_size
+        self._max_side = pipeline.vae_scale_factor * sizes.max_side
         if max_pixels is None:
-            max_pixels = (pipeline.vae_scale_factor * transformer.sample_size) ** 2
+            max_pixels = (pipeline.vae_scale_factor * sizes.training_side) ** 2
         if max_pixels < self._multiple**2:
             raise ValueError(f"max_pixels: expected at least {self._multiple**2}, one patch, got {max_pixels}")
         if batch_size < 1:
@@ -180,7 +183,7 @@ class DinaScorer:
         self.pipeline = pipeline
         self.batch_size = batch_size
         self.max_pixels = max_pixels
-        self._encoded: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._encoded: dict[str, EncodedPrompts] = {}
         self._encoded_by = conditioning_state(pipeline)
 
     @classmethod
@@ -199,13 +202,14 @@ class DinaScorer:
         Load a scorer from a folder or a Hub repository, with the pipeline that the model's config names.
 
         Args:
-            source: a folder written by `save_pretrained`, or a Hub id.
+            source: a folder written by `save_pretrained` or in the published layout, or a Hub id.
             device: device of model and pipeline; None uses the CPU, or the devices of `device_map`.
             dtype: dtype of model and pipeline; None uses that of the weights.
             revision: branch, tag or commit of the Hub repository.
             batch_size, max_pixels: as in the class.
-            options: further arguments of `DinaRewardModel.from_pretrained`, such as `cache_dir`, `token`,
-                `local_files_only`, `subfolder` or `device_map`. Hub options are also used for the pipeline.
+            options: further arguments of `DinaRewardModel.from_pretrained`, such as `backbone`,
+                `cache_dir`, `token`, `local_files_only`, `subfolder` or `device_map`. Hub options are also used for
+                the pipeline.
 
         Raises:
             ValueError, OSError: there is no reward model, its weights are incomplete, or it cannot be downloaded.
@@ -345,9 +349,9 @@ class DinaScorer:
 
         parts, order = [], []
         for indices, batch in self._batches(count, images, latents):
-            embeds, pooled = self._encode_prompts([prompts[index] for index in indices])
+            encoded = self._encode_prompts([prompts[index] for index in indices])
             batch_seed = seeds if len(seeds) == 1 else [seeds[index] for index in indices]
-            parts.append(self.model.reward(batch, embeds, pooled, seed=batch_seed, **options))
+            parts.append(self.model.reward(batch, *encoded, seed=batch_seed, **options))
             order += indices
         restore = torch.tensor(order, device="cpu").argsort()
         joined = {
@@ -382,12 +386,14 @@ class DinaScorer:
         """Encode RGB images to clean latents [B, C, H, W] in model space, on the model's device."""
         width, height = size
         pixels = self.pipeline.image_processor.preprocess(images, height=height, width=width)
-        latents = encode_images(self.pipeline.vae, pixels.to(self.pipeline._execution_device))
+        vae = self.pipeline.vae
+        # A VAE with frames stores features of the current call.
+        with encoding_lock(self.pipeline) if has_frames(vae) else nullcontext():
+            latents = encode_images(vae, pixels.to(self.pipeline._execution_device))
         return latents.to(self.model.execution_device)
 
-    def _encode_prompts(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encode prompts to embeddings [B, L, D] and pooled ones [B, P] on the model's device; repeated prompts are
-        cached."""
+    def _encode_prompts(self, prompts: list[str]) -> EncodedPrompts:
+        """Encode prompts on the model's device; repeated prompts are cached."""
         with encoding_lock(self.pipeline):
             state = conditioning_state(self.pipeline)
             if state != self._encoded_by:
@@ -397,12 +403,12 @@ class DinaScorer:
             new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._encoded]
             if new:
                 encoded = encode_prompts(self.pipeline, new, self.model.config.max_sequence_length)
-                rows = zip(*(part.to(self.model.execution_device) for part in encoded), strict=True)
+                rows = encoded.to(self.model.execution_device).split()
                 self._encoded.update(zip(new, rows, strict=True))
-            embeds, pooled = zip(*(self._encoded[prompt] for prompt in prompts), strict=True)
+            encoded = EncodedPrompts.join(self._encoded[prompt] for prompt in prompts)
             while len(self._encoded) > REMEMBERED_PROMPTS:
                 del self._encoded[next(iter(self._encoded))]
-        return torch.stack(embeds), torch.stack(pooled)
+        return encoded
 
 
 def check_prompt(prompt: str, name: str = "prompt") -> None:

@@ -19,7 +19,7 @@ from model_card.studies.method.measurement import LEVELS, SWEEP, LevelRewards, g
 from model_card.studies.method.report import write_report
 from model_card.studies.method.variants import VARIANTS
 from modeling_dina import DinaRewardModel
-from modeling_dina.backbone_dina import Features
+from modeling_dina.backbone_base_dina import Features
 from modeling_dina.evaluation.benchmarks.preference_set import Pairs
 from modeling_dina.evaluation.rewards import Rewards
 from modeling_dina.latents_dina import decode_latents

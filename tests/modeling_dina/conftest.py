@@ -6,10 +6,10 @@ import pytest
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     """A self-contained model folder with random weights."""
-    from tests.modeling_dina.random_model import build
+    from tests.modeling_dina.families import save_tiny_folder
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    build(folder)
+    save_tiny_folder("sd3", folder)
     return folder
 
 

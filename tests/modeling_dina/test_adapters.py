@@ -38,7 +38,7 @@ def expected(scorer, latents):
 
 @pytest.fixture(scope="module")
 def embeddings(scorer):
-    return encode_prompts(scorer.pipeline, PROMPTS, scorer.model.config.max_sequence_length)
+    return encode_prompts(scorer.pipeline, PROMPTS, scorer.model.config.max_sequence_length).pair()
 
 
 def test_flow_grpo_scores_latents_and_pictures(scorer, latents, expected):

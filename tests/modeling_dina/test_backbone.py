@@ -1,9 +1,11 @@
 """The truncated backbone gives what the whole transformer computes inside, and nothing else is kept."""
 
+import json
+
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from modeling_dina import DinaConfig
 from modeling_dina.backbone_dina import (
@@ -13,8 +15,8 @@ from modeling_dina.backbone_dina import (
     load_base_weights,
     merge_lora,
     read_transformer_config,
-    read_transformer_weights,
 )
+from modeling_dina.weights_dina import TransformerWeights, allocate
 
 LORA = {"rank": 2, "alpha": 4, "targets": ["to_q", "to_out.0", "add_k_proj"]}
 
@@ -164,8 +166,8 @@ def test_reading_a_diffusers_folder(whole, tmp_path):
     whole.save_pretrained(tmp_path / "transformer")
     config, commit = read_transformer_config("sd3", str(tmp_path))
     assert (config["num_layers"], config["attention_head_dim"], commit) == (4, 8, None)
-    weights = read_transformer_weights("sd3", str(tmp_path))
-    torch.testing.assert_close(weights, dict(whole.state_dict()), rtol=0, atol=0)
+    weights = TransformerWeights(str(tmp_path))
+    torch.testing.assert_close(dict(weights), dict(whole.state_dict()), rtol=0, atol=0)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
@@ -174,10 +176,83 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         read_transformer_config("sd3", str(tmp_path))
 
 
-def test_an_incomplete_transformer_is_refused(whole, tmp_path):
+def test_an_incomplete_transformer_is_refused(tiny_config, whole, tmp_path):
     weights = whole.state_dict()
     del weights["transformer_blocks.1.attn.to_q.weight"]
     whole.save_pretrained(tmp_path / "transformer")
     save_file(weights, tmp_path / "transformer" / "diffusion_pytorch_model.safetensors")
-    with pytest.raises(ValueError, match=r"transformer_blocks.1.attn.to_q.weight"):
-        read_transformer_weights("sd3", str(tmp_path))
+    with pytest.raises(ValueError, match=r"transformer_blocks.1.attn.to_q.weight: expected \[32, 32\], got None"):
+        load_base_weights(build_backbone(DinaConfig(**tiny_config)), TransformerWeights(str(tmp_path)), "folder")
+
+
+@pytest.mark.parametrize("subfolder", ["transformer", ""])
+def test_only_shards_with_needed_weights_are_opened(tiny_config, whole, tmp_path, subfolder):
+    folder = tmp_path / subfolder
+    whole.save_pretrained(folder, max_shard_size="40KB")
+    index = json.loads((folder / "diffusion_pytorch_model.safetensors.index.json").read_text())["weight_map"]
+    backbone = build_backbone(DinaConfig(**tiny_config))
+    needed = {index[key] for key in backbone.state_dict()}
+    assert needed < set(index.values())
+    for name in set(index.values()) - needed:
+        (folder / name).unlink()
+    load_base_weights(backbone, TransformerWeights(str(tmp_path)), origin="folder")
+    torch.testing.assert_close(dict(backbone.state_dict()), part_of(whole, backbone), rtol=0, atol=0)
+    (folder / needed.pop()).unlink()
+    with pytest.raises(OSError, match=r"diffusion_pytorch_model-0\d+-of-0\d+.safetensors"):
+        load_base_weights(backbone, TransformerWeights(str(tmp_path)), origin="folder")
+
+
+def part_of(whole, backbone):
+    return {key: value for key, value in whole.state_dict().items() if key in backbone.state_dict()}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("diffusion_pytorch_model.safetensors", b"no", "model.safetensors: expected safetensors"),
+        ("diffusion_pytorch_model.safetensors.index.json", b"{}", "index.json: expected the files of all tensors"),
+        ("diffusion_pytorch_model.safetensors.index.json", b"{", "index.json: expected the files of all tensors"),
+    ],
+)
+def test_corrupt_weights_are_refused_by_name(whole, tmp_path, name, content, message):
+    whole.save_pretrained(tmp_path / "transformer")
+    (tmp_path / "transformer" / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        TransformerWeights(str(tmp_path))
+
+
+def test_pickled_weights_are_not_read(whole, tmp_path):
+    whole.save_pretrained(tmp_path / "transformer", safe_serialization=False)
+    with pytest.raises(OSError, match=r"diffusion_pytorch_model.safetensors"):
+        TransformerWeights(str(tmp_path))
+
+
+def test_a_tensor_that_an_index_promises_and_its_file_lacks(tiny_config, whole, tmp_path):
+    whole.save_pretrained(tmp_path / "transformer", max_shard_size="40KB")
+    index = json.loads((tmp_path / "transformer" / "diffusion_pytorch_model.safetensors.index.json").read_text())
+    name = "transformer_blocks.0.attn.to_q.weight"
+    path = tmp_path / "transformer" / index["weight_map"][name]
+    save_file({key: value for key, value in load_file(path).items() if key != name}, path)
+    with pytest.raises(ValueError, match=f"{name}: expected .*, got None"):
+        load_base_weights(build_backbone(DinaConfig(**tiny_config)), TransformerWeights(str(tmp_path)), "folder")
+
+
+def test_a_lora_leaves_out_what_the_config_excludes(tiny_config, whole, inputs):
+    lora = {**LORA, "exclude": ["transformer_blocks.2.attn.add_k_proj", "attn2.to_q"]}
+    adapted = truncated(tiny_config, whole, lora=lora)
+    modules = {key.split(".lora_")[0] for key in adapted.state_dict() if is_adapter_key(key)}
+    everywhere = truncated(tiny_config, whole, lora=LORA)
+    expected = {key.split(".lora_")[0] for key in everywhere.state_dict() if is_adapter_key(key)}
+    assert expected - modules == {"transformer_blocks.2.attn.add_k_proj", "transformer_blocks.0.attn2.to_q"}
+    assert modules < expected
+
+
+def test_a_buffer_whose_values_would_be_lost_is_refused():
+    with torch.device("meta"):
+        module = torch.nn.Linear(2, 2)
+        module.register_buffer("table", torch.ones(3), persistent=False)
+    with pytest.raises(RuntimeError, match="expected a persistent buffer or one with values, got table"):
+        allocate(module, torch.float32)
+    table = module.table = torch.ones(3)
+    allocate(module, torch.float32)
+    assert module.table is table

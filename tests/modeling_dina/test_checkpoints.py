@@ -11,11 +11,12 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
-from modeling_dina import DinaConfig, DinaRewardModel
-from modeling_dina.backbone_dina import SD3Backbone, is_adapter_key, read_transformer_weights
+from modeling_dina import DinaRewardModel
+from modeling_dina.backbone_dina import is_adapter_key
+from modeling_dina.weights_dina import TransformerWeights
+from tests.official_layout import LORA, write_official
 
 PARITY = Path(__file__).parents[1] / "parity"
-LORA = {"rank": 2, "alpha": 4, "targets": ["to_q", "to_out.0", "add_k_proj"]}
 
 
 @pytest.fixture
@@ -68,9 +69,9 @@ def test_from_backbone_reads_everything_that_is_not_given(base_folder, head_fiel
     assert config.scheduler_config["shift"] == 2.0
     assert config.base_model == config.conditioning_source == str(base_folder)
     assert config.temperature == 2.0
-    weights = read_transformer_weights("sd3", str(base_folder), dtype=torch.bfloat16)
+    weights = TransformerWeights(str(base_folder))
     for name, value in model.backbone.state_dict().items():
-        assert torch.equal(value, weights[name]), name
+        assert torch.equal(value, weights[name].bfloat16()), name
     assert {parameter.dtype for parameter in model.head.parameters()} == {torch.float32}
 
 
@@ -172,48 +173,6 @@ def test_a_lost_backbone_weight_is_refused(adapted, tmp_path, adapter_only, name
 # The published layout.
 
 
-def write_official(folder, model, *, num_layers=None, full_model=False, **settings):
-    """Write `model` as the published layout has it: the inverse of `from_official`."""
-    config = model.config
-    lora = {"r": LORA["rank"], "lora_alpha": LORA["alpha"]}
-    published = {
-        "backbone_model_id": config.base_model,
-        "num_transformer_layers": num_layers or config.num_layers,
-        "use_lora": config.lora is not None,
-        "lora_config": lora,
-        "use_text_features": True,
-        "use_t_embed": True,
-        "use_logistic": config.logistic,
-        "visual_head_idx": config.visual_layers,
-        "text_head_idx": config.text_layers,
-        "reward_head": {
-            "use_proj_in": config.project_in,
-            "width": config.head_width or -1,
-            "out_dim": 1,
-            "num_queries": config.num_queries,
-            "num_attn_heads": config.num_attention_heads,
-            "dropout": 0.0,
-        },
-        **settings,
-    }
-    checkpoint = folder / "checkpoint"
-    checkpoint.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"model": published, "training": {}}))
-    if full_model:
-        parts = {"backbone.": model.backbone, "rm_head.": model.head}
-        whole = {prefix + key: value for prefix, part in parts.items() for key, value in part.state_dict().items()}
-        torch.save(whole, checkpoint / "full_model.pt")
-        return folder
-    torch.save(model.head.state_dict(), checkpoint / "rm_head.pt")
-    if config.lora is not None:
-        plain = SD3Backbone(DinaConfig(**{**config.to_dict(), "lora": None}))
-        peft = get_peft_model(plain, LoraConfig(**lora, target_modules=LORA["targets"]))
-        own = model.backbone.state_dict()
-        peft.load_state_dict({f"base_model.model.{key}": value for key, value in own.items()})
-        peft.save_pretrained(checkpoint / "backbone_lora")
-    return folder
-
-
 @pytest.mark.parametrize(
     "changes",
     [
@@ -308,7 +267,7 @@ def test_a_missing_file_is_named(adapted, tmp_path):
 
 def test_what_is_not_the_published_layout_is_refused(adapted, tmp_path):
     adapted.save_pretrained(tmp_path / "own")
-    with pytest.raises(ValueError, match=r"checkpoint_dir: expected a config.json with a 'model' section"):
+    with pytest.raises(ValueError, match=r"checkpoint: expected a config.json with a 'model' section"):
         DinaRewardModel.from_official(tmp_path / "own")
     (tmp_path / "own" / "config.json").write_text('{"model": {"reward_head": {}}}')
     with pytest.raises(ValueError, match=r"config.json: expected 'visual_head_idx' in its 'model' section"):
@@ -328,6 +287,149 @@ def test_a_pickle_that_runs_code_is_not_run(adapted, tmp_path):
     torch.save({"query_tokens": Path}, official / "checkpoint" / "rm_head.pt")
     with pytest.raises(ValueError, match=r"rm_head.pt: expected a state dict"):
         DinaRewardModel.from_official(official)
+
+
+# The adapter's settings of PEFT.
+
+TEXT_PROJECTIONS = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+LAST_TEXT = [f"transformer_blocks.2.attn.{name}" for name in TEXT_PROJECTIONS]
+ALL = ["to_q", "to_k", "to_v", "to_out.0", *TEXT_PROJECTIONS]
+
+
+def write_adapter(folder, base_folder, fields, **settings):
+    """A published checkpoint whose adapter PEFT made by `settings`, and its model."""
+    model = DinaRewardModel.from_backbone(base_folder, **fields).eval()
+    write_official(folder, model, use_lora=True)
+    adapter = get_peft_model(
+        model.backbone, LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ALL, **settings})
+    )
+    torch.manual_seed(2)
+    for name, parameter in model.backbone.named_parameters():
+        if is_adapter_key(name):
+            torch.nn.init.normal_(parameter, std=0.3)
+    adapter.save_pretrained(folder / "checkpoint" / "backbone_lora")
+    return model.eval()  # dropout of the adapter included
+
+
+@pytest.mark.parametrize(
+    ("settings", "exclude"),
+    [
+        ({"exclude_modules": LAST_TEXT}, sorted(LAST_TEXT)),
+        ({"exclude_modules": [*LAST_TEXT, "transformer_blocks.0.attn"]}, sorted(LAST_TEXT)),
+        ({"exclude_modules": r".*\.2\.attn\.(add_.*|to_add_out)"}, sorted(LAST_TEXT)),
+        (
+            {"target_modules": r"transformer_blocks\.[12]\.attn\.to_q"},
+            ["transformer_blocks.0.attn.to_q", "attn2.to_q"],
+        ),
+        (
+            {"target_modules": ["to_q"], "layers_to_transform": [1], "layers_pattern": "transformer_blocks"},
+            ["transformer_blocks.0.attn.to_q", "transformer_blocks.2.attn.to_q", "attn2.to_q"],
+        ),
+        ({"use_rslora": True}, None),
+        ({"lora_dropout": 0.1, "init_lora_weights": "gaussian"}, None),
+    ],
+)
+def test_an_adapter_is_on_exactly_the_modules_that_its_settings_name(
+    base_folder, head_fields, tiny_inputs, tmp_path, settings, exclude
+):
+    official = tmp_path / "official"
+    model = write_adapter(official, base_folder, head_fields, **settings)
+    merged, adapted = (DinaRewardModel.from_official(official, keep_adapter=keep) for keep in (False, True))
+    found = {key for key in adapted.backbone.state_dict() if is_adapter_key(key)}
+    assert found == {key for key in model.backbone.state_dict() if is_adapter_key(key)}
+    expected = None if exclude is None else [name.replace("attn2", "transformer_blocks.0.attn2") for name in exclude]
+    assert adapted.config.lora.get("exclude") == (expected and sorted(expected))
+    torch.testing.assert_close(score(merged, tiny_inputs), score(model, tiny_inputs), rtol=1e-4, atol=1e-5)
+    assert_same_scores(adapted, model, tiny_inputs)
+
+    adapted.save_pretrained(tmp_path / "adapter", adapter_only=True)
+    assert_same_scores(DinaRewardModel.from_pretrained(tmp_path / "adapter"), adapted, tiny_inputs)
+    auto = AutoModel.from_pretrained(tmp_path / "adapter", trust_remote_code=True)
+    assert auto.config.lora == adapted.config.lora
+
+
+def change_settings(folder, **changes):
+    path = folder / "checkpoint" / "backbone_lora" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rank_pattern", {"to_q": 8}),
+        ("alpha_pattern", {"to_q": 8}),
+        ("use_dora", True),
+        ("modules_to_save", ["context_embedder"]),
+        ("bias", "lora_only"),
+        ("lora_bias", True),
+        ("init_lora_weights", "pissa"),
+        ("peft_type", "LOHA"),
+        ("layer_replication", [[0, 2]]),
+        ("setting_of_the_future", 1),
+    ],
+)
+def test_settings_of_an_adapter_without_a_counterpart_are_refused(base_folder, head_fields, tmp_path, name, value):
+    write_adapter(tmp_path / "official", base_folder, head_fields)
+    change_settings(tmp_path / "official", **{name: value})
+    with pytest.raises(ValueError, match=f"lora: expected a plain adapter, got {name}="):
+        DinaRewardModel.from_official(tmp_path / "official")
+
+
+def test_an_adapter_of_another_rank_is_refused(base_folder, head_fields, tmp_path):
+    write_adapter(tmp_path / "official", base_folder, head_fields)
+    change_settings(tmp_path / "official", r=8)
+    name = "transformer_blocks.0.attn.to_q.lora_A.default.weight"
+    with pytest.raises(
+        ValueError, match=rf"LoRA adapter: .*\n(.*\n)*  wrong shape: {name}, expected \[8, 32\], got \[4, 32\]"
+    ):
+        DinaRewardModel.from_official(tmp_path / "official")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: weights.popitem(), "missing: transformer_blocks"),
+        (lambda weights: weights.clear(), "missing: transformer_blocks"),
+    ],
+)
+def test_a_lost_weight_of_a_published_adapter_is_refused(base_folder, head_fields, tmp_path, change, message):
+    """A module without weights is only taken for one without a LoRA if the settings say so."""
+    write_adapter(tmp_path / "official", base_folder, head_fields)
+    path = tmp_path / "official" / "checkpoint" / "backbone_lora" / "adapter_model.safetensors"
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path)
+    with pytest.raises(ValueError, match=f"LoRA adapter: .*\n  {message}"):
+        DinaRewardModel.from_official(tmp_path / "official")
+
+
+def test_a_backbone_with_too_few_blocks_is_refused(base_folder, head_fields, tmp_path):
+    write_adapter(tmp_path / "official", base_folder, head_fields)
+    torch.manual_seed(1)
+    shallow = {**json.loads((base_folder / "transformer" / "config.json").read_text()), "num_layers": 2}
+    SD3Transformer2DModel.from_config(shallow).save_pretrained(base_folder / "transformer")
+    with pytest.raises(Exception, match="num_layers: expected 0 to the transformer's 2 blocks, got 3"):
+        DinaRewardModel.from_official(tmp_path / "official")
+    config = base_folder / "transformer" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "num_layers": 4}))
+    with pytest.raises(
+        ValueError, match=r"base lacks weights of the backbone:\n(.*\n)*  transformer_blocks.2.attn.to_q"
+    ):
+        DinaRewardModel.from_official(tmp_path / "official")
+
+
+def test_dtypes_of_a_published_checkpoint(base_folder, head_fields, tiny_inputs, tmp_path):
+    model = write_adapter(tmp_path / "official", base_folder, head_fields)
+    for options in ({}, {"dtype": "auto"}):
+        exact = DinaRewardModel.from_pretrained(tmp_path / "official", **options)
+        assert {parameter.dtype for parameter in exact.parameters()} == {torch.float32}
+    for options in ({"dtype": torch.bfloat16}, {"dtype": "bfloat16"}):
+        half = DinaRewardModel.from_pretrained(tmp_path / "official", **options)
+        assert {parameter.dtype for parameter in half.backbone.parameters()} == {torch.bfloat16}
+        assert {parameter.dtype for parameter in half.head.parameters()} == {torch.float32}
+        for name, value in exact.backbone.state_dict().items():
+            torch.testing.assert_close(half.backbone.state_dict()[name].float(), value, rtol=0.01, atol=1e-3)
+    assert not torch.equal(score(model, tiny_inputs), score(half, tiny_inputs))
 
 
 # The Hub, as its cache on disk.

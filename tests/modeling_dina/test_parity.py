@@ -15,7 +15,13 @@ IMAGES = ("chosen", "rejected")
 SCORE_TOLERANCE = 1e-4
 
 
-@pytest.fixture(scope="module", params=["lora_text-merged", "lora_text-adapter", "frozen_projin-merged"])
+CASES = (
+    *("lora_text-merged", "lora_text-adapter", "frozen_projin-merged"),
+    *("flux-merged", "flux-adapter", "zimage-merged", "zimage-adapter", "qwenimage-merged", "qwenimage-adapter"),
+)
+
+
+@pytest.fixture(scope="module", params=CASES)
 def case(request, tmp_path_factory):
     """A converted folder's model, read back as a stranger would read it, and the numbers it must give."""
     name, kind = request.param.split("-")
@@ -29,11 +35,16 @@ def case(request, tmp_path_factory):
     return name, model, load_file(PARITY / name / "expected.safetensors")
 
 
+def conditioning(expected):
+    """prompt_embeds, pooled_prompt_embeds and prompt_embeds_mask; what a family does not have is None."""
+    names = ("encoder_hidden_states", "pooled_projections", "encoder_hidden_states_mask")
+    return [expected.get(name) for name in names]
+
+
 def reward(model, expected, image, **options):
     return model.reward(
         expected[f"latents_{image}"],
-        expected["encoder_hidden_states"],
-        expected["pooled_projections"],
+        *conditioning(expected),
         noise=expected["noise"],
         **options,
     )
@@ -55,15 +66,42 @@ def test_feature_ensemble(case, image):
     with torch.no_grad():
         output = reward(model, expected, image, sigmas=expected["ensemble_u"], mode="features")
     torch.testing.assert_close(output.scores, expected[f"ensemble_score_{image}"], rtol=0, atol=SCORE_TOLERANCE)
+    if "ensemble_sigma" in expected:
+        torch.testing.assert_close(output.sigmas, expected["ensemble_sigma"], rtol=0, atol=0)
+
+
+def test_features_of_one_sample(case):
+    """In a batch of texts of unlike lengths, the reference's tokens of the first sample alone."""
+    name, model, expected = case
+    if name in ("lora_text", "frozen_projin"):
+        pytest.skip("the reference's tokens are stored for the other families")
+    with torch.no_grad():
+        features = model.features(
+            expected["latents_chosen"], *conditioning(expected), sigmas=expected["sigma"][3:4], noise=expected["noise"]
+        )
+    ((found,),) = features.draws
+    torch.testing.assert_close(found.conditioning[:1], expected["conditioning_u0.4_sample0"], rtol=0, atol=5e-5)
+    for kind, layers, tokens in (
+        ("visual", model.config.visual_layers, found.visual),
+        ("text", model.config.text_layers, found.text),
+    ):
+        for layer, of_layer in zip(layers, tokens, strict=True):
+            reference = expected[f"{kind}_{layer}_u0.4_sample0"]
+            torch.testing.assert_close(of_layer[:1, : reference.shape[1]], reference, rtol=0, atol=5e-5)
+    if found.text_mask is not None:
+        assert found.text_mask[0].sum() == reference.shape[1]
 
 
 def training_scores(model, expected):
     """Scores of both images with one noise level a pair, as in training, and the variance of each."""
     sigma = model.noise_path.snap(expected["loss_u"])
     torch.testing.assert_close(sigma, expected["loss_sigma"], rtol=0, atol=0)
-    conditioning = (expected["encoder_hidden_states"], expected["pooled_projections"])
     outputs = [
-        model(model.noise_path.add_noise(expected[f"latents_{image}"], expected["noise"], sigma), sigma, *conditioning)
+        model(
+            model.noise_path.add_noise(expected[f"latents_{image}"], expected["noise"], sigma),
+            sigma,
+            *conditioning(expected),
+        )
         for image in IMAGES
     ]
     return outputs[0].scores, outputs[1].scores, outputs[0].variance

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from modeling_dina.remote_code import copy_remote_code, remote_code_files
+from tests.families import FAMILIES, tiny_inputs, tiny_reward
 from tests.processes import run_code
 
 STRANGER = """
@@ -14,28 +15,33 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel
 
-folder, inputs, outputs = sys.argv[1:]
-model = AutoModel.from_pretrained(folder, trust_remote_code=True)
-assert type(model).__module__.startswith("transformers_modules"), type(model)
-assert type(model.config).__module__.startswith("transformers_modules"), type(model.config)
-with torch.no_grad():
-    scores = model.reward(**load_file(inputs), num_draws=2).scores
-save_file({"scores": scores}, outputs)
-model.save_pretrained(folder + "-again")
+for folder in sys.argv[1:]:
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    assert type(model).__module__.startswith("transformers_modules"), type(model)
+    assert type(model.config).__module__.startswith("transformers_modules"), type(model.config)
+    with torch.no_grad():
+        scores = model.reward(**load_file(folder.removesuffix("-again") + "-inputs"), num_draws=2).scores
+    save_file({"scores": scores}, folder + "-outputs")
+    model.save_pretrained(folder + "-again")
 """
 
 
-def test_a_folder_alone_scores_identically(tiny_model, tiny_inputs, tmp_path):
-    folder, inputs, outputs = tmp_path / "reward", tmp_path / "inputs.safetensors", tmp_path / "outputs.safetensors"
-    tiny_model.save_pretrained(folder)
-    save_file(tiny_inputs, inputs)
-    with torch.no_grad():
-        expected = tiny_model.reward(**tiny_inputs, num_draws=2).scores
+def test_a_folder_alone_scores_identically(tmp_path):
+    """For every family of backbones, in one process."""
+    expected = {}
+    for family in FAMILIES:
+        model, inputs = tiny_reward(family), tiny_inputs(family)
+        model.save_pretrained(tmp_path / family)
+        save_file(inputs, tmp_path / f"{family}-inputs")
+        with torch.no_grad():
+            expected[family] = model.reward(**inputs, num_draws=2).scores
 
     # The second round reads what the stranger itself has saved.
-    for source in (folder, tmp_path / "reward-again"):
-        run_code(STRANGER, source, inputs, outputs, folder=tmp_path)
-        torch.testing.assert_close(load_file(outputs)["scores"], expected, rtol=0, atol=1e-6)
+    for suffix in ("", "-again"):
+        folders = [str(tmp_path / family) + suffix for family in FAMILIES]
+        run_code(STRANGER, *folders, folder=tmp_path)
+        for folder, scores in zip(folders, expected.values(), strict=True):
+            torch.testing.assert_close(load_file(f"{folder}-outputs")["scores"], scores, rtol=0, atol=1e-6)
 
 
 def test_the_folder_holds_every_file_the_model_needs(tiny_model, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from modeling_dina import DinaConfig
-from modeling_dina.backbone_dina import Features
+from modeling_dina.backbone_base_dina import Features
 from modeling_dina.reward_head_dina import FilmAdapter, QueryAttention, RewardHead
 
 WIDTH = 32

@@ -29,6 +29,10 @@ class AlignArguments:
     reward_revision: str | None = HfArg(
         default=None, help="Git revision of reward_model on the Hub; the main branch if unset."
     )
+    reward_backbone: str | None = HfArg(
+        default=None,
+        help="Diffusion model that reward_model is based on, as a folder or a Hub id; the one that it names if unset.",
+    )
     dtype: Literal["float32", "bfloat16"] = HfArg(
         default="bfloat16", help="Floating-point type of the frozen weights; the LoRA weights are float32."
     )

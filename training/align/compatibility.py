@@ -54,7 +54,7 @@ def check_compatible(pipeline: StableDiffusion3Pipeline, policy: str, model: Din
 @torch.no_grad()
 def _probe(pipeline: StableDiffusion3Pipeline, max_sequence_length: int) -> tuple[torch.Tensor, ...]:
     """Embeddings of a prompt, and latents of a picture with smooth colours, in float32 on the CPU."""
-    embeds, pooled = encode_prompts(pipeline, [PROBE], max_sequence_length)
+    embeds, pooled = encode_prompts(pipeline, [PROBE], max_sequence_length).pair()
     vae = pipeline.vae
     ramp = torch.linspace(-1, 1, 64, device=vae.device, dtype=vae.dtype)
     picture = torch.stack([ramp.expand(64, 64), ramp[:, None].expand(64, 64), ramp.flip(0).expand(64, 64)])[None]

@@ -9,12 +9,14 @@ from peft import LoraConfig
 
 from modeling_dina import DinaConfig, DinaRewardModel
 from modeling_dina.backbone_dina import read_transformer_config
-from modeling_dina.configuration_dina import SD35_MEDIUM_TRANSFORMER
+from modeling_dina.official_dina import is_official, official_fields
+from modeling_dina.presets_dina import PRESETS, SD35_MEDIUM
 from training import costs
 from training.align.algorithm import AlgorithmArguments
 from training.align.arguments import AlignArguments
 from training.align.policy import ATTENTION
 from training.align.run import ALGORITHMS
+from training.reward.dry_run import offline_config
 
 LATENT_FACTOR = 8  # image pixels per latent along each side, for every Stable Diffusion 3 VAE
 
@@ -32,8 +34,7 @@ class Cost:
     """
 
     def __init__(self, arguments: AlignArguments, algorithm_arguments: AlgorithmArguments) -> None:
-        is_here = os.path.isdir(arguments.reward_model)  # of a Hub id, the default: DiNa-LRM on SD3.5 Medium
-        config = DinaConfig.from_pretrained(arguments.reward_model) if is_here else DinaConfig()
+        config = offline_reward(arguments.reward_model, arguments.reward_backbone)
         transformer_config = offline_policy(arguments.policy)
         dtype, algorithm = getattr(torch, arguments.dtype), ALGORITHMS[arguments.algorithm]
         side = arguments.resolution // LATENT_FACTOR if arguments.resolution else None
@@ -93,7 +94,17 @@ def offline_policy(source: str) -> dict:
         return read_transformer_config("sd3", source)[0]
     if source != costs.KNOWN_BASE:
         raise ValueError(f"policy: expected a folder or {costs.KNOWN_BASE} for a dry run, got {source}")
-    return SD35_MEDIUM_TRANSFORMER
+    return PRESETS[SD35_MEDIUM]["transformer_config"]
+
+
+def offline_reward(source: str, backbone: str | None) -> DinaConfig:
+    """The reward model's configuration, without access to the Hub; DiNa-LRM on SD3.5 Medium for any Hub id."""
+    if not os.path.isdir(source):
+        return DinaConfig()
+    if not is_official(source):
+        return DinaConfig.from_pretrained(source)
+    fields, named = official_fields(source)
+    return offline_config(backbone or named, fields)
 
 
 def print_dry_run(arguments: AlignArguments, algorithm_arguments: AlgorithmArguments) -> None:

@@ -87,7 +87,8 @@ class Policy:
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Text embeddings of B prompts."""
-        return Conditioning(tuple(prompts), *encode_prompts(self.pipeline, prompts, self.max_sequence_length))
+        encoded = encode_prompts(self.pipeline, prompts, self.max_sequence_length)
+        return Conditioning(tuple(prompts), *encoded.pair())
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Decode latents [B, C, H, W] to images [B, 3, height, width] in about [-1, 1], differentiably."""

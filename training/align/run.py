@@ -128,14 +128,15 @@ def build(
 def load_models(arguments: AlignArguments, device: torch.device) -> tuple[Policy, DinaRewardModel]:
     """Load the policy with a new LoRA, and the reward model. Raises a ValueError if they do not match."""
 
-    def load(name: str, kind: Any, revision: str | None) -> Any:
+    def load(name: str, kind: Any, revision: str | None, **options) -> Any:
         source = getattr(arguments, name)
         check_model(source, name)
         with loading(name, source):
-            return kind.from_pretrained(source, revision=revision, dtype=getattr(torch, arguments.dtype)).to(device)
+            dtype = getattr(torch, arguments.dtype)
+            return kind.from_pretrained(source, revision=revision, dtype=dtype, **options).to(device)
 
     pipeline = load("policy", StableDiffusion3Pipeline, arguments.policy_revision)
-    model = load("reward_model", DinaRewardModel, arguments.reward_revision)
+    model = load("reward_model", DinaRewardModel, arguments.reward_revision, backbone=arguments.reward_backbone)
     check_compatible(pipeline, arguments.policy, model, arguments.reward_model)
     policy = Policy(
         pipeline,

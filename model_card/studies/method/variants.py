@@ -16,7 +16,8 @@ from transformers import set_seed
 
 from model_card.studies import frame
 from modeling_dina import DinaConfig, DinaRewardModel
-from modeling_dina.backbone_dina import Features, build_backbone
+from modeling_dina.backbone_base_dina import Features
+from modeling_dina.backbone_dina import build_backbone
 from training.arguments import load_config
 from training.reward.evaluation import Encoder
 from training.reward.objective import PreferenceObjective
@@ -55,7 +56,7 @@ def forget_pretraining(model: DinaRewardModel) -> None:
 def score_by_dot_product(model: DinaRewardModel) -> None:
     """Replace the head."""
     config: Any = model.config
-    model.add_module("head", DotProductHead(config, model.backbone.token_width(config)))
+    model.add_module("head", DotProductHead(config, model.backbone.dimensions.token_width))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ def encode_captions(
     """Text embeddings [N, L, D] and pooled embeddings [N, P], float16."""
     embeds, pooled = [], []
     for start in range(0, len(captions), batch_size):
-        batch = encode_prompts(pipeline, captions[start : start + batch_size], MAX_LENGTH)
+        batch = encode_prompts(pipeline, captions[start : start + batch_size], MAX_LENGTH).pair()
         embeds.append(batch[0].half().cpu())
         pooled.append(batch[1].half().cpu())
     return torch.cat(embeds), torch.cat(pooled)
