@@ -57,7 +57,7 @@ def update(text: str) -> str:
     Raises:
         ValueError: a part has a name that is not in `PARTS`.
     """
-    return PART.sub(lambda match: f"{match[1]}{render(match[2])}\n{match[3]}", text)
+    return PART.sub(lambda match: f"{match[1]}\n{render(match[2])}\n\n{match[3]}", text)
 
 
 def render(name: str) -> str:
@@ -108,8 +108,8 @@ def verdicts() -> str:
         [
             *lines,
             f"- **Undecided**: the other {len(found['undecided'])} of {len(claims)} claims.",
-            f"- **Alignment**: {alignment.VARIANTS[best['variant']].title} raises the true utility by "
-            f"{alignment.rise(best['last'])} in {best['last']['update']} updates. Sampling the best of four without "
+            f"- **Alignment**: {alignment.VARIANTS[best['variant']].title} raises the true utility from "
+            f"{study['unaligned']['utility']['mean']:.2f} by {alignment.rise(best['last'])} in {best['last']['update']} updates. Sampling the best of four without "
             f"any update raises it by {alignment.rise(four)}.",
         ]
     )
@@ -134,6 +134,22 @@ def full_size_cost() -> str:
         for name, cost in large.items()
     ]
     return markdown(header, lines)
+
+
+def short_cost() -> str:
+    """The most important lines and columns of `full_size_cost`, at 1024 pixels."""
+    rewards = read_results("cost 1024")["rewards"]
+    lines = [
+        (
+            name,
+            f"{cost['forward']['flops'] / 1e12:.1f}",
+            f"{cost['gradient']['flops'] / 1e12:.1f}",
+            f"{(cost['weight_bytes'] + cost['gradient']['kept_bytes']) / 1e9:.1f}",
+        )
+        for name, cost in rewards.items()
+        if name in ("DiNa-LRM, 1 level", "DiNa-LRM, 3 levels", "HPSv3", "decoding alone")
+    ]
+    return markdown(("reward of a latent", "TFLOPs", "with gradient", "GB with gradient"), lines)
 
 
 def published_costs() -> str:
@@ -220,6 +236,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "agreement": agreement,
     "verdicts": verdicts,
     "cost": full_size_cost,
+    "short cost": short_cost,
     "published costs": published_costs,
     "cpu cost": cpu_cost,
     "serving": serving,
