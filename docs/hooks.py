@@ -1,6 +1,6 @@
 """MkDocs hook: pages and pictures of the repository that are not in docs/, at the same links as in the repository.
 
-README.md is the home page. Links that start with `../` in a page of docs/ also work where the Markdown is read directly.
+README.md is the home page. Links that start with `../` in a page of docs/ also work outside the site.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Generated parts of README.md and docs/: `python -m model_card.pages` brings them up to date.
 
-A generated part stands between the lines `<!-- generated: NAME -->` and `<!-- end -->`. Tables of results come from the
-committed JSON files, tables of options from the code.
+A generated part stands between the lines `<!-- generated: NAME -->` and `<!-- end -->`. Tables of results come from
+the committed JSON files, tables of options from the code.
 """
 
 import dataclasses
@@ -109,8 +109,9 @@ def verdicts() -> str:
             *lines,
             f"- **Undecided**: the other {len(found['undecided'])} of {len(claims)} claims.",
             f"- **Alignment**: {alignment.VARIANTS[best['variant']].title} raises the true utility from "
-            f"{study['unaligned']['utility']['mean']:.2f} by {alignment.rise(best['last'])} in {best['last']['update']} updates. Sampling the best of four without "
-            f"any update raises it by {alignment.rise(four)}.",
+            f"{study['unaligned']['utility']['mean']:.2f} by {alignment.rise(best['last'])} in "
+            f"{best['last']['update']} updates. Sampling the best of four without any update raises it by "
+            f"{alignment.rise(four)}.",
         ]
     )
 
