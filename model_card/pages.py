@@ -35,7 +35,9 @@ RESULTS = {
     "cost cpu 32": "model_card/results/cost_small_cpu_batch32.json",
     "load": "tests/load/load_test.json",
 }
-ARGUMENTS = {each.__name__: each for each in (ModelArguments, DataArguments, RewardTrainingArguments, AlignArguments)}
+ARGUMENTS: dict[str, type] = {
+    each.__name__: each for each in (ModelArguments, DataArguments, RewardTrainingArguments, AlignArguments)
+}
 ARGUMENTS |= {each.Arguments.__name__: each.Arguments for each in ALGORITHMS.values()}
 PART = re.compile(r"(<!-- generated: ([\w -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -123,7 +125,7 @@ def full_size_cost() -> str:
         *("reward of a latent", "M parameters", "TFLOPs, 512 px", "TFLOPs, 1024 px"),
         *("the same with gradient", "GB with gradient"),
     )
-    lines = [
+    lines: list[tuple[str, ...]] = [
         (
             name,
             f"{cost['parameters'] / 1e6:,.0f}",
@@ -140,7 +142,7 @@ def full_size_cost() -> str:
 def short_cost() -> str:
     """The most important lines and columns of `full_size_cost`, at 1024 pixels."""
     rewards = read_results("cost 1024")["rewards"]
-    lines = [
+    lines: list[tuple[str, ...]] = [
         (
             name,
             f"{cost['forward']['flops'] / 1e12:.1f}",
@@ -155,7 +157,7 @@ def short_cost() -> str:
 
 def published_costs() -> str:
     """Savings over HPSv3 as published, and as counted here."""
-    lines = [
+    lines: list[tuple[str, ...]] = [
         (each["claim"], f"{100 * each['published']:.1f} %", f"{100 * share:.1f} % ({what})")
         for each in read_results("cost 1024")["claims"]
         for what, share in each["found"].items()
@@ -166,7 +168,7 @@ def published_costs() -> str:
 def cpu_cost() -> str:
     """Cost of the embedded default's reward on the CPU."""
     costs = {batch: read_results(name) for batch, name in ((1, "cost cpu"), (32, "cost cpu 32"))}
-    lines = [
+    lines: list[tuple[str, ...]] = [
         (
             name,
             *(f"{cost['flops'][name] / 1e9:,.3g}" for cost in costs.values()),
@@ -180,7 +182,7 @@ def cpu_cost() -> str:
 
 def serving() -> str:
     """Throughput and latency of the server."""
-    lines = [
+    lines: list[tuple[str, ...]] = [
         (
             each["server"],
             f"{each['clients']}",
