@@ -17,9 +17,10 @@ OUT = Path("runs/examples/align")
 
 
 def main(updates: int = 4) -> None:
+    out = OUT / f"{updates}_updates"
     arguments = load_run(
         CONFIG,
-        output_dir=OUT,
+        output_dir=out,
         updates=updates,
         prompts_per_update=8,
         eval_every=updates,
@@ -29,15 +30,15 @@ def main(updates: int = 4) -> None:
         resume_from_checkpoint="last",
     )
     run(*arguments)
-    for line in (OUT / "metrics.jsonl").read_text().splitlines():
+    for line in (out / "metrics.jsonl").read_text().splitlines():
         metrics = json.loads(line)
         if metrics["kind"] == "eval":
             print(f"update {metrics['update']}: reward {metrics['dina']:.2f}, true utility {metrics['utility']:.2f}")
 
-    samples = [OUT / "samples" / f"{update:06d}.png" for update in (0, updates)]
+    samples = [out / "samples" / f"{update:06d}.png" for update in (0, updates)]
     images = [Image.open(path).resize((512, 512), Image.Resampling.NEAREST) for path in samples]
-    make_image_grid(images, rows=1, cols=2).save(OUT / "before_and_after.png")
-    print(f"before and after: {OUT / 'before_and_after.png'}")
+    make_image_grid(images, rows=1, cols=2).save(out / "before_and_after.png")
+    print(f"before and after: {out / 'before_and_after.png'}")
 
 
 if __name__ == "__main__":

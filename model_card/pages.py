@@ -176,8 +176,8 @@ def method_setting() -> str:
     settings = read_results("method")["settings"]
     size = settings["size"]
     return (
-        f"{settings['seeds']} seeds of each variant, {size['steps']} steps on {size['train_groups']:,} captions with four "
-        f"pictures each, measured on {size['test_groups']} captions of each kind."
+        f"{settings['seeds']} seeds of each variant, {size['steps']} steps on {size['train_groups']:,} captions with "
+        f"four pictures each, measured on {size['test_groups']} captions of each kind."
     )
 
 

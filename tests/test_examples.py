@@ -11,7 +11,7 @@ PICTURES = {
     "compare_two_images": "comparison.png",
     "best_of_n": "best_of_n.png",
     "reward_in_a_sampler": "reward_in_a_sampler.png",
-    "align_the_generator": "align/before_and_after.png",
+    "align_the_generator": "align/1_updates/before_and_after.png",
     "train_on_your_votes": None,
 }
 # Fewer updates than the scripts make by themselves.
