@@ -298,6 +298,21 @@ def test_all_pages_are_in_the_navigation():
     assert {page.name for page in (ROOT / "docs").glob("*.md")} <= listed
 
 
+def test_configuration_files_are_yaml():
+    paths = [*(ROOT / ".github").rglob("*.yml"), *ROOT.glob("*.yml"), *ROOT.glob(".*.yaml"), ROOT / "CITATION.cff"]
+    assert len(paths) >= 6
+    assert all(isinstance(yaml.safe_load(path.read_text()), dict) for path in paths)
+
+
+def test_citations_agree():
+    article = yaml.safe_load((ROOT / "CITATION.cff").read_text())["preferred-citation"]
+    readme = (ROOT / "README.md").read_text()
+    (authors,) = re.findall(r"author  = \{(.*?)\}", readme, re.DOTALL)
+    named = [f"{each['family-names']}, {each['given-names']}" for each in article["authors"]]
+    assert named == " ".join(authors.split()).split(" and ")
+    assert f"title   = {{{article['title']}}}" in readme
+
+
 def test_version_is_in_one_place():
     version = re.search(r'^version = "(.*)"$', project_table("project"), re.M)[1]
     assert re.search(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.M)[1] in ("Unreleased", version)
