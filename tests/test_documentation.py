@@ -209,6 +209,25 @@ def check_command(line):
         assert program in ("make", "hf", "pre-commit"), f"{line}: unknown program {program}"
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "dina compare a.png b.png --promt text",
+        "dina compere a.png b.png",
+        "accelerate launch -m training.align --config file.yaml --no_such 1",
+        "python -m model_card.studies.method --out DIR --no-such",
+        "serve run modeling_dina.serving.ray_app:build no_such=1",
+        'pip install "dina-lrm[no_such]"',
+        "curl http://127.0.0.1:8000/v2/compare",
+        "python no_such.py",
+        "dyna compare a.png b.png",
+    ],
+)
+def test_a_wrong_command_is_found(line):
+    with pytest.raises(AssertionError):
+        check_command(line)
+
+
 @by_page(PAGES)
 def test_commands(page):
     texts = [each.code for each in blocks(page) if each.language in ("", "bash")]
