@@ -8,6 +8,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -74,8 +75,9 @@ def render(name: str) -> str:
     return PARTS[name]()
 
 
-def agreement() -> str:
-    """Agreement of the embedded default with a fresh annotator, and the best that can be reached."""
+def agreement(*, short: bool = False) -> str:
+    """Agreement of the embedded default with a fresh annotator, and the best that can be reached; `short` has three
+    lines."""
     world = read_results("world")
     sets = [world[name] for name in ("seen", "held_out", "generated")]
 
@@ -83,16 +85,18 @@ def agreement() -> str:
         return title, *(f"{each['accuracy']:.3f} ± {each['standard_error']:.3f}" for each in measured)
 
     ensembles = [each["ensembles"]["features, 4 draws"] for each in sets]
-    return markdown(
-        ("agreement with a fresh annotator", "seen combinations", "held-out combinations", "generated pictures"),
-        [
-            ("best reachable (Bayes)", *(f"{each['wrong_caption']['best']:.3f}" for each in sets)),
-            row("ensemble, 3 levels x 4 draws", ensembles),
-            ("the same, over best reachable", *(f"{each['ratio']:.3f}" for each in ensembles)),
-            row("one level (0.1), one draw", [each["levels"]["0.1"] for each in sets]),
+    lines = [
+        ("best reachable (Bayes)", *(f"{each['wrong_caption']['best']:.3f}" for each in sets)),
+        row("ensemble, 3 levels x 4 draws", ensembles),
+        row("one level (0.1), one draw", [each["levels"]["0.1"] for each in sets]),
+    ]
+    if not short:
+        lines += [
+            ("the ensemble, over best reachable", *(f"{each['ratio']:.3f}" for each in ensembles)),
             row("under another group's caption", [each["wrong_caption"] for each in sets]),
-        ],
-    )
+        ]
+    header = ("agreement with a fresh annotator", "seen combinations", "held-out combinations", "generated pictures")
+    return markdown(header, lines)
 
 
 def verdicts() -> str:
@@ -150,7 +154,7 @@ def short_cost() -> str:
             f"{(cost['weight_bytes'] + cost['gradient']['kept_bytes']) / 1e9:.1f}",
         )
         for name, cost in rewards.items()
-        if name in ("DiNa-LRM, 1 level", "DiNa-LRM, 3 levels", "HPSv3", "decoding alone")
+        if name in ("DiNa-LRM, 1 level", "DiNa-LRM, 3 levels", "HPSv3")
     ]
     return markdown(("reward of a latent", "TFLOPs", "with gradient", "GB with gradient"), lines)
 
@@ -263,6 +267,7 @@ def _cell(text: str) -> str:
 
 PARTS: dict[str, Callable[[], str]] = {
     "agreement": agreement,
+    "short agreement": partial(agreement, short=True),
     "verdicts": verdicts,
     "cost": full_size_cost,
     "short cost": short_cost,
