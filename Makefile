@@ -1,14 +1,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
+# Pinned versions; empty for the newest ones that fit.
+CONSTRAINTS ?= constraints.txt
+PIP_INSTALL := $(BIN)/pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
-.PHONY: setup demo space test test-quantization embed code card style quality
+.PHONY: setup demo space test test-quantization embed code card pages docs style quality
 
 setup: .venv/.done
 
 .venv/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(PIP_INSTALL) --editable ".[dev]"
 	touch $@
 
 demo: setup
@@ -24,7 +27,7 @@ test: setup
 
 # The quantisers print notes whenever they can be imported, so that they are installed apart.
 test-quantization: setup
-	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt --target .venv/quantization bitsandbytes torchao
+	$(PIP_INSTALL) --no-deps --target .venv/quantization bitsandbytes torchao
 	PYTHONPATH=.venv/quantization $(BIN)/python -m pytest tests/modeling_dina/test_storage.py
 
 # Ship a finished build of the small world: make embed BUILD=runs/world
@@ -45,6 +48,21 @@ card: setup
 	$(BIN)/python -m model_card.write --model modeling_dina/tiny --results model_card/results \
 		--results model_card/results/world_study --results model_card/results/alignment_study \
 		--results modeling_dina/tiny/report.json --out modeling_dina/tiny/README.md
+
+# Bring the generated tables of README.md and docs/ up to date.
+pages: setup
+	$(BIN)/python -m model_card.pages
+
+# The documentation, into build/docs. It reads docstrings without importing the package, and has an environment of its
+# own, so that it needs neither torch nor the other tools.
+docs: .venv/docs/.done
+	NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs build --strict --quiet
+
+.venv/docs/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv/docs
+	.venv/docs/bin/pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) mkdocs-material \
+		"mkdocstrings[python]" ruff
+	touch $@
 
 style: setup
 	$(BIN)/ruff format .

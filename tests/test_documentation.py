@@ -1,19 +1,37 @@
-"""What documentation names exists: modules, commands, targets, files, and what examples import."""
+"""What documentation names exists: modules, commands and their options, targets, files, and what examples import.
+Python examples run on the embedded model, and print what the page says."""
 
 import ast
 import importlib
+import io
+import json
 import re
 import shlex
+from contextlib import redirect_stdout
+from dataclasses import fields
+from functools import cache
+from itertools import zip_longest
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+import typer
+import yaml
 from typer.main import get_command
 
 from modeling_dina.cli.app import app
+from training.align.arguments import AlignArguments
+from training.align.run import ALGORITHMS
+from training.reward.trainer import RewardTrainingArguments
+from training.train_reward import DataArguments, ModelArguments
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = "modeling_dina|training|model_card|space|tests|docs|examples"
-PAGES = [path for path in ROOT.rglob("*.md") if not {".venv", "runs", "templates"} & set(path.parts)]
+PAGES = [
+    path
+    for path in ROOT.rglob("*.md")
+    if not {".venv", ".venv-docs", "build", "runs", "templates", "node_modules"} & set(path.relative_to(ROOT).parts)
+]
 CODE = re.compile(r"```\w*\n(.*?)```|`([^`\n]+)`", re.DOTALL)
 
 
@@ -85,23 +103,237 @@ def test_files_and_links(page):
     assert not [path for path in paths if not (ROOT / path).exists()]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_commands(page):
-    code = code_of(page.read_text())
+class Block(NamedTuple):
+    """A block of code: its language, its code, the comment in the line before it, and the output shown after it."""
+
+    language: str
+    code: str
+    comment: str
+    output: str | None
+
+
+def blocks(page):
+    """Blocks of code of a page; the output of a block is a block of text that follows immediately."""
+    found = [
+        Block(match[2], match[3], match[1] or "", None)
+        for match in re.finditer(r"(?:<!-- (.*) -->\n+)?^```(\w*)\n(.*?)^```$", page.read_text(), re.M | re.DOTALL)
+    ]
+    following = [each.code if each.language == "text" else None for each in found[1:]]
+    return [each._replace(output=output) for each, output in zip_longest(found, following)]
+
+
+def by_page(pages):
+    return pytest.mark.parametrize("page", pages, ids=lambda page: page.relative_to(ROOT).as_posix())
+
+
+DOCUMENTATION = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NOT_RUN = "not run: "  # A block after such a comment needs weights, a GPU or a server.
+
+
+@by_page(PAGES)
+def test_targets(page):
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
-    assert not set(re.findall(r"^make ([\w-]+)", code, re.M)) - set(targets)
-    commands = get_command(app).commands
-    for line in re.findall(r"^dina ([a-z].*)", code.replace("\\\n", " "), re.M):
-        name, *arguments = shlex.split(line, comments=True)
-        assert name in commands, line
-        options = {option for each in commands[name].params for option in each.opts}
-        assert not {argument for argument in arguments if argument.startswith("--")} - options, line
+    assert not set(re.findall(r"^make ([\w-]+)", code_of(page.read_text()), re.M)) - set(targets)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+@cache
+def options_of(module):
+    """Options of a module that can be run."""
+    own = {
+        "training.train_reward": (ModelArguments, DataArguments, RewardTrainingArguments),
+        "training.align": (AlignArguments, *(each.Arguments for each in ALGORITHMS.values())),
+    }
+    if module in own:
+        return {"--config", *(f"--{each.name}" for arguments in own[module] for each in fields(arguments))}
+    name = module if (ROOT / f"{module.replace('.', '/')}.py").is_file() else f"{module}.__main__"
+    loaded = importlib.import_module(name)
+    command = re.search(r"app\.command\(\)\((\w+)\)", Path(loaded.__file__).read_text())
+    if command is None:
+        return set()
+    single = typer.Typer()
+    single.command()(getattr(loaded, command[1]))
+    return {option for each in get_command(single).params for option in each.opts}
+
+
+def project_table(name):
+    """A table of pyproject.toml as text; Python 3.10 has no parser."""
+    return (ROOT / "pyproject.toml").read_text().partition(f"[{name}]\n")[2].partition("\n[")[0]
+
+
+def check_options(line, given, known):
+    wrong = {word.partition("=")[0] for word in given if word.startswith("--")} - known
+    assert not wrong, f"{line}: unknown {wrong}"
+
+
+def ray_settings():
+    """Fields of the server's settings on Ray, read from the source: importing Ray takes seconds."""
+    tree = ast.parse((ROOT / "modeling_dina/serving/ray_app.py").read_text())
+    (settings,) = [each for each in tree.body if isinstance(each, ast.ClassDef) and each.name == "Settings"]
+    return {each.target.id for each in settings.body if isinstance(each, ast.AnnAssign)}
+
+
+def check_command(line):
+    """Raise an AssertionError unless the program of a line is known and has the options that the line gives."""
+    words = shlex.split(line, comments=True)
+    while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        words = words[1:]
+    if not words:
+        return
+    program, *arguments = words
+    program = program.removeprefix(".venv/bin/")
+    if "-m" in arguments and program in ("python", "torchrun", "accelerate"):
+        _, module, *given = arguments[arguments.index("-m") :]
+        if module == "pytest":
+            assert not [word for word in given if word.startswith("tests/") and not (ROOT / word).exists()], line
+        elif module != "venv":
+            check_options(line, given, options_of(module))
+    elif program == "dina":
+        commands = get_command(app).commands
+        assert not arguments or arguments[0] in [*commands, "--help"], line
+        if arguments[0] in commands:
+            known = {option for each in commands[arguments[0]].params for option in each.opts} | {"--help"}
+            check_options(line, arguments[1:], known)
+    elif program == "serve":
+        assert {word.partition("=")[0] for word in arguments[2:]} <= ray_settings(), line
+    elif program == "pip":
+        extras = re.findall(r"^(\w+) = \[", project_table("project.optional-dependencies"), re.M)
+        named = {name for group in re.findall(r"\[([\w,]+)\]", line) for name in group.split(",")}
+        assert named <= set(extras), line
+    elif program == "curl":
+        application = (ROOT / "modeling_dina/serving/application.py").read_text()
+        for path in re.findall(r"http://[\w.:]+(/[\w/]+)", line):
+            assert f'Route("{path}"' in application, line
+    elif program == "python":
+        assert (ROOT / arguments[0]).is_file(), line
+    else:
+        assert program in ("make", "hf", "pre-commit"), f"{line}: unknown program {program}"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "dina compare a.png b.png --promt text",
+        "dina compere a.png b.png",
+        "accelerate launch -m training.align --config file.yaml --no_such 1",
+        "python -m model_card.studies.method --out DIR --no-such",
+        "serve run modeling_dina.serving.ray_app:build no_such=1",
+        'pip install "dina-lrm[no_such]"',
+        "curl http://127.0.0.1:8000/v2/compare",
+        "python no_such.py",
+        "dyna compare a.png b.png",
+    ],
+)
+def test_a_wrong_command_is_found(line):
+    with pytest.raises(AssertionError):
+        check_command(line)
+
+
+@by_page(PAGES)
+def test_commands(page):
+    texts = [each.code for each in blocks(page) if each.language in ("", "bash")]
+    spans = [span for span in re.findall(r"`([^`\n]+)`", page.read_text()) if re.match(r"dina [a-z]+ ", span)]
+    for text in [*texts, *spans]:
+        for line in text.replace("\\\n", " ").splitlines():
+            check_command(line)
+
+
+@by_page(PAGES)
+def test_data_blocks(page):
+    parsers = {"json": json.loads, "yaml": yaml.safe_load}
+    for block in blocks(page):
+        if block.language in parsers:
+            assert parsers[block.language](block.code) is not None
+
+
+@by_page(PAGES)
 def test_what_examples_import(page):
-    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
-        for node in ast.walk(ast.parse(block.replace(">>> ", ""))):
+    for block in blocks(page):
+        if block.language != "python":
+            continue
+        for node in ast.walk(ast.parse(block.code.replace(">>> ", ""))):
             if isinstance(node, ast.ImportFrom) and re.match(PACKAGES, node.module):
                 module = importlib.import_module(node.module)
                 assert not [alias.name for alias in node.names if not hasattr(module, alias.name)], block
+
+
+@pytest.mark.slow
+@by_page([page for page in DOCUMENTATION if any(each.language == "python" for each in blocks(page))])
+def test_examples_run(page, tmp_path, monkeypatch):
+    """The examples of a page, one after another in this process, as in a clone."""
+    for name in ("modeling_dina", "space", "training"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in blocks(page):
+        if block.language != "python" or block.comment.startswith(NOT_RUN):
+            continue
+        printed = io.StringIO()
+        with redirect_stdout(printed):
+            exec(compile(block.code, page.name, "exec"), names)
+        assert printed.getvalue() == (block.output or ""), block.code
+
+
+# Versions, names and settings. Measured numbers stand in generated parts only.
+NUMBERS = {"2602.11146", "3.5", "3.10", "0.05", "0.1", "0.5"}
+
+
+@by_page(DOCUMENTATION)
+def test_measured_numbers_are_generated(page):
+    text = page.read_text()
+    for part in (r"<!-- generated.*?<!-- end -->", r"```.*?```", r"`[^`\n]*`", r"\]\([^)]*\)"):
+        text = re.sub(part, "", text, flags=re.DOTALL)
+    assert set(re.findall(r"(?<![\w.])[-+]?\d[\d,]*\.\d+(?![\w.])", text)) <= NUMBERS
+
+
+def texts_in_code():
+    """All texts in the source of the library and of training; what is filled in stands as "…"."""
+    for path in [*(ROOT / "modeling_dina").glob("**/*.py"), *(ROOT / "training").glob("**/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(each.value if isinstance(each, ast.Constant) else "…" for each in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_errors_of_troubleshooting_exist():
+    page = (ROOT / "docs/troubleshooting.md").read_text()
+    messages = re.findall(r"^\| `(.*?)` \|", page, re.M)
+    assert len(messages) >= 20
+    known = "\0".join(texts_in_code())
+    assert not [message for message in messages if message not in known]
+
+
+@by_page(DOCUMENTATION)
+def test_size(page):
+    text = page.read_text()
+    assert len(text.splitlines()) < 200
+    if page.name == "README.md":
+        assert len(text.splitlines()) <= 130
+        assert len(text.split()) <= 900
+
+
+def test_all_pages_are_in_the_navigation():
+    listed = set(re.findall(r"[\w-]+\.md", (ROOT / "mkdocs.yml").read_text().partition("nav:")[2]))
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} <= listed
+
+
+def test_configuration_files_are_yaml():
+    paths = [*(ROOT / ".github").rglob("*.yml"), *ROOT.glob("*.yml"), *ROOT.glob(".*.yaml"), ROOT / "CITATION.cff"]
+    assert len(paths) >= 6
+    assert all(isinstance(yaml.safe_load(path.read_text()), dict) for path in paths)
+
+
+def test_citations_agree():
+    article = yaml.safe_load((ROOT / "CITATION.cff").read_text())["preferred-citation"]
+    readme = (ROOT / "README.md").read_text()
+    (authors,) = re.findall(r"author  = \{(.*?)\}", readme, re.DOTALL)
+    named = [f"{each['family-names']}, {each['given-names']}" for each in article["authors"]]
+    assert named == " ".join(authors.split()).split(" and ")
+    assert f"title   = {{{article['title']}}}" in readme
+
+
+def test_version_is_in_one_place():
+    version = re.search(r'^version = "(.*)"$', project_table("project"), re.M)[1]
+    assert re.search(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.M)[1] in ("Unreleased", version)
+    named = [name for name, text in sources().items() if f'"{version}"' in text]
+    assert not named
