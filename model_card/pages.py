@@ -7,7 +7,7 @@ the committed JSON files, tables of options from the code.
 import dataclasses
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -15,9 +15,10 @@ from typing import Any, Literal, get_args, get_origin
 import typer
 from typer.main import get_command
 
-from model_card.studies.alignment import tables as alignment
-from model_card.studies.method import tables as method
-from model_card.studies.report import interval, markdown
+from model_card.studies.alignment import report as alignment
+from model_card.studies.alignment.variants import VARIANTS
+from model_card.studies.method import report as method
+from model_card.studies.page import interval, markdown
 from modeling_dina.cli.app import app
 from modeling_dina.files import write_text
 from training.align.arguments import AlignArguments
@@ -75,6 +76,11 @@ def render(name: str) -> str:
     return PARTS[name]()
 
 
+def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with a header."""
+    return markdown([dict(zip(header, line, strict=True)) for line in lines])
+
+
 def agreement(*, short: bool = False) -> str:
     """Agreement of the embedded default with a fresh annotator, and the best that can be reached; `short` has three
     lines."""
@@ -96,7 +102,7 @@ def agreement(*, short: bool = False) -> str:
             row("under another group's caption", [each["wrong_caption"] for each in sets]),
         ]
     header = ("agreement with a fresh annotator", "seen combinations", "held-out combinations", "generated pictures")
-    return markdown(header, lines)
+    return table(header, lines)
 
 
 def verdicts() -> str:
@@ -114,7 +120,7 @@ def verdicts() -> str:
         [
             *lines,
             f"- **Undecided**: the other {len(found['undecided'])} of {len(claims)} claims.",
-            f"- **Alignment**: {alignment.VARIANTS[best['variant']].title} raises the true utility from "
+            f"- **Alignment**: {VARIANTS[best['variant']].title} raises the true utility from "
             f"{study['unaligned']['utility']['mean']:.2f} by {alignment.rise(best['last'])} in "
             f"{best['last']['update']} updates. Sampling the best of four without any update raises it by "
             f"{alignment.rise(four)}.",
@@ -140,7 +146,7 @@ def full_size_cost() -> str:
         )
         for name, cost in large.items()
     ]
-    return markdown(header, lines)
+    return table(header, lines)
 
 
 def short_cost() -> str:
@@ -156,7 +162,7 @@ def short_cost() -> str:
         for name, cost in rewards.items()
         if name in ("DiNa-LRM, 1 level", "DiNa-LRM, 3 levels", "HPSv3")
     ]
-    return markdown(("reward of a latent", "TFLOPs", "with gradient", "GB with gradient"), lines)
+    return table(("reward of a latent", "TFLOPs", "with gradient", "GB with gradient"), lines)
 
 
 def update_cost() -> str:
@@ -172,7 +178,7 @@ def update_cost() -> str:
         )
         for name, cost in found.items()
     ]
-    return markdown(("", *(f"TFLOPs, {part}" for part in parts), "TFLOPs, all", "GB, all"), lines)
+    return table(("", *(f"TFLOPs, {part}" for part in parts), "TFLOPs, all", "GB, all"), lines)
 
 
 def method_setting() -> str:
@@ -192,7 +198,7 @@ def published_costs() -> str:
         for each in read_results("cost 1024")["claims"]
         for what, share in each["found"].items()
     ]
-    return markdown(("claim", "published", "counted here"), lines)
+    return table(("claim", "published", "counted here"), lines)
 
 
 def cpu_cost() -> str:
@@ -207,7 +213,7 @@ def cpu_cost() -> str:
         for name in costs[1]["flops"]
     ]
     units = [f"{unit}, batch {batch}" for unit in ("GFLOPs", "ms") for batch in costs]
-    return markdown(("", *units), lines)
+    return table(("", *units), lines)
 
 
 def serving() -> str:
@@ -221,7 +227,7 @@ def serving() -> str:
         )
         for each in read_results("load")["throughput"]["rows"]
     ]
-    return markdown(("server", "clients", "requests a second", "median ms", "95th percentile ms"), lines)
+    return table(("server", "clients", "requests a second", "median ms", "95th percentile ms"), lines)
 
 
 def fields_table(arguments: type) -> str:
@@ -275,13 +281,13 @@ PARTS: dict[str, Callable[[], str]] = {
     "cpu cost": cpu_cost,
     "serving": serving,
     "method setting": method_setting,
-    "method variants": lambda: method.variants_table(read_results("method")),
-    "method claims": lambda: method.claims_table(read_results("method")["claims"]),
-    "alignment variants": lambda: alignment.variants_table(read_results("alignment")),
-    "alignment best of n": lambda: alignment.best_table(read_results("alignment")),
-    "alignment targets": lambda: alignment.targets_table(read_results("alignment")["aim"]["targets"]),
-    "alignment costs": lambda: alignment.costs_table(read_results("alignment")),
-    "alignment rewards": lambda: alignment.rewards_table(read_results("alignment")["reward_models"]),
+    "method variants": lambda: markdown(method.variants_table(read_results("method"))),
+    "method claims": lambda: markdown(method.claims_table(read_results("method")["claims"])),
+    "alignment variants": lambda: markdown(alignment.variants_table(read_results("alignment"))),
+    "alignment best of n": lambda: markdown(alignment.best_table(read_results("alignment")["best_of_n"])),
+    "alignment targets": lambda: markdown(alignment.targets_table(read_results("alignment")["aim"]["targets"])),
+    "alignment costs": lambda: markdown(alignment.costs_table(read_results("alignment")["variants"])),
+    "alignment rewards": lambda: markdown(alignment.rewards_table(read_results("alignment")["reward_models"])),
     "alignment full size": update_cost,
 }
 
