@@ -14,7 +14,7 @@ from modeling_dina.remote_code import remote_code_files
 from tests.processes import Worker, run_code
 from training.world.groups import GROUP_SIZE, Groups, pairwise_accuracy
 from training.world.models.text import MAX_LENGTH
-from training.world.utility import read
+from training.world.utility import decompose
 
 ROOT = Path(__file__).parents[1]
 EMBEDDED = ROOT / "modeling_dina" / "tiny"
@@ -104,7 +104,7 @@ def test_generates_pictures_that_show_shapes():
         max_sequence_length=MAX_LENGTH,
         generator=torch.Generator().manual_seed(0),
     ).images
-    regions = [read(np.asarray(image)).regions for image in images]
+    regions = [decompose(np.asarray(image)).regions for image in images]
     assert sum(any(region.color_fit["red"] > 0.5 for region in found) for found in regions) >= 3
 
 
