@@ -2,6 +2,7 @@
 that a reward promises."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -40,18 +41,16 @@ from training.align.run import load_run
 CONFIG = Path(__file__).parents[2] / "training/configs/align/small_world_prfl.yaml"
 
 
-@pytest.fixture(scope="module")
-def counted():
-    """Of both presets, on the meta device."""
-    settings = {Preset.small: (64, torch.float32), Preset.sd35_medium: (512, torch.bfloat16)}
-    return {
-        preset: measure(preset, Device.meta, resolution, 1, dtype) for preset, (resolution, dtype) in settings.items()
-    }
+@cache
+def counted(preset):
+    """What is measured of a preset on the meta device."""
+    resolution, dtype = {Preset.small: (64, torch.float32), Preset.sd35_medium: (512, torch.bfloat16)}[preset]
+    return measure(preset, Device.meta, resolution, 1, dtype)
 
 
-@pytest.mark.parametrize("preset", [Preset.small, Preset.sd35_medium])
-def test_flops_of_a_reward(counted, preset):
-    result = counted[preset]
+@pytest.mark.parametrize("preset", [Preset.small, pytest.param(Preset.sd35_medium, marks=pytest.mark.slow)])
+def test_flops_of_a_reward(preset):
+    result = counted(preset)
     assert result["flops_ratios"]["1 level / (backbone + head)"] <= 1.001
     assert result["flops_ratios"]["3 levels / 1 level"] <= 3.1
     flops = result["flops"]
@@ -59,12 +58,13 @@ def test_flops_of_a_reward(counted, preset):
     assert "seconds" not in result
 
 
-def test_parameters_of_sd35_medium(counted):
+@pytest.mark.slow
+def test_parameters_and_flops_of_sd35_medium():
     """Half of the blocks of a 2.5 billion parameter transformer (its model card), and a head a tenth of that."""
-    parameters = counted[Preset.sd35_medium]["parameters"]
+    parameters = counted(Preset.sd35_medium)["parameters"]
     assert 1.1e9 < parameters["backbone"] < 1.7e9
     assert parameters["head"] < 0.15 * parameters["backbone"]
-    flops = counted[Preset.sd35_medium]["flops"]
+    flops = counted(Preset.sd35_medium)["flops"]
     assert flops["backbone + head"] < 1.1 * flops["backbone"]
 
 
