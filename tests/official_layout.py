@@ -6,7 +6,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from modeling_dina import DinaConfig
-from modeling_dina.backbone_sd3_dina import SD3Backbone
+from modeling_dina.backbone_dina import backbone_class
 
 LORA = {"rank": 2, "alpha": 4, "targets": ["to_q", "to_out.0", "add_k_proj"]}
 
@@ -45,8 +45,8 @@ def write_official(folder, model, *, num_layers=None, full_model=False, **settin
         return folder
     torch.save(model.head.state_dict(), checkpoint / "rm_head.pt")
     if config.lora is not None:
-        plain = SD3Backbone(DinaConfig(**{**config.to_dict(), "lora": None}))
-        peft = get_peft_model(plain, LoraConfig(**lora, target_modules=LORA["targets"]))
+        plain = backbone_class(config.backbone_type)(DinaConfig(**{**config.to_dict(), "lora": None}))
+        peft = get_peft_model(plain, LoraConfig(**lora, target_modules=list(config.lora["targets"])))
         own = model.backbone.state_dict()
         peft.load_state_dict({f"base_model.model.{key}": value for key, value in own.items()})
         peft.save_pretrained(checkpoint / "backbone_lora")

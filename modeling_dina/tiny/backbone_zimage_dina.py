@@ -27,6 +27,12 @@ class ZImageBackbone(Backbone):
     takes_mask = True
     marker = "cap_pad_token"
 
+    def __init__(self, config):
+        super().__init__(config)
+        # By default the table is computed at the first call, which torch.compile cannot trace.
+        rope = self.rope_embedder
+        rope.freqs_cis = rope.precompute_freqs_cis(rope.axes_dims, rope.axes_lens, theta=rope.theta)
+
     @staticmethod
     def describe(whole):
         patch = whole["all_patch_size"][0]

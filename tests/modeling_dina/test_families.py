@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from diffusers import FluxPipeline, QwenImagePipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, QwenImagePipeline
 from huggingface_hub.errors import StrictDataclassError
 
 from modeling_dina import DinaConfig, DinaRewardModel
@@ -19,7 +19,17 @@ from modeling_dina.backbone_dina import (
 )
 from modeling_dina.noising_dina import path_from_scheduler
 from modeling_dina.presets_dina import PRESETS
-from tests.families import FAMILIES, TRANSFORMERS, one_sample, tiny_fields, tiny_inputs, tiny_reward, tiny_transformer
+from tests.families import (
+    FAMILIES,
+    TRANSFORMERS,
+    one_sample,
+    randomised,
+    tiny_fields,
+    tiny_inputs,
+    tiny_reward,
+    tiny_transformer,
+)
+from tests.official_layout import write_official
 
 MASKED = [(family, masked) for family in FAMILIES for masked in {BACKBONES[family].takes_mask, False}]
 
@@ -210,6 +220,35 @@ def test_the_family_is_read_from_the_source(family, tmp_path):
     assert config.timestep_scale == 1000
     assert config.scheduler_config["shift"] == 2.0
     assert ("timestep_scale" in config.to_dict()) is False
+
+
+@pytest.mark.parametrize("family", ["flux", "zimage", "qwenimage"])
+@pytest.mark.parametrize("variant", ["lora", "frozen", "full_model"])
+@torch.no_grad()
+def test_variants_of_the_published_layout(family, variant, tmp_path):
+    """With the embedded input as a layer, the logistic function and another shift than the parity data."""
+    tiny_transformer(family).save_pretrained(tmp_path / "base" / "transformer")
+    FlowMatchEulerDiscreteScheduler(shift=2.0).save_pretrained(tmp_path / "base" / "scheduler")
+    lora = {"rank": 2, "alpha": 4, "targets": list(BACKBONES[family].lora_targets)}
+    fields = {"num_layers": 3, "visual_layers": [0, 3], "text_layers": [0, 1], "logistic": True}
+    fields |= {"lora": None if variant == "frozen" else lora, **BACKBONES[family].official_fields}
+    model = randomised(DinaRewardModel.from_backbone(tmp_path / "base", **fields, num_attention_heads=4)).eval()
+    official = write_official(tmp_path / "official", model, full_model=variant == "full_model")
+    converted = DinaRewardModel.from_official(official)
+    assert converted.config.backbone_type == family
+    assert converted.config.timestep_scale == (1.0 if family == "flux" else 1000.0)
+    inputs = tiny_inputs(family)
+    torch.testing.assert_close(converted.reward(**inputs).scores, model.reward(**inputs).scores, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["flux", "zimage", "qwenimage"])
+@torch.no_grad()
+def test_forward_is_one_graph(family):
+    model, inputs = tiny_reward(family), tiny_inputs(family)
+    arguments = [inputs["latents"], torch.tensor([0.1, 0.4, 0.9]), *(inputs.get(name) for name in ARGUMENTS[1:])]
+    compiled = torch.compile(model, fullgraph=True, backend="eager")(*arguments)
+    torch.testing.assert_close(compiled.scores, model(*arguments).scores)
+    torch._dynamo.reset()
 
 
 def test_a_transformer_of_no_family_is_refused(tmp_path):
