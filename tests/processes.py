@@ -98,7 +98,7 @@ class Worker:
 
 def run_code(code: str, *arguments, folder: Path, environment: dict[str, str] | None = None) -> list[str]:
     """The lines that `python -c code arguments` prints in `folder`, in a `Worker`. Its failure is the test's."""
-    worker = Worker("tests.code", folder, code, *arguments, environment=environment or {})
+    worker = Worker("tests.run_code", folder, code, *arguments, environment=environment or {})
     printed, _ = worker.communicate()
     assert worker.returncode == 0, printed
     return printed.splitlines()
