@@ -403,15 +403,17 @@ class DinaRewardModel(DinaPreTrainedModel):
             config.lora = describe_adapter(official.lora, official.adapter, modules)
         model = cls._allocated(config, _dtype_named(dtype))
         model.name_or_path, model.weights_revision, model.weights_subfolder = official.location
+        _load_exactly(model.head, official.head, origin="head")
+        adapted = {key for key in model.backbone.state_dict() if is_adapter_key(key)}
+        _load_exactly(model.backbone, official.adapter, origin="LoRA adapter", expected=adapted)
+        for copied in (official.head, official.adapter):
+            copied.clear()  # frees memory for the backbone
         if official.backbone:
             model.hub_options = hub
             load_base_weights(model.backbone, official.backbone, origin="full_model.pt")
         else:
             with _names_backbone(source):
                 model._read_base(source, backbone_revision, hub)
-        _load_exactly(model.head, official.head, origin="head")
-        adapted = {key for key in model.backbone.state_dict() if is_adapter_key(key)}
-        _load_exactly(model.backbone, official.adapter, origin="LoRA adapter", expected=adapted)
         if not keep_adapter:
             model.merge_adapter()
         return model.eval()

@@ -1,4 +1,5 @@
-"""The Space: `python app.py`. `DINA_MODEL` is a folder or Hub id of another model than the embedded one."""
+"""The Space: `python app.py`. `DINA_MODEL` is a folder or Hub id of another model than the embedded one;
+`DINA_BACKBONE` replaces the diffusion model that it names."""
 
 import os
 import sys

@@ -38,8 +38,10 @@ def dina_score(
         backbone: diffusion model that replaces the one that a loaded model names, as a folder or Hub id.
         ensemble: `sigmas`, `num_draws`, `mode` and `seed` of `DinaScorer.score`.
     """
-    is_loaded = isinstance(model, DinaScorer)
-    scorer = model if is_loaded else DinaScorer.from_pretrained(model, device=device, backbone=backbone)
+    if isinstance(model, DinaScorer):
+        scorer = model
+    else:
+        scorer = DinaScorer.from_pretrained(model, device=device, backbone=backbone)
     channels = scorer.model.config.dimensions.latent_channels
 
     def score(images, prompts: Sequence[str], metadata) -> tuple[list[float], dict]:

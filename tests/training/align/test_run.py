@@ -14,10 +14,13 @@ from accelerate import Accelerator
 from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file
 
+from modeling_dina import DinaRewardModel
+from tests.official_layout import write_official
 from tests.processes import Worker
 from training.align import run as run_module
+from training.align.dry_run import Cost
 from training.align.rewards import Reward
-from training.align.run import build, parse_run, run
+from training.align.run import build, load_models, parse_run, run
 from training.run_control import NonFiniteError, checkpoints
 
 # A run that is as short as can be.
@@ -40,6 +43,17 @@ def adapter(arguments) -> dict[str, torch.Tensor]:
 def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_reward_in_the_published_layout(settings, tmp_path):
+    """On a diffusion model that lies elsewhere than its checkpoint says."""
+    tiny = settings("refl")[0].reward_model
+    own = DinaRewardModel.from_pretrained(tiny)
+    official = write_official(tmp_path / "official", own, full_model=True, backbone_model_id="owner/base")
+    arguments, algorithm_arguments = settings("refl", reward_model=str(official), reward_backbone=tiny)
+    _, model = load_models(arguments, torch.device("cpu"))
+    assert_same(model.state_dict(), own.state_dict())
+    assert Cost(arguments, algorithm_arguments).memory["reward"] == Cost(*settings("refl")).memory["reward"]
 
 
 # ---- interruption ----

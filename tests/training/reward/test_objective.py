@@ -3,8 +3,12 @@
 import pytest
 import torch
 
+from modeling_dina.backbone_dina import is_adapter_key
+from modeling_dina.options import EMBEDDED_MODEL
 from modeling_dina.thurstone_dina import bradley_terry_loss, fidelity_loss, likelihood_loss
+from modeling_dina.weights_dina import TransformerWeights
 from training.reward.objective import LOSSES, PreferenceObjective
+from training.train_reward import ModelArguments, build_objective
 
 
 @pytest.fixture
@@ -89,3 +93,18 @@ def test_refusals(tiny_model, options, slope, message):
     tiny_model.config.variance_slope = slope
     with pytest.raises(ValueError, match=message):
         PreferenceObjective(tiny_model, **options)
+
+
+@pytest.mark.parametrize("backbone", ["lora", "frozen", "full"])
+def test_weights_are_read_in_the_dtype_that_they_are_trained_in(backbone):
+    fields = "{num_layers: 1, visual_layers: [1], text_layers: [1], head_width: 16}"
+    arguments = ModelArguments(
+        base_model=EMBEDDED_MODEL, reward_config=fields, backbone=backbone, backbone_dtype="bfloat16"
+    )
+    model = build_objective(arguments).model
+    read = TransformerWeights(EMBEDDED_MODEL)
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == (torch.float32 if parameter.requires_grad else torch.bfloat16), name
+    for name, value in model.backbone.state_dict().items():
+        if not is_adapter_key(name):
+            assert torch.equal(value, read[name.replace(".base_layer.", ".")].to(value.dtype)), name
