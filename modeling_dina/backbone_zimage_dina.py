@@ -53,7 +53,9 @@ class ZImageBackbone(Backbone):
     def embed(self, latents, timestep, prompt_embeds, pooled_prompt_embeds, prompt_embeds_mask):
         # This family's time runs from noise to data.
         time = self.transformer_config["t_scale"] * ((1000 - timestep) / 1000)
-        conditioning = self.t_embedder(time).to(latents.dtype)
+        # The whole embedder would compute in the dtype that its weights are stored in.
+        waves = self.t_embedder.timestep_embedding(time, self.t_embedder.frequency_embedding_size)
+        conditioning = self.t_embedder.mlp(waves.to(latents.dtype))
         text, text_mask, lengths = self._embed_text(prompt_embeds, prompt_embeds_mask)
         visual, visual_rope = self._embed_latents(latents, lengths)
         text_positions = torch.arange(1, text.shape[1] + 1, device=text.device)

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, QwenImagePipeline
+from diffusers.hooks import apply_layerwise_casting
 from huggingface_hub.errors import StrictDataclassError
 
 from modeling_dina import DinaConfig, DinaRewardModel
@@ -184,6 +185,17 @@ def test_half_precision(family, tmp_path):
     scores = half.reward(**inputs).scores
     assert scores.dtype == torch.float32
     torch.testing.assert_close(scores, model.reward(**inputs).scores, rtol=0, atol=3e-2)
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")
+@torch.no_grad()
+def test_weights_in_float8_and_autocast(family):
+    model, inputs = tiny_reward(family), tiny_inputs(family)
+    expected = model.reward(**inputs, sigmas=[0.5]).scores
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(model.reward(**inputs, sigmas=[0.5]).scores, expected, rtol=0, atol=1e-2)
+    apply_layerwise_casting(model.backbone, storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    torch.testing.assert_close(model.reward(**inputs, sigmas=[0.5]).scores, expected, rtol=0, atol=0.1)
 
 
 @torch.no_grad()
