@@ -26,7 +26,7 @@ def read_reward_family(source: str, revision: str | None = None, backbone: str |
         backbone: diffusion model of a checkpoint in the published layout; None uses the one that it names.
     """
     if not is_official(source, revision):
-        return DinaConfig.from_pretrained(source, revision=revision).backbone_type
+        return DinaConfig.from_pretrained(source, revision=revision or "main").backbone_type
     path = cached_file(source, "config.json", revision=revision)
     return read_backbone_type(backbone or official_fields(Path(str(path)).parent)[1])
 

@@ -48,7 +48,8 @@ class Cost:
             for weight in transformer.parameters():
                 weight.data = weight.data.to(dtype)
             generator, rank, alpha = generator_of(transformer), arguments.lora_rank, arguments.lora_alpha
-            lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(generator.lora_targets))
+            targets = list(generator.lora_targets)
+            lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)  # type: ignore[arg-type]
             transformer.add_adapter(lora)
             reward = DinaRewardModel(config).requires_grad_(False)
             reward.backbone.to(dtype)
