@@ -137,11 +137,12 @@ def build_objective(arguments: ModelArguments) -> PreferenceObjective:
         ValueError: `base_model` or `reward_config` is invalid.
     """
     check_model(arguments.base_model, "base_model")
+    family = arguments.reward_fields.get("backbone_type")
+    if family is None:
+        with loading("base_model", arguments.base_model):
+            family = read_backbone_type(arguments.base_model, arguments.base_revision)
     dtype = "float32" if arguments.backbone == "full" else arguments.backbone_dtype
     try:
-        family = arguments.reward_fields.get("backbone_type") or read_backbone_type(
-            arguments.base_model, arguments.base_revision
-        )
         with names_reward_config():
             model = DinaRewardModel.from_backbone(
                 arguments.base_model,
@@ -289,11 +290,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def print_cost(model_arguments: ModelArguments, data_arguments: DataArguments, args: RewardTrainingArguments) -> None:
     """Print the cost of a run, without weights or network."""
-    given = model_arguments.reward_fields
-    if "transformer_config" in given:
-        family = given.get("backbone_type", "sd3")
-    else:
-        family = given.get("backbone_type") or offline_fields(model_arguments.base_model)["backbone_type"]
+    family = offline_fields(model_arguments.base_model, model_arguments.reward_fields)["backbone_type"]
     with names_reward_config():
         config = offline_config(model_arguments.base_model, model_arguments.config_fields(family))
     with torch.device("meta"):

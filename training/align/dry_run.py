@@ -37,7 +37,7 @@ class Cost:
 
     def __init__(self, arguments: AlignArguments, algorithm_arguments: AlgorithmArguments) -> None:
         config = offline_reward(arguments.reward_model, arguments.reward_backbone, arguments.policy)
-        policy = offline_fields(arguments.policy, "policy")
+        policy = offline_fields(arguments.policy, name="policy")
         family, transformer_config = policy["backbone_type"], policy["transformer_config"]
         check_families(family, arguments.policy, config.backbone_type, arguments.reward_model)
         dtype, algorithm = getattr(torch, arguments.dtype), ALGORITHMS[arguments.algorithm]

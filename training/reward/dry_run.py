@@ -19,41 +19,39 @@ from training.world.groups import FIRST
 ADAM_8BIT_BYTES = 2
 
 
-def offline_fields(source: str, name: str = "base_model") -> dict[str, Any]:
+def offline_fields(source: str, given: dict[str, Any] | None = None, *, name: str = "base_model") -> dict[str, Any]:
     """
-    The family and configurations of a published diffusion model, or of one in a folder, without access to the Hub.
+    The family and the configurations of a diffusion model, without access to the Hub: "backbone_type",
+    "transformer_config" and, of a published model, further fields of `DinaConfig`.
 
     Args:
         source: folder or Hub id.
+        given: fields of `DinaConfig`, which override those of `source`.
         name: name of the argument in errors.
 
     Raises:
-        ValueError: `source` is neither a folder nor the Hub id of a preset.
+        ValueError: `source` is neither a folder nor the Hub id of a preset, and `given` has no transformer_config.
     """
+    given = given or {}
+    if "transformer_config" in given:
+        return {"backbone_type": "sd3", **given}
     if os.path.isdir(source):
-        family = read_backbone_type(source)
-        return {"backbone_type": family, "transformer_config": read_transformer_config(family, source)[0]}
+        family = given.get("backbone_type") or read_backbone_type(source)
+        return {"backbone_type": family, "transformer_config": read_transformer_config(family, source)[0], **given}
     presets = {preset["conditioning_source"]: preset for preset in PRESETS.values()}
     if source not in presets:
         raise ValueError(f"{name}: expected a folder or one of {sorted(presets)} for a dry run, got {source}")
-    return dict(presets[source])
+    return {**presets[source], **given}
 
 
-def offline_config(base_model: str, fields: dict) -> DinaConfig:
+def offline_config(base_model: str, fields: dict[str, Any]) -> DinaConfig:
     """
-    Create the config of the model to train like `DinaRewardModel.from_backbone`, without access to the Hub.
-
-    Args:
-        base_model: folder or Hub id of the base model.
-        fields: fields of the config.
-
-    Raises:
-        ValueError: `fields` has no transformer_config, and that of `base_model` is unknown.
+    Create the config of the model to train like `DinaRewardModel.from_backbone`, without access to the Hub; arguments
+    and errors are as in `offline_fields`.
     """
-    read: dict[str, Any] = {"backbone_type": "sd3"} if "transformer_config" in fields else offline_fields(base_model)
-    whole = {**read, **fields}
-    defaults = backbone_class(whole["backbone_type"]).default_fields(whole["transformer_config"])
-    return DinaConfig(**{"base_model": base_model, **defaults, **whole})
+    read = offline_fields(base_model, fields)
+    defaults = backbone_class(read["backbone_type"]).default_fields(read["transformer_config"])
+    return DinaConfig(**{"base_model": base_model, **defaults, **read})
 
 
 def count_pairs(source: str) -> int | None:
