@@ -3,6 +3,7 @@
 import base64
 import http.client
 import json
+import re
 import struct
 import threading
 import time
@@ -86,6 +87,13 @@ def test_ensembles_of_many_clients(server, engine):
         assert status == 200
         (expected,) = engine.answer([parse_score_request(body, ENSEMBLE_VERSION)])
         assert answer["scores"] == pytest.approx(expected["scores"], abs=1e-5)
+
+
+def test_client_of_the_documentation(server, capsys):
+    page = (EXAMPLES.parents[1] / "docs" / "serve.md").read_text()
+    (client,) = [code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "/v1/info" in code]
+    exec(client.replace("http://127.0.0.1:8000", server.url), {})
+    assert re.fullmatch(r"scores \[\S+, \S+\]\nstandard errors \[\S+, \S+\]\n", capsys.readouterr().out)
 
 
 def test_info_describes_model_and_limits(serve, engine):
