@@ -69,6 +69,18 @@ def test_dtypes_in_one_batch_change_nothing(engine):
     assert together == pytest.approx(alone, abs=ROUNDING)
 
 
+def test_embeddings_are_not_rounded_to_the_dtype_of_another_request(engine):
+    seen = []
+    handle = engine.model.backbone.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[2]))
+    half = {name: t.half() if t.ndim > 1 else t for name, t in good_tensors(0).items()}
+    try:
+        engine.answer([parse_score_request(save(half)), job(1)])
+    finally:
+        handle.remove()
+    assert torch.equal(seen[0][0], half["prompt_embeds"][0].float())
+    assert torch.equal(seen[0][1], good_tensors(1)["prompt_embeds"][0])
+
+
 def test_more_samples_than_a_batch_are_scored_in_parts(engine, hooked):
     sizes = []
     hooked(lambda latents, sigma: sizes.append(len(latents)))
