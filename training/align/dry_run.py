@@ -104,7 +104,9 @@ def offline_reward(source: str, backbone: str | None, policy: str) -> DinaConfig
     if not is_official(source):
         return DinaConfig.from_pretrained(source)
     fields, named = official_fields(source)
-    return offline_config(backbone or named, fields)
+    base = backbone or named
+    family = offline_fields(base, name="reward_backbone")["backbone_type"]
+    return offline_config(base, {**backbone_class(family).official_fields, **fields})
 
 
 def print_dry_run(arguments: AlignArguments, algorithm_arguments: AlgorithmArguments) -> None:

@@ -3,9 +3,12 @@
 import pytest
 import torch
 
+from modeling_dina.backbone_dina import BACKBONES
 from tests.families import FAMILIES, MAX_SEQUENCE_LENGTH, randomised, save_tiny_folder, tiny_pipeline, tiny_reward
+from tests.official_layout import write_official
 from training.align.algorithm import Draws
-from training.align.dry_run import Cost
+from training.align.compatibility import read_reward_family
+from training.align.dry_run import Cost, offline_reward
 from training.align.grpo import FlowGRPO, FlowGRPOArguments
 from training.align.policy import Policy
 from training.align.refl import ReFL, ReFLArguments
@@ -136,6 +139,19 @@ def test_the_dry_run_counts_the_generator_of_the_family(settings, family, tmp_pa
     unguided = Cost(*settings("refl", {"guidance_scale": 1.0}, **fields))
     calls = 1 if policy.generator.embeds_guidance else 2
     assert plain.flops["sampling"] == calls * unguided.flops["sampling"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_family_of_a_published_checkpoint_is_read_from_its_backbone(family, tmp_path):
+    model = tiny_reward(family)
+    official = str(write_official(tmp_path / "official", model, backbone_model_id="owner/unknown"))
+    base = str(tmp_path / "base")
+    tiny_pipeline(family).transformer.save_config(f"{base}/transformer")
+    assert read_reward_family(official, backbone=base) == family
+    config = offline_reward(official, base, policy=base)
+    assert (config.backbone_type, config.visual_layers) == (family, model.config.visual_layers)
+    published = BACKBONES[family].official_fields
+    assert {name: getattr(config, name) for name in published} == published
 
 
 @pytest.mark.parametrize("source", ["black-forest-labs/FLUX.1-dev", "Tongyi-MAI/Z-Image", "Qwen/Qwen-Image"])
