@@ -83,6 +83,22 @@ def load_or_compute(path: Path, make: Callable[[], Any]) -> Any:
     return json.loads(path.read_text("utf-8"))
 
 
+def check_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Record the settings of a folder of results, so that no later run adds results with other settings.
+
+    Args:
+        path: JSON file in this folder.
+        settings: what the results depend on.
+
+    Raises:
+        ValueError: the folder has other settings.
+    """
+    begun = load_or_compute(path, lambda: settings)
+    for name, value in settings.items():
+        if begun.get(name) != value:
+            raise ValueError(f"{name}: expected {begun.get(name)}, with which {path.parent} was begun, got {value}")
+
+
 class Journal:
     """A file of JSON lines: the settings that the results belong to, then the results. Each batch of them is on the
     disk before the next is begun; a line cut off by a crash is forgotten.

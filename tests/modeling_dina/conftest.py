@@ -6,7 +6,7 @@ import pytest
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     """A self-contained model folder with random weights."""
-    from tests.modeling_dina.families import save_tiny_folder
+    from tests.families import save_tiny_folder
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
     save_tiny_folder("sd3", folder)

@@ -1,0 +1,76 @@
+"""The command `dina score-dataset`."""
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from modeling_dina import options
+from modeling_dina.options import console
+
+
+@options.with_option_groups
+def score_dataset(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Data set: a manifest (.csv, .jsonl or .parquet), a folder of images with metadata.csv, a pattern of "
+            "WebDataset shards (.tar), a folder of cached latents, or a Hub id.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the scores; an interrupted run resumes.")],
+    split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
+    image_column: Annotated[
+        str | None, typer.Option(help="Column with images. Default: the columns of type Image.")
+    ] = None,
+    prompt_column: Annotated[
+        str | None, typer.Option(help="Column with prompts. Default: prompt, caption, text, txt or json.")
+    ] = None,
+    levels: Annotated[bool, typer.Option("--levels", help="Also write the score at each noise level.")] = False,
+    shard_size: Annotated[int, typer.Option(help="Number of rows per shard.", min=1)] = 4096,
+    batch_size: options.BatchSizeOption = 8,
+    num_workers: Annotated[int, typer.Option(help="Number of processes that decode images.", min=0)] = 4,
+    *,
+    model: options.ModelOptions,
+    ensemble: options.EnsembleOptions,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Score every row of a data set, in Parquet shards. An error is recorded for each row that cannot be scored; the
+    exit code is 1 if no row could be scored."""
+    options.quieten_libraries()
+    from modeling_dina.dataset.run import score_dataset as run
+    from modeling_dina.dataset.sources import open_source
+
+    options.check_folder("out", out)
+    rows = open_source(source, split=split, image_column=image_column, prompt_column=prompt_column)
+    scorer = model.open_scorer(batch_size=batch_size)
+    begun = time.monotonic()
+    resumed = None
+    with options.scoring_progress() as show:
+
+        def progress(done: int, total: int | None) -> None:
+            nonlocal resumed
+            resumed = done if resumed is None else resumed
+            show(done, total)
+
+        shards = run(
+            scorer,
+            rows,
+            out,
+            shard_size=shard_size,
+            num_workers=num_workers,
+            progress=progress,
+            with_levels=levels,
+            **ensemble.arguments(),
+        )
+    count, errors = shards.count()
+    rate = (count - (resumed or 0)) / (time.monotonic() - begun)
+    if as_json:
+        print(json.dumps({"rows": count, "errors": errors, "rows_per_second": round(rate, 2), "out": str(out)}))
+    else:
+        console.print(f"{count} rows, {errors} with an error, {rate:.1f} rows/s: {escape(str(out))}")
+    if errors == count:
+        options.fail(f"no row could be scored; see the column error in {shards.folder}", code=1)
