@@ -31,6 +31,12 @@ def score_dataset(
     ] = None,
     levels: Annotated[bool, typer.Option("--levels", help="Also write the score at each noise level.")] = False,
     shard_size: Annotated[int, typer.Option(help="Number of rows per shard.", min=1)] = 4096,
+    shard: Annotated[
+        str,
+        typer.Option(
+            metavar="I/N", help="Compute only part I of N, from 1 to N, for N processes or machines that share --out."
+        ),
+    ] = "1/1",
     batch_size: options.BatchSizeOption = 8,
     num_workers: Annotated[int, typer.Option(help="Number of processes that decode images.", min=0)] = 4,
     *,
@@ -44,16 +50,17 @@ def score_dataset(
     from modeling_dina.dataset.run import score_dataset as run
     from modeling_dina.dataset.sources import open_source
 
+    share = _share(shard)
     options.check_folder("out", out)
     rows = open_source(source, split=split, image_column=image_column, prompt_column=prompt_column)
     scorer = model.open_scorer(batch_size=batch_size)
     begun = time.monotonic()
-    resumed = None
+    first, last = None, 0
     with options.scoring_progress() as show:
 
         def progress(done: int, total: int | None) -> None:
-            nonlocal resumed
-            resumed = done if resumed is None else resumed
+            nonlocal first, last
+            first, last = done if first is None else first, done
             show(done, total)
 
         shards = run(
@@ -64,13 +71,23 @@ def score_dataset(
             num_workers=num_workers,
             progress=progress,
             with_levels=levels,
+            share=share,
             **ensemble.arguments(),
         )
     count, errors = shards.count()
-    rate = (count - (resumed or 0)) / (time.monotonic() - begun)
+    rate = (last - (first or 0)) / (time.monotonic() - begun)
     if as_json:
         print(json.dumps({"rows": count, "errors": errors, "rows_per_second": round(rate, 2), "out": str(out)}))
     else:
         console.print(f"{count} rows, {errors} with an error, {rate:.1f} rows/s: {escape(str(out))}")
-    if errors == count:
+    if errors == count > 0:
         options.fail(f"no row could be scored; see the column error in {shards.folder}", code=1)
+
+
+def _share(text: str):
+    from modeling_dina.dataset.shards import Share
+
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise ValueError(f"shard: expected I/N with I from 1 to N, such as 2/4, got {text!r}")
+    return Share(int(index) - 1, int(count))

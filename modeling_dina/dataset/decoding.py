@@ -93,7 +93,7 @@ def decode(chunks: Iterable[Chunk], decoder: Decoder, num_workers: int) -> Itera
     yield from loader
 
 
-def _unchanged(decoded: Decoded) -> Decoded:
+def _unchanged(decoded: Any) -> Any:
     return decoded
 
 

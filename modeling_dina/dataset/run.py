@@ -13,7 +13,7 @@ from modeling_dina.scoring_dina import DinaScorer
 from .batches import ScoreInputs, UnitScores, scoring_function
 from .decoding import Decoder, decode, worker_died
 from .rows import Chunk, Decoded, Unit
-from .shards import Shards
+from .shards import WHOLE, Shards, Share
 from .sources import Source
 
 # Times that a shard may be begun before the run gives up, because an image may be what kills the workers.
@@ -29,6 +29,7 @@ def score_dataset(
     num_workers: int,
     progress: Callable[[int, int | None], None],
     with_levels: bool = False,
+    share: Share = WHOLE,
     seed: int = 0,
     **ensemble,
 ) -> Shards:
@@ -42,6 +43,7 @@ def score_dataset(
         num_workers: number of processes that decode images.
         progress: called with the number of finished rows and, if known, of all rows.
         with_levels: also write the score at each single noise level.
+        share: the shards to compute, if several runs share the folder.
         seed: seed of the noise.
         ensemble: `sigmas`, `num_draws` and `mode` of `DinaScorer.score`.
 
@@ -65,7 +67,7 @@ def score_dataset(
     decoder = Decoder(scorer, source.has_latents)
     failures = 0
     while True:
-        chunks = shards.missing(source, scorer.batch_size)
+        chunks = shards.missing(source, scorer.batch_size, share)
         if failures:
             # One shard alone, so that the workers do not read ahead to the rows that kill them.
             chunks = next(iter(groupby(chunks, key=_unit)), (None, iter(())))[1]

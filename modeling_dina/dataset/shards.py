@@ -1,6 +1,7 @@
 """The output of a data set's scores: Parquet shards that are complete or absent."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,33 @@ COLUMNS = {
     "error": pa.string(),
 }
 LEVELS = {"level_scores": pa.list_(pa.float32())}
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of a source's units that one of several runs on one folder computes: whole pieces, or single units if
+    there are fewer pieces than runs.
+
+    Attributes:
+        index: number of the run, from 0.
+        count: number of runs.
+    """
+
+    index: int
+    count: int
+
+    def may_have(self, piece: int, pieces: int) -> bool:
+        """Whether the share has units of a piece, of so many."""
+        return pieces < self.count or piece % self.count == self.index
+
+    def has(self, unit: Unit, pieces: int) -> bool:
+        """Whether the share has a unit of one of so many pieces."""
+        if pieces < self.count:
+            return (unit.piece + unit.block) % self.count == self.index
+        return unit.piece % self.count == self.index
+
+
+WHOLE = Share(0, 1)
 
 
 class Shards:
@@ -62,9 +90,17 @@ class Shards:
         with atomic_path(self.path(unit)) as partial:
             pq.write_table(pa.Table.from_pylist(named, self._schema), partial)
 
-    def missing(self, source: Source, chunk_size: int) -> Iterator[Chunk]:
-        """Read the rows of the shards that are absent, in chunks of at most `chunk_size` rows of one unit."""
+    def missing(self, source: Source, chunk_size: int, share: Share = WHOLE) -> Iterator[Chunk]:
+        """Read the rows of the shards that are absent.
+
+        Args:
+            source: the rows.
+            chunk_size: maximum number of rows in a chunk, which are of one unit.
+            share: the units that this run computes.
+        """
         for piece in range(source.pieces):
+            if not share.may_have(piece, source.pieces):
+                continue
             rows: Iterator[Row] | None = None
             block, is_last = 0, False
             while not is_last:
@@ -76,6 +112,9 @@ class Shards:
                     continue
                 if rows is None:
                     rows = source.read(piece, unit.block * self.size)
+                if not share.has(unit, source.pieces):
+                    is_last = sum(1 for _ in islice(rows, self.size)) < self.size
+                    continue
                 count = 0
                 for chunk in _split(islice(rows, self.size), chunk_size):
                     yield Chunk(unit, count, chunk)
