@@ -52,7 +52,8 @@ def score_dataset(
 
     share = _share(shard)
     options.check_folder("out", out)
-    rows = open_source(source, split=split, image_column=image_column, prompt_column=prompt_column)
+    columns = {"image_column": image_column, "prompt_column": prompt_column}
+    rows = open_source(source, split=split, token=model.token, **columns)
     scorer = model.open_scorer(batch_size=batch_size)
     begun = time.monotonic()
     first, last = None, 0

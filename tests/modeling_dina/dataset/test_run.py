@@ -235,6 +235,7 @@ def test_an_image_that_kills_every_worker_ends_the_run(scorer, manifest, tmp_pat
         run(scorer, ManifestSource(manifest), tmp_path / "out", num_workers=1)
 
 
+@pytest.mark.slow
 def test_a_run_outlives_kills(scorer, folder, manifest, tmp_path, expected):
     """Killed after the first, and again after the third shard, with different numbers of workers."""
     out = tmp_path / "out"
