@@ -27,15 +27,15 @@ from tqdm import tqdm
 from modeling_dina.backbone_base_dina import Dimensions
 from modeling_dina.backbone_dina import backbone_class, read_backbone_type, read_transformer_config
 from modeling_dina.conditioning_dina import Location
-from modeling_dina.data.tables import open_image
-from modeling_dina.files import atomic_path, load_or_compute, write_text
+from modeling_dina.data.images import open_image
+from modeling_dina.data.latents import pack, unpack
+from modeling_dina.files import atomic_path, check_settings, write_text
 from modeling_dina.identity import parts_identity
 from modeling_dina.isolation import error_text, isolate_failures
 from modeling_dina.latents_dina import encode_images, spatial_factor
 from modeling_dina.options import HubOptions, check_folder, check_model, exit_on_bad_input, loading, with_option_groups
 from modeling_dina.scoring_dina import check_prompt
 from training.preference_data.buckets import bucket_size
-from training.preference_data.latents import pack, unpack
 from training.preference_data.schema import LATENT_FEATURES, contents_fingerprint, fingerprint
 from training.preference_data.sources import Format, load_pairs
 
@@ -94,7 +94,7 @@ def main(
             **encoding,
         }
         with accelerator.main_process_first():
-            check_settings(out, settings)
+            check_settings(out / "encoding.json", settings)
     encode_shards(
         items,
         pairs.select_columns(["prompt", "target", "weight", "source"]),
@@ -199,19 +199,6 @@ class CachedPairs(TorchDataset):
         if latents[0].shape != latents[1].shape:
             return f"latents: expected one shape for both, got {list(latents[0].shape)} and {list(latents[1].shape)}"
         return torch.stack(latents)
-
-
-def check_settings(out: Path, settings: dict[str, Any]) -> None:
-    """
-    Record the settings of a folder, so that no later run adds latents with other settings.
-
-    Raises:
-        ValueError: the folder has other settings.
-    """
-    begun = load_or_compute(out / "encoding.json", lambda: settings)
-    for name, value in settings.items():
-        if begun.get(name) != value:
-            raise ValueError(f"{name}: expected {begun.get(name)}, with which {out} was begun, got {value}")
 
 
 def encode_shards(
