@@ -1,6 +1,7 @@
 """The command `dina score-dataset`."""
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Annotated
@@ -38,7 +39,9 @@ def score_dataset(
         ),
     ] = "1/1",
     batch_size: options.BatchSizeOption = 8,
-    num_workers: Annotated[int, typer.Option(help="Number of processes that decode images.", min=0)] = 4,
+    num_workers: Annotated[
+        int | None, typer.Option(help="Number of processes that decode images. Default: one per CPU, at most 4.", min=0)
+    ] = None,
     *,
     model: options.ModelOptions,
     ensemble: options.EnsembleOptions,
@@ -69,7 +72,7 @@ def score_dataset(
             rows,
             out,
             shard_size=shard_size,
-            num_workers=num_workers,
+            num_workers=min(4, os.cpu_count() or 1) if num_workers is None else num_workers,
             progress=progress,
             with_levels=levels,
             share=share,
