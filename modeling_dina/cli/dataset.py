@@ -40,7 +40,8 @@ def score_dataset(
     ] = "1/1",
     batch_size: options.BatchSizeOption = 8,
     num_workers: Annotated[
-        int | None, typer.Option(help="Number of processes that decode images. Default: one per CPU, at most 4.", min=0)
+        int | None,
+        typer.Option(help="Number of processes that decode images. Default: one per CPU, at most 4.", min=0),
     ] = None,
     *,
     model: options.ModelOptions,
