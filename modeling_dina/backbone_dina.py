@@ -157,8 +157,8 @@ def read_transformer_config(
     )
     if not family.matches(config):
         raise ValueError(
-            f"{source}: expected the configuration of a {family.transformer_class.__name__} of the family "
-            f"{backbone_type!r}, got {config.get('_class_name')}"
+            f"{source}: expected the configuration of a {family.transformer_class.__name__}, "
+            f"got {config.get('_class_name')} of another family than {backbone_type!r}"
         )
     return {key: value for key, value in config.items() if not key.startswith("_")}, commit
 
