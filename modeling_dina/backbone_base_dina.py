@@ -10,10 +10,14 @@ import torch
 from diffusers.models.modeling_utils import get_parameter_dtype
 from torch import nn
 
-# The projections of a joint attention to visual and text tokens.
+# The projections of a joint attention to visual and text tokens, and those of self- and cross-attention.
 JOINT_LORA_TARGETS = (
     *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
     *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
+)
+CROSS_LORA_TARGETS = (
+    *("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0"),
+    *("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"),
 )
 
 
@@ -21,7 +25,7 @@ class Features(NamedTuple):
     """The outputs of a backbone that the head uses.
 
     Attributes:
-        visual: tokens [B, V, width] of each layer in `config.visual_layers`.
+        visual: tokens [B, V, width] of each layer in `config.visual_layers`; V and width may differ between layers.
         text: tokens [B, T, width] of each layer in `config.text_layers`.
         conditioning: the backbone's time embedding [B, conditioning width].
         text_mask: bool [B, T], False for text tokens that only pad the batch; None if there are none.
@@ -37,7 +41,7 @@ class Dimensions(NamedTuple):
     """Sizes that the configuration of a transformer determines.
 
     Attributes:
-        token_width: width of the tokens.
+        token_width: width of the tokens, unless the following fields say otherwise.
         conditioning_width: width of the time embedding.
         latent_channels: channels of the latents.
         patch_size: side of the square of latents that becomes one visual token.
@@ -48,6 +52,9 @@ class Dimensions(NamedTuple):
         max_text_length: largest number of text tokens.
         max_side: largest height and width of latents.
         training_side: height and width of the latents that the transformer was trained on.
+        visual_widths: width of the visual tokens of each layer, from layer 0 on, for families whose layers have
+            feature maps of various widths and sizes; None if all layers have tokens of one width and one grid.
+        text_token_width: width of the text tokens that the head uses; None means `token_width`.
     """
 
     token_width: int
@@ -61,13 +68,15 @@ class Dimensions(NamedTuple):
     max_text_length: float = math.inf
     max_side: float = math.inf
     training_side: int = 128
+    visual_widths: tuple[int, ...] | None = None
+    text_token_width: int | None = None
 
 
 class Embedded(NamedTuple):
     """The inputs of the blocks.
 
     Attributes:
-        visual, text: embedded tokens [B, V, width] and [B, T, width].
+        visual, text: embedded tokens [B, V, width] and [B, T, width], or what else `join` takes.
         conditioning, text_mask: as in `Features`.
         arguments: further arguments of every block.
     """
@@ -80,32 +89,36 @@ class Embedded(NamedTuple):
 
 
 class Backbone(nn.Module, ABC):
-    """The first `num_layers` blocks of a diffusers transformer.
+    """The first `num_layers` blocks of a diffusers transformer, or of another network that predicts noise.
 
     A family of models is a subclass. The default implementation is for blocks that map visual and text tokens to
     text and visual tokens.
 
     Attributes:
         transformer_class: class of the whole transformer.
+        component: name of the transformer in a pipeline, and of its folder.
         block_lists: for each field of the transformer's configuration that counts blocks, the module list of these
             blocks, in the order in which they run.
         embedders: names of the transformer's other parts that the backbone uses.
         default_layers: depth of a published transformer, and the layers of it that the head uses by default.
         lora_targets: suffixes of the modules that a LoRA adapter changes by default.
         takes_mask: whether the transformer distinguishes text from padding.
+        text_is_constant: whether no block changes the text tokens, so that the head can use only those of layer 0.
         official_fields: fields of `DinaConfig` in which the published reward models of the family differ from its
             defaults.
-        marker: name of a weight that no other family has.
+        marker: name of a weight that no other family has; None for families without published reward models.
     """
 
     transformer_class: ClassVar[Any]
+    component: ClassVar[str] = "transformer"
     block_lists: ClassVar[dict[str, str]] = {"num_layers": "transformer_blocks"}
     embedders: ClassVar[tuple[str, ...]]
     default_layers: ClassVar[tuple[int, tuple[int, ...]]]
     lora_targets: ClassVar[tuple[str, ...]] = JOINT_LORA_TARGETS
     takes_mask: ClassVar[bool] = False
+    text_is_constant: ClassVar[bool] = False
     official_fields: ClassVar[dict[str, Any]] = {}
-    marker: ClassVar[str]
+    marker: ClassVar[str | None] = None
     # transformers' gradient_checkpointing_enable() sets both.
     gradient_checkpointing = False
     _gradient_checkpointing_func: Callable
@@ -136,6 +149,11 @@ class Backbone(nn.Module, ABC):
         """Compute the inputs of the blocks; arguments are as in `forward`, in the computing dtype."""
 
     @classmethod
+    def matches(cls, whole: dict[str, Any]) -> bool:
+        """Whether a diffusers configuration, with `_class_name`, is that of a transformer of this family."""
+        return whole.get("_class_name") == cls.transformer_class.__name__
+
+    @classmethod
     def depth(cls, whole: dict[str, Any]) -> int:
         """The number of a whole transformer's blocks; raises a ValueError if the configuration does not contain it."""
         for field in cls.block_lists:
@@ -153,7 +171,7 @@ class Backbone(nn.Module, ABC):
         return {
             "num_layers": layers[-1],
             "visual_layers": layers,
-            "text_layers": layers,
+            "text_layers": [0] if cls.text_is_constant else layers,
             "max_sequence_length": cls.describe(whole).text_length,
         }
 
@@ -164,6 +182,11 @@ class Backbone(nn.Module, ABC):
             raise ValueError(
                 f"timestep_scale: expected 1000 for backbone_type={config.backbone_type!r}, "
                 f"got {config.timestep_scale}"
+            )
+        if cls.text_is_constant and list(config.text_layers) != [0]:
+            raise ValueError(
+                f"text_layers: expected [0], because no block of a {cls.transformer_class.__name__} changes the text, "
+                f"got {list(config.text_layers)}"
             )
 
     @classmethod
@@ -201,8 +224,7 @@ class Backbone(nn.Module, ABC):
         state = self.join(start.visual, start.text)
         states = {0: state}
         tapped = {*self.visual_layers, *self.text_layers}
-        blocks = [block for name in self.block_lists.values() for block in getattr(self, name)]
-        for layer, block in enumerate(blocks, start=1):
+        for layer, block in enumerate(self.blocks(), start=1):
             state = self.run_block(block, state, start.arguments)
             if layer in tapped:
                 states[layer] = state
@@ -213,6 +235,10 @@ class Backbone(nn.Module, ABC):
             conditioning=start.conditioning,
             text_mask=start.text_mask,
         )
+
+    def blocks(self) -> list[nn.Module]:
+        """The blocks in the order in which they run."""
+        return [block for name in self.block_lists.values() for block in getattr(self, name)]
 
     def join(self, visual: torch.Tensor, text: torch.Tensor) -> Any:
         """The state that blocks process, from visual and text tokens."""
@@ -330,6 +356,7 @@ def _upcast_outside_casting(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 __all__ = [
+    "CROSS_LORA_TARGETS",
     "JOINT_LORA_TARGETS",
     "Backbone",
     "Dimensions",

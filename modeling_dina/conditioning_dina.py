@@ -75,14 +75,14 @@ def warn_of_local_sources(folder: str | os.PathLike) -> None:
             )
 
 
-def load_pipeline(model, *, without: Sequence[str] = ("transformer",), **parts) -> Any:
+def load_pipeline(model, *, without: Sequence[str] | None = None, **parts) -> Any:
     """
     Load the diffusers pipeline that a model's config names, on the model's device and in its computing dtype, with the
     Hub options that the model was loaded with (`cache_dir`, `token` and so on).
 
     Args:
         model: a `DinaRewardModel`.
-        without: components that are not loaded.
+        without: components that are not loaded; None means those that encode neither prompts nor images.
         parts: components to use instead of loading them.
 
     Raises:
@@ -99,7 +99,9 @@ def load_pipeline(model, *, without: Sequence[str] = ("transformer",), **parts) 
         revision, options = None, {}
     if os.path.isdir(source) and not os.path.isfile(os.path.join(source, "model_index.json")):
         raise ValueError(f"conditioning_source: expected a diffusers pipeline, got {source} without model_index.json")
-    pipeline = PIPELINES[model.config.backbone_type].pipeline_class.from_pretrained(
+    family = PIPELINES[model.config.backbone_type]
+    without = family.unused if without is None else without
+    pipeline = family.pipeline_class.from_pretrained(
         source, revision=revision, dtype=model.compute_dtype, **options, **dict.fromkeys(without), **parts
     )
     return pipeline.to(model.execution_device)

@@ -11,6 +11,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from .backbone_base_dina import Dimensions
 from .backbone_dina import backbone_class
+from .noising_dina import DEFAULT_LEVELS
 from .presets_dina import PRESETS, SD35_MEDIUM
 
 ENSEMBLE_MODES = ("features", "mean", "precision")
@@ -53,7 +54,8 @@ class DinaConfig(PreTrainedConfig):
         variance_slope: k in the likelihood's variance k sigma^2 + floor (arXiv 2602.11146).
         variance_floor: the floor in this formula, sigma_u^2 in the paper: 0.05 in the released code, 0.01 in the
             paper.
-        default_sigmas: default noise levels of `reward`, each in [0, 1].
+        default_sigmas: default noise levels of `reward`, each in [0, 1]. Models on a variance-preserving path have by
+            default the levels at which the signal-to-noise ratio is that of 0.2, 0.5 and 0.7 of a rectified flow.
         default_num_draws: default number of noise draws at each level.
         ensemble_mode: how levels are combined: "features", "mean" or "precision".
         score_mean, score_std: calibration of scores: `(raw - score_mean) / score_std`. With 0 and 1 scores are raw.
@@ -88,7 +90,7 @@ class DinaConfig(PreTrainedConfig):
     timestep_scale: float | int = 1000.0
     variance_slope: float | int = 2.0
     variance_floor: float | int = 0.05
-    default_sigmas: list[float | int] | tuple[float | int, ...] = (0.2, 0.5, 0.7)
+    default_sigmas: list[float | int] | tuple[float | int, ...] = DEFAULT_LEVELS
     default_num_draws: int = 1
     ensemble_mode: str = "features"
     score_mean: float | int = 0.0

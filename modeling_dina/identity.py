@@ -61,7 +61,7 @@ def scoring_settings(
     hub = {name: value for name, value in model.hub_options.items() if name != "force_download"}
     base = {}
     if model.base_location is not None:
-        base["base"] = parts_identity(model.base_location, ["transformer"], **hub)
+        base["base"] = parts_identity(model.base_location, [model.backbone.component], **hub)
     encoders = [name for name, part in scorer.pipeline.components.items() if isinstance(part, nn.Module)]
     return {
         "revision": model.weights_revision or weights_hash(Path(model.name_or_path)),

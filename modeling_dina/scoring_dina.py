@@ -168,7 +168,7 @@ class DinaScorer:
                 f"got {latent_channels(pipeline.vae)}"
             )
         check_conditioning(pipeline, model.config)
-        if pipeline.transformer is None and getattr(pipeline, "text_encoder_3", pipeline) is None:
+        if getattr(pipeline, "text_encoder_3", pipeline) is None and pipeline.transformer is None:
             # Without a third text encoder, the pipeline takes the width of the zeros that replace its embeddings from
             # its transformer.
             pipeline = type(pipeline)(**pipeline.components)

@@ -7,10 +7,14 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLQwenImage,
+    DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
+    PixArtSigmaPipeline,
     QwenImagePipeline,
     StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     ZImagePipeline,
 )
 from transformers import (
@@ -34,6 +38,15 @@ from modeling_dina.backbone_dina import BACKBONES
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 FAMILIES = tuple(BACKBONES)
 LATENT_CHANNELS = 4
+VARIANCE_PRESERVING = ("sd", "sdxl", "pixart")
+UNET = {
+    "sample_size": 8,
+    "in_channels": LATENT_CHANNELS,
+    "out_channels": LATENT_CHANNELS,
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "attention_head_dim": 2,
+}
 # For each family: configuration of the whole transformer, and the scheduler's.
 TRANSFORMERS: dict[str, dict[str, Any]] = {
     "sd3": {
@@ -86,14 +99,58 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
         "joint_attention_dim": 24,
         "axes_dims_rope": [4, 2, 2],
     },
+    "sd": {
+        **UNET,
+        "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+        "block_out_channels": [8, 16, 32],
+        "cross_attention_dim": 8,
+    },
+    "sdxl": {
+        **UNET,
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "block_out_channels": [8, 16, 32],
+        "transformer_layers_per_block": [1, 1, 2],
+        "use_linear_projection": True,
+        "cross_attention_dim": 16,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 4,
+        "projection_class_embeddings_input_dim": 6 + 6 * 4,
+    },
+    "pixart": {
+        "sample_size": 8,
+        "patch_size": 2,
+        "in_channels": LATENT_CHANNELS,
+        "out_channels": 2 * LATENT_CHANNELS,
+        "num_layers": 4,
+        "attention_head_dim": 8,
+        "num_attention_heads": 4,
+        "cross_attention_dim": 32,
+        "caption_channels": 24,
+        "interpolation_scale": 2,
+        "use_additional_conditions": False,
+    },
 }
+DDIM = {"clip_sample": False, "steps_offset": 1}
 SCHEDULERS: dict[str, dict[str, Any]] = {
     "sd3": {"shift": 3.0},
     "flux": {"shift": 3.0, "use_dynamic_shifting": True},
     "zimage": {"shift": 3.0},
     "qwenimage": {"use_dynamic_shifting": True, "shift_terminal": 0.02, "max_shift": 0.9, "max_image_seq_len": 8192},
+    "sd": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, **DDIM},
+    "sdxl": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, **DDIM},
+    "pixart": {"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02, **DDIM},
 }
-MAX_SEQUENCE_LENGTH = {"sd3": 24, "flux": 24, "zimage": 96, "qwenimage": 300}
+MAX_SEQUENCE_LENGTH = {"sd3": 24, "flux": 24, "zimage": 96, "qwenimage": 300, "sd": 16, "sdxl": 16, "pixart": 40}
+# Modules to which the default LoRA adds layers in the first 3 blocks: blocks with attention, and Z-Image's refiners.
+ADAPTED_BLOCKS = {"sd3": 3, "flux": 3, "zimage": 5, "qwenimage": 3, "sd": 2, "sdxl": 3, "pixart": 3}
+
+
+def tiny_scheduler(family: str):
+    """A scheduler of the family's kind."""
+    scheduler_class = DDIMScheduler if family in VARIANCE_PRESERVING else FlowMatchEulerDiscreteScheduler
+    return scheduler_class(**SCHEDULERS[family])
 
 
 def tiny_fields(family: str) -> dict[str, Any]:
@@ -101,10 +158,10 @@ def tiny_fields(family: str) -> dict[str, Any]:
     return {
         "backbone_type": family,
         "transformer_config": dict(TRANSFORMERS[family]),
-        "scheduler_config": {"_class_name": "FlowMatchEulerDiscreteScheduler", **SCHEDULERS[family]},
+        "scheduler_config": {"_class_name": type(tiny_scheduler(family)).__name__, **SCHEDULERS[family]},
         "num_layers": 3,
         "visual_layers": [1, 3],
-        "text_layers": [2],
+        "text_layers": [0] if BACKBONES[family].text_is_constant else [2],
         "num_queries": 2,
         "num_attention_heads": 4,
         "max_sequence_length": MAX_SEQUENCE_LENGTH[family],
@@ -256,6 +313,14 @@ def tiny_pipeline(family: str):
     elif family == "flux":
         parts["tokenizer"], parts["text_encoder"] = clip_encoder(CLIPTextModel)
         parts["tokenizer_2"], parts["text_encoder_2"] = t5_encoder()
+    elif family == "sd":
+        parts["tokenizer"], parts["text_encoder"] = clip_encoder(CLIPTextModel)
+        parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    elif family == "sdxl":
+        parts["tokenizer"], parts["text_encoder"] = clip_encoder(CLIPTextModel)
+        parts["tokenizer_2"], parts["text_encoder_2"] = clip_encoder()
+    elif family == "pixart":
+        parts["tokenizer"], parts["text_encoder"] = t5_encoder()
     else:
         parts["tokenizer"] = qwen_tokenizer()
         parts["text_encoder"] = qwen3_encoder() if family == "zimage" else qwen25_vl_encoder()
@@ -264,14 +329,16 @@ def tiny_pipeline(family: str):
         "flux": FluxPipeline,
         "zimage": ZImagePipeline,
         "qwenimage": QwenImagePipeline,
+        "sd": StableDiffusionPipeline,
+        "sdxl": StableDiffusionXLPipeline,
+        "pixart": PixArtSigmaPipeline,
     }[family]
-    transformer = BACKBONES[family].transformer_class.from_config(TRANSFORMERS[family])
+    parts[BACKBONES[family].component] = BACKBONES[family].transformer_class.from_config(TRANSFORMERS[family])
     for module in parts.values():
         if isinstance(module, torch.nn.Module):
             module.eval()
     return pipeline_class(
-        transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(**SCHEDULERS[family]),
+        scheduler=tiny_scheduler(family),
         vae=tiny_video_vae() if family == "qwenimage" else tiny_vae(),
         **parts,
     )

@@ -32,7 +32,8 @@ def evaluate(
     scorer: Annotated[
         str | None,
         typer.Option(
-            help="Scorer in place of a model: module:function that maps (prompts, images) to one number per image."
+            help="Scorer in place of a model: module:function that maps (prompts, images) to one number per image, or "
+            "lrm:FOLDER, an LRM, whose VAE and tokenizers come from --backbone."
         ),
     ] = None,
     data: DataOption = None,
@@ -101,11 +102,12 @@ def repeat_command(benchmark: str, is_callable: bool, settings: dict[str, Any], 
 def open_evaluator(
     scorer: str | None, model: options.ModelOptions, ensemble: options.EnsembleOptions, *, batch_size: int
 ):
-    """Create the evaluator of the callable `scorer`, "module:function", or else of the model.
+    """Create the evaluator of `scorer`, a callable "module:function" or an LRM "lrm:FOLDER", or else of the model.
 
     Raises:
         ValueError: both are given, or loading fails.
     """
+    from modeling_dina.evaluation.lrm import PREFIX
     from modeling_dina.evaluation.rewards import CallableEvaluator, DinaEvaluator
 
     if scorer is not None:
@@ -114,6 +116,9 @@ def open_evaluator(
             given["model"] = model.model
         if given:
             raise ValueError(f"scorer: expected no model and no noise levels with a callable, got {given}")
+        if scorer.startswith(PREFIX):
+            base = {"base": model.backbone, "revision": model.backbone_revision, **model.hub_arguments()}
+            return CallableEvaluator(scorer, device=options.usable_device(model.device), **base)
         return CallableEvaluator(scorer)
     return DinaEvaluator(model.open_scorer(batch_size=batch_size), model.model, **ensemble.arguments())
 

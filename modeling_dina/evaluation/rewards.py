@@ -12,6 +12,7 @@ from PIL import Image
 
 from modeling_dina import DinaScorer
 from modeling_dina.evaluation.benchmarks.preference_set import Pairs
+from modeling_dina.evaluation.lrm import LRM, PREFIX
 from modeling_dina.evaluation.statistics import logistic_log_probabilities
 from modeling_dina.identity import scoring_settings
 from modeling_dina.thurstone_dina import log_probabilities, precision_weights
@@ -132,21 +133,28 @@ class CallableEvaluator:
     Rewards of a callable that maps (prompts, images) to one number per image.
 
     Args:
-        source: "module:function".
+        source: "module:function", or "lrm:" and the folder of an `LRM`.
+        options: further arguments of `LRM`.
 
     Raises:
-        ValueError: there is no such callable.
+        OSError, ValueError: there is no such callable, or no such model.
     """
 
-    def __init__(self, source: str):
+    def __init__(self, source: str, **options):
+        unknown = ("revision", "conditioning", "sigmas", "draws", "mode", "text_length")
+        self.settings = {"model": source, **dict.fromkeys(unknown)}
+        self.function: Callable[[list[str], list[Image.Image]], Sequence[float]]
+        if source.startswith(PREFIX):
+            folder = source.removeprefix(PREFIX)
+            self.function = LRM(folder, **options)
+            self.settings |= {"model": PREFIX + display_path(folder), "revision": self.function.revision}
+            return
         try:
-            self.function: Callable[[list[str], list[Image.Image]], Sequence[float]] = resolve_name(source)
+            self.function = resolve_name(source)
         except (ImportError, AttributeError, ValueError) as error:
             raise ValueError(f"scorer: expected module:function, got {source}: {error}") from error
         if ":" not in source or not callable(self.function):
             raise ValueError(f"scorer: expected module:function, got {source}")
-        unknown = ("revision", "conditioning", "sigmas", "draws", "mode", "text_length")
-        self.settings = {"model": source, **dict.fromkeys(unknown)}
 
     def score(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> np.ndarray:
         values = [float(value) for value in self.function(list(prompts), list(images))]

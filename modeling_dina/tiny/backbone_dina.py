@@ -7,11 +7,14 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from transformers.utils import cached_file
 
 from .backbone_base_dina import Backbone
 from .backbone_flux_dina import FluxBackbone
+from .backbone_pixart_dina import PixArtBackbone
 from .backbone_qwenimage_dina import QwenImageBackbone
 from .backbone_sd3_dina import SD3Backbone
+from .backbone_unet_dina import SDBackbone, SDXLBackbone
 from .backbone_zimage_dina import ZImageBackbone
 from .weights_dina import allocate
 
@@ -20,6 +23,9 @@ BACKBONES: dict[str, type[Backbone]] = {
     "flux": FluxBackbone,
     "zimage": ZImageBackbone,
     "qwenimage": QwenImageBackbone,
+    "sd": SDBackbone,
+    "sdxl": SDXLBackbone,
+    "pixart": PixArtBackbone,
 }
 
 
@@ -112,13 +118,22 @@ def read_backbone_type(source: str, revision: str | None = None, **hub) -> str:
         ValueError: the configuration is not that of a transformer of a known family.
         OSError: there is no configuration, or the Hub cannot be reached.
     """
-    config = SD3Backbone.transformer_class.load_config(source, revision=revision, subfolder="transformer", **hub)
-    families = {backbone.transformer_class.__name__: name for name, backbone in BACKBONES.items()}
-    if config.get("_class_name") not in families:
-        raise ValueError(
-            f"{source}: expected the configuration of one of {sorted(families)}, got {config.get('_class_name')}"
+    where = {"revision": revision, **hub}
+    load_config = SD3Backbone.transformer_class.load_config  # that of every class
+    try:
+        config = load_config(source, subfolder="transformer", **where)
+    except OSError:
+        path = cached_file(
+            source, "config.json", subfolder="unet", _raise_exceptions_for_missing_entries=False, **where
         )
-    return families[config["_class_name"]]
+        if path is None:
+            raise
+        config = load_config(source, subfolder="unet", **where)
+    for name, backbone in BACKBONES.items():
+        if backbone.matches(config):
+            return name
+    known = sorted({backbone.transformer_class.__name__ for backbone in BACKBONES.values()})
+    raise ValueError(f"{source}: expected the configuration of one of {known}, got {config.get('_class_name')}")
 
 
 def read_transformer_config(
@@ -131,13 +146,19 @@ def read_transformer_config(
         ValueError: the configuration is not that of a transformer of this family.
         OSError: there is no configuration, or the Hub cannot be reached.
     """
-    transformer_class = backbone_class(backbone_type).transformer_class
-    config, _, commit = transformer_class.load_config(
-        source, revision=revision, subfolder="transformer", return_unused_kwargs=True, return_commit_hash=True, **hub
+    family = backbone_class(backbone_type)
+    config, _, commit = family.transformer_class.load_config(
+        source,
+        revision=revision,
+        subfolder=family.component,
+        return_unused_kwargs=True,
+        return_commit_hash=True,
+        **hub,
     )
-    if config.get("_class_name") != transformer_class.__name__:
+    if not family.matches(config):
         raise ValueError(
-            f"{source}: expected the configuration of a {transformer_class.__name__}, got {config.get('_class_name')}"
+            f"{source}: expected the configuration of a {family.transformer_class.__name__}, "
+            f"got {config.get('_class_name')} of another family than {backbone_type!r}"
         )
     return {key: value for key, value in config.items() if not key.startswith("_")}, commit
 

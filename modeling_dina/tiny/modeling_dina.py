@@ -115,7 +115,9 @@ class DinaPreTrainedModel(PreTrainedModel):
     main_input_name = "noisy_latents"
     supports_gradient_checkpointing = True
     _no_split_modules = [  # noqa: RUF012
-        *(block for backbone in BACKBONES.values() for block in backbone.transformer_class._no_split_modules),
+        *dict.fromkeys(
+            block for backbone in BACKBONES.values() for block in backbone.transformer_class._no_split_modules
+        ),
         "RewardHead",
     ]
     # The head stays in float32, because half precision would round small differences between scores. Quantisers use
@@ -186,7 +188,10 @@ class DinaPreTrainedModel(PreTrainedModel):
                 )
             model.base_location = Location(config.base_model, config.base_revision)
             with _names_backbone(config.base_model):
-                base = TransformerWeights(config.base_model, config.base_revision, **model.hub_options)
+                component = model.backbone.component
+                base = TransformerWeights(
+                    config.base_model, config.base_revision, component=component, **model.hub_options
+                )
                 load_base_weights(model.backbone, base, origin=config.base_model)
             config.adapter_only = False
         if config.lora is not None:
@@ -329,7 +334,7 @@ class DinaRewardModel(DinaPreTrainedModel):
         head. Only the weights of these blocks are read.
 
         Args:
-            source: a diffusers pipeline, as a folder or Hub id, with `transformer/` and `scheduler/`.
+            source: a diffusers pipeline, as a folder or Hub id, with `transformer/` or `unet/`, and `scheduler/`.
             revision: branch, tag or commit on the Hub.
             dtype: dtype of the pretrained weights; a LoRA and the head are float32.
             options: fields of `DinaConfig`, where those of transformer, scheduler, base and conditioning default to
@@ -431,7 +436,8 @@ class DinaRewardModel(DinaPreTrainedModel):
         """Read the backbone's weights from a diffusers folder or Hub repository."""
         revision = self.config.base_revision or revision
         self.hub_options, self.base_location = hub, Location(source, revision)
-        load_base_weights(self.backbone, TransformerWeights(source, revision, **hub), origin=source)
+        weights = TransformerWeights(source, revision, component=self.backbone.component, **hub)
+        load_base_weights(self.backbone, weights, origin=source)
 
     def merge_adapter(self) -> None:
         """Merge the LoRA layers, if there are any, into the backbone's weights, in place."""
@@ -656,7 +662,8 @@ class DinaRewardModel(DinaPreTrainedModel):
 
 
 def _new_head(config) -> RewardHead:
-    return RewardHead(config, config.dimensions.token_width, config.dimensions.conditioning_width)
+    sizes = config.dimensions
+    return RewardHead(config, sizes.token_width, sizes.conditioning_width, sizes.visual_widths, sizes.text_token_width)
 
 
 def _config_on(source: str, revision: str | None, config: dict, hub: dict) -> DinaConfig:

@@ -1,5 +1,7 @@
 """Noise paths: how noise is added to clean latents, which timestep the backbone receives, and how noise is drawn.
-`sigma` is always a noise level in [0, 1]: 0 is the clean latent, 1 is pure noise."""
+`sigma` is always a noise level in [0, 1]: 0 is the clean latent, 1 is pure noise. It is the factor of the noise, so
+that the same number means more noise on a rectified flow than on a variance-preserving path. `NoisePath.from_flow`
+translates levels of a rectified flow."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -26,6 +28,17 @@ class NoisePath(ABC):
     @abstractmethod
     def timestep(self, sigma: torch.Tensor) -> torch.Tensor:
         """The backbone's timestep, in [0, 1000], at noise level `sigma` of any shape."""
+
+    @staticmethod
+    @abstractmethod
+    def from_flow(level: torch.Tensor) -> torch.Tensor:
+        """The sigma of this path, of any shape, at which latents have the same signal-to-noise ratio as at `level` of
+        a rectified flow.
+
+        ```python
+        >>> model.reward(latents, prompt_embeds, sigmas=model.noise_path.from_flow(torch.tensor([0.2, 0.5, 0.7])))
+        ```
+        """
 
     def snap(self, sigma: torch.Tensor) -> torch.Tensor:
         """Round each of `sigma` [K] to the scheduler's nearest noise level; float32 on the CPU.
@@ -57,6 +70,10 @@ class RectifiedFlow(NoisePath):
     def timestep(self, sigma):
         return self.num_timesteps * sigma
 
+    @staticmethod
+    def from_flow(level):
+        return level
+
 
 class VariancePreserving(NoisePath):
     """x_sigma = sqrt(abar) x0 + sqrt(1 - abar) noise with sigma = sqrt(1 - abar) (arXiv 2006.11239, equation 4)."""
@@ -73,6 +90,15 @@ class VariancePreserving(NoisePath):
         """The discrete step whose noise level is nearest to `sigma`."""
         levels = self.sigmas.to(sigma.device)
         return (levels - sigma.unsqueeze(-1)).abs().argmin(dim=-1)
+
+    @staticmethod
+    def from_flow(level):
+        # Signal to noise is (1 - level) / level on the flow, and sqrt(1 - sigma^2) / sigma here.
+        return level / torch.hypot(level, 1 - level)
+
+
+DEFAULT_LEVELS = (0.2, 0.5, 0.7)  # of a rectified flow (arXiv 2602.11146)
+VARIANCE_PRESERVING_LEVELS = tuple(VariancePreserving.from_flow(torch.tensor(DEFAULT_LEVELS, device="cpu")).tolist())
 
 
 def path_from_scheduler(scheduler_config: dict) -> NoisePath:
@@ -161,6 +187,8 @@ def _per_sample(sigma: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
 
 
 __all__ = [
+    "DEFAULT_LEVELS",
+    "VARIANCE_PRESERVING_LEVELS",
     "NoisePath",
     "RectifiedFlow",
     "VariancePreserving",

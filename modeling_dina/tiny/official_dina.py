@@ -98,7 +98,7 @@ def read_official(source: str | Path, revision: str | None = None, subfolder: st
     if (weights / "full_model.pt").is_file():
         whole = _load_tensors(weights / "full_model.pt")
         head = _below(whole, "query_tokens")
-        below = _below(whole, *(each.marker for each in BACKBONES.values()))
+        below = _below(whole, *(each.marker for each in BACKBONES.values() if each.marker))
         adapter = {key: value for key, value in below.items() if is_adapter_key(key)}
         lora = (settings.get("lora_config") or {}) if adapter else None
         backbone = {key.replace(".base_layer.", "."): value for key, value in below.items() if key not in adapter}

@@ -4,7 +4,15 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import FluxPipeline, QwenImagePipeline, StableDiffusion3Pipeline, ZImagePipeline
+from diffusers import (
+    FluxPipeline,
+    PixArtSigmaPipeline,
+    QwenImagePipeline,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    ZImagePipeline,
+)
 from torch.nn.utils.rnn import pad_sequence
 
 
@@ -95,6 +103,8 @@ class SD3Prompts:
     """Stable Diffusion 3 and 3.5."""
 
     pipeline_class: Any = StableDiffusion3Pipeline
+    # Components that encode neither prompts nor images.
+    unused = ("transformer",)
 
     @staticmethod
     def encode(pipeline, prompts: list[str], max_sequence_length: int) -> EncodedPrompts:
@@ -121,6 +131,7 @@ class FluxPrompts:
     """FLUX.1."""
 
     pipeline_class: Any = FluxPipeline
+    unused = ("transformer",)
 
     @staticmethod
     def encode(pipeline, prompts, max_sequence_length):
@@ -139,6 +150,7 @@ class ZImagePrompts:
     """Z-Image."""
 
     pipeline_class: Any = ZImagePipeline
+    unused = ("transformer",)
 
     @staticmethod
     def encode(pipeline, prompts, max_sequence_length):
@@ -166,6 +178,7 @@ class QwenImagePrompts:
     """Qwen-Image."""
 
     pipeline_class: Any = QwenImagePipeline
+    unused = ("transformer",)
 
     @staticmethod
     def encode(pipeline, prompts, max_sequence_length):
@@ -179,12 +192,71 @@ class QwenImagePrompts:
         return [Tokenization("tokenizer", texts, min(max_sequence_length, pipeline.tokenizer_max_length), prefix)]
 
 
+class SDPrompts:
+    """Stable Diffusion 1 and 2."""
+
+    pipeline_class: Any = StableDiffusionPipeline
+    unused = ("unet", "safety_checker", "feature_extractor", "image_encoder")
+
+    @staticmethod
+    def encode(pipeline, prompts, max_sequence_length):
+        embeds, _ = pipeline.encode_prompt(
+            prompts, pipeline._execution_device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        return EncodedPrompts(embeds)
+
+    @staticmethod
+    def tokenizations(pipeline, prompts, max_sequence_length):
+        return [Tokenization("tokenizer", prompts, pipeline.tokenizer.model_max_length)]
+
+
+class SDXLPrompts:
+    """Stable Diffusion XL."""
+
+    pipeline_class: Any = StableDiffusionXLPipeline
+    unused = ("unet", "feature_extractor", "image_encoder")
+
+    @staticmethod
+    def encode(pipeline, prompts, max_sequence_length):
+        embeds, _, pooled, _ = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False)
+        return EncodedPrompts(embeds, pooled)
+
+    @staticmethod
+    def tokenizations(pipeline, prompts, max_sequence_length):
+        return [
+            Tokenization(name, prompts, getattr(pipeline, name).model_max_length)
+            for name in ("tokenizer", "tokenizer_2")
+        ]
+
+
+class PixArtPrompts:
+    """PixArt-Sigma."""
+
+    pipeline_class: Any = PixArtSigmaPipeline
+    unused = ("transformer",)
+
+    @staticmethod
+    def encode(pipeline, prompts, max_sequence_length):
+        embeds, mask, _, _ = pipeline.encode_prompt(
+            prompts, do_classifier_free_guidance=False, max_sequence_length=max_sequence_length
+        )
+        # The pipeline pads to `max_sequence_length`, and masks the padding.
+        return EncodedPrompts.join(EncodedPrompts(embeds, None, mask.bool()).split())
+
+    @staticmethod
+    def tokenizations(pipeline, prompts, max_sequence_length):
+        return [Tokenization("tokenizer", pipeline._text_preprocessing(prompts), max_sequence_length)]
+
+
 # The keys are those of `backbone_dina.BACKBONES`.
 PIPELINES: dict[str, Any] = {
     "sd3": SD3Prompts,
     "flux": FluxPrompts,
     "zimage": ZImagePrompts,
     "qwenimage": QwenImagePrompts,
+    "sd": SDPrompts,
+    "sdxl": SDXLPrompts,
+    "pixart": PixArtPrompts,
 }
 
 
@@ -195,11 +267,12 @@ def prompts_of(pipeline) -> Any:
     Raises:
         ValueError: the pipeline belongs to no known family.
     """
-    names = [base.__name__ for base in type(pipeline).__mro__]
-    for family in PIPELINES.values():
-        prefix = family.pipeline_class.__name__.removesuffix("Pipeline")
+    names = [base.__name__ for base in type(pipeline).__mro__ if base.__name__.endswith("Pipeline")]
+    families = {family.pipeline_class.__name__.removesuffix("Pipeline"): family for family in PIPELINES.values()}
+    # The longest first, because StableDiffusion is also the beginning of StableDiffusion3 and StableDiffusionXL.
+    for prefix in sorted(families, key=len, reverse=True):
         if any(name.startswith(prefix) for name in names):
-            return family
+            return families[prefix]
     known = sorted(family.pipeline_class.__name__ for family in PIPELINES.values())
     raise ValueError(f"pipeline: expected one of {known}, got {type(pipeline).__name__}")
 

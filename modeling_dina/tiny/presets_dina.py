@@ -37,6 +37,18 @@ def _flux(**transformer: Any) -> dict[str, Any]:
     }
 
 
+def _variance_preserving(**scheduler: Any) -> dict[str, Any]:
+    return {
+        "_class_name": "DDIMScheduler",
+        "num_train_timesteps": 1000,
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "prediction_type": "epsilon",
+        **scheduler,
+    }
+
+
 def _flow_matching(**scheduler: Any) -> dict[str, Any]:
     return {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, **scheduler}
 
@@ -68,6 +80,48 @@ _QWEN_IMAGE: dict[str, Any] = {
     "joint_attention_dim": 3584,
     "guidance_embeds": False,
     "axes_dims_rope": [16, 56, 56],
+}
+
+# The fields that have defaults in old configurations are those of the library.
+_SD: dict[str, Any] = {
+    "sample_size": 64,
+    "in_channels": 4,
+    "out_channels": 4,
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "layers_per_block": 2,
+    "attention_head_dim": 8,
+    "cross_attention_dim": 768,
+}
+_SDXL: dict[str, Any] = {
+    "sample_size": 128,
+    "in_channels": 4,
+    "out_channels": 4,
+    "down_block_types": ["DownBlock2D"] + ["CrossAttnDownBlock2D"] * 2,
+    "up_block_types": ["CrossAttnUpBlock2D"] * 2 + ["UpBlock2D"],
+    "block_out_channels": [320, 640, 1280],
+    "layers_per_block": 2,
+    "transformer_layers_per_block": [1, 2, 10],
+    "attention_head_dim": [5, 10, 20],
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+_PIXART: dict[str, Any] = {
+    "sample_size": 128,
+    "patch_size": 2,
+    "in_channels": 4,
+    "out_channels": 8,
+    "num_layers": 28,
+    "num_attention_heads": 16,
+    "attention_head_dim": 72,
+    "cross_attention_dim": 1152,
+    "caption_channels": 4096,
+    "interpolation_scale": 2,
+    "use_additional_conditions": False,
 }
 
 # For each model, the fields of `DinaConfig` that it determines.
@@ -136,6 +190,36 @@ PRESETS: dict[str, dict[str, Any]] = {
             shift_terminal=0.02,
         ),
         "conditioning_source": "Qwen/Qwen-Image",
+    },
+    "sd1.5": {
+        "backbone_type": "sd",
+        "transformer_config": _SD,
+        "scheduler_config": _variance_preserving(),
+        "conditioning_source": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    },
+    "sd2.1-768": {
+        "backbone_type": "sd",
+        "transformer_config": {
+            **_SD,
+            "sample_size": 96,
+            "attention_head_dim": [5, 10, 20, 20],
+            "cross_attention_dim": 1024,
+            "use_linear_projection": True,
+        },
+        "scheduler_config": _variance_preserving(prediction_type="v_prediction"),
+        "conditioning_source": "stabilityai/stable-diffusion-2-1",
+    },
+    "sdxl": {
+        "backbone_type": "sdxl",
+        "transformer_config": _SDXL,
+        "scheduler_config": _variance_preserving(),
+        "conditioning_source": "stabilityai/stable-diffusion-xl-base-1.0",
+    },
+    "pixart-sigma": {
+        "backbone_type": "pixart",
+        "transformer_config": _PIXART,
+        "scheduler_config": _variance_preserving(beta_schedule="linear", beta_start=0.0001, beta_end=0.02),
+        "conditioning_source": "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
     },
 }
 

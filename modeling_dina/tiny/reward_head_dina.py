@@ -1,6 +1,8 @@
 """The reward head (arXiv 2602.11146): timestep-conditioned adapters on the tokens of selected layers, and learnt
 queries that attend to these tokens and are projected to one reward."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -82,20 +84,28 @@ class QueryAttention(nn.Module):
 class RewardHead(nn.Module):
     """Maps the features of selected layers to one reward. Module names are those of the published weights."""
 
-    def __init__(self, config, token_width: int, conditioning_width: int | None = None):
-        """`conditioning_width` None means that it equals `token_width`."""
+    def __init__(
+        self,
+        config,
+        token_width: int,
+        conditioning_width: int | None = None,
+        visual_widths: Sequence[int] | None = None,
+        text_token_width: int | None = None,
+    ):
+        """Arguments are as in `Dimensions`; `conditioning_width` None means that it equals `token_width`."""
         super().__init__()
         width = config.head_width or token_width
         conditioning_width = conditioning_width or token_width
         dropout = config.head_dropout
 
-        def adapters(layers):
-            return nn.ModuleList(
-                FilmAdapter(token_width, conditioning_width, width, config.project_in) for _ in layers
-            )
+        def adapters(widths):
+            return nn.ModuleList(FilmAdapter(each, conditioning_width, width, config.project_in) for each in widths)
 
-        self.layer_adapters_visual = adapters(config.visual_layers)
-        self.layer_adapters_text = adapters(config.text_layers)
+        self.one_grid = visual_widths is None
+        self.layer_adapters_visual = adapters(
+            token_width if visual_widths is None else visual_widths[layer] for layer in config.visual_layers
+        )
+        self.layer_adapters_text = adapters(text_token_width or token_width for _ in config.text_layers)
         self.agg_visual = nn.Linear(len(config.visual_layers) * (width // 4), width)
         self.agg_text = nn.Linear(len(config.text_layers) * (width // 4), width)
         self.query_tokens = nn.Parameter(0.02 * torch.randn(1, config.num_queries, width))
@@ -128,11 +138,13 @@ class RewardHead(nn.Module):
 
         def adapt(adapters, layers):
             pairs = zip(adapters, layers, strict=True)
-            return torch.cat([adapter(tokens.to(dtype), conditioning) for adapter, tokens in pairs], dim=-1)
+            return [adapter(tokens.to(dtype), conditioning) for adapter, tokens in pairs]
 
-        visual = self.agg_visual(adapt(self.layer_adapters_visual, features.visual))
-        text = self.agg_text(adapt(self.layer_adapters_text, features.text))
-        return visual, text
+        adapted = adapt(self.layer_adapters_visual, features.visual)
+        text = self.agg_text(torch.cat(adapt(self.layer_adapters_text, features.text), dim=-1))
+        if self.one_grid:
+            return self.agg_visual(torch.cat(adapted, dim=-1)), text
+        return torch.cat([self.agg_visual(_alone(adapted, layer)) for layer in range(len(adapted))], dim=1), text
 
     def _read(self, visual: torch.Tensor, text: torch.Tensor, text_mask: torch.Tensor | None) -> torch.Tensor:
         """Map visual tokens [B, V, width] and text tokens [B, T, width] to rewards [B]."""
@@ -141,6 +153,15 @@ class RewardHead(nn.Module):
         queries = self.attn2(queries, visual)
         queries = queries + self.ff(self.norm_ff(queries))
         return self.head(queries).mean(dim=(1, 2))
+
+
+def _alone(adapted: Sequence[torch.Tensor], layer: int) -> torch.Tensor:
+    """The tokens [B, V, width / 4] of one layer with zeros for the other layers, [B, V, layers * width / 4].
+
+    Tokens of unlike grids have no counterparts in other layers, so that each layer has tokens of its own.
+    """
+    width = adapted[layer].shape[-1]
+    return F.pad(adapted[layer], (layer * width, (len(adapted) - 1 - layer) * width))
 
 
 def _gate(width: int) -> nn.Sequential:

@@ -21,7 +21,8 @@ class TransformerWeights(Mapping[str, torch.Tensor]):
     of its tensors.
 
     Args:
-        source: a diffusers folder with `transformer/`, the folder of a transformer itself, or a Hub id.
+        source: a diffusers folder with a folder `component`, the folder of a transformer itself, or a Hub id.
+        component: name of the transformer's folder.
         revision: branch, tag or commit on the Hub.
         hub: options of the Hub's loaders, such as `cache_dir` or `token`.
 
@@ -30,10 +31,10 @@ class TransformerWeights(Mapping[str, torch.Tensor]):
         ValueError: a file is not what its name says.
     """
 
-    def __init__(self, source: str, revision: str | None = None, **hub):
-        is_bare = os.path.isdir(source) and not os.path.isdir(os.path.join(source, "transformer"))
+    def __init__(self, source: str, revision: str | None = None, *, component: str = "transformer", **hub):
+        is_bare = os.path.isdir(source) and not os.path.isdir(os.path.join(source, component))
         self._source = source
-        self._where = {**hub, "revision": revision, "subfolder": "" if is_bare else "transformer"}
+        self._where = {**hub, "revision": revision, "subfolder": "" if is_bare else component}
         self._paths: dict[str, str] = {}
         index = cached_file(
             source, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False, **self._where

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from modeling_dina import DinaRewardModel, DinaScorer
+from modeling_dina.backbone_dina import BACKBONES
 from modeling_dina.conditioning_dina import describe_conditioning, encode_prompts, load_pipeline, read_conditioning
 from modeling_dina.latents_dina import decode_latents, encode_images
 from modeling_dina.pipelines_dina import EncodedPrompts
@@ -34,7 +35,7 @@ def pipeline(model):
 
 
 def test_the_pipeline_is_loaded_without_its_transformer(folder, model, pipeline):
-    assert pipeline.transformer is None
+    assert getattr(pipeline, model.backbone.component) is None
     assert type(pipeline) is type(tiny_pipeline(folder.name))
     assert model.config.backbone_type == folder.name
     assert model.config.conditioning == describe_conditioning(pipeline) == read_conditioning(str(folder))
@@ -91,6 +92,13 @@ def test_prompts_are_encoded_as_by_the_pipeline(folder, pipeline):
             embeds, _, pooled, _ = pipeline.encode_prompt(prompt, None, None, **options)
         elif folder.name == "flux":
             embeds, pooled, _ = pipeline.encode_prompt(prompt, **options)
+        elif folder.name == "sd":
+            embeds, pooled = pipeline.encode_prompt(prompt, "cpu", 1, False)[0], None
+        elif folder.name == "sdxl":
+            embeds, _, pooled, _ = pipeline.encode_prompt(prompt)
+        elif folder.name == "pixart":
+            embeds, mask, _, _ = pipeline.encode_prompt(prompt, **options)
+            embeds, pooled = embeds[:, : int(mask.sum())], None
         elif folder.name == "zimage":
             embeds, pooled = pipeline.encode_prompt(prompt, **options)[0][0][None], None
         else:
@@ -102,7 +110,7 @@ def test_prompts_are_encoded_as_by_the_pipeline(folder, pipeline):
             torch.testing.assert_close(sample.pooled_prompt_embeds, pooled)
     again = EncodedPrompts.join(encoded.split())
     torch.testing.assert_close(tuple(again), tuple(encoded))
-    assert (encoded.prompt_embeds_mask is None) == (folder.name in ("sd3", "flux"))
+    assert (encoded.prompt_embeds_mask is None) == (not BACKBONES[folder.name].takes_mask)
     assert encode_prompts(pipeline, ["a cat"] * 2, limit).prompt_embeds_mask is None
 
 

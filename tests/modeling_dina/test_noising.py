@@ -47,6 +47,19 @@ def test_variance_preserving_agrees_with_the_scheduler():
     assert path.timestep(path.sigmas[timesteps]).tolist() == [0, 400, 999]
 
 
+def test_levels_of_a_rectified_flow_have_the_same_signal_to_noise():
+    levels = torch.tensor([0.0, 0.2, 0.5, 0.7, 1.0])
+    assert path_from_scheduler(FLOW).from_flow(levels) is levels
+    path = path_from_scheduler(DDPM)
+    sigma = path.from_flow(levels)
+    ones, zeros = torch.ones(5, 1, 1, 1), torch.zeros(5, 1, 1, 1)
+    signal, noise = path.add_noise(ones, zeros, sigma), path.add_noise(zeros, ones, sigma)
+    torch.testing.assert_close((noise / (signal + noise)).flatten(), levels)
+    # By hand: s / sqrt(s^2 + (1 - s)^2) at s = 0.2 is 1 / sqrt(17).
+    assert sigma[1].item() == pytest.approx(17**-0.5)
+    assert path.timestep(sigma[1:4]).tolist() == [60, 354, 606]
+
+
 def test_the_table_is_real_on_the_meta_device():
     with torch.device("meta"):
         assert path_from_scheduler(FLOW).sigmas.device.type == "cpu"
