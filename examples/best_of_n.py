@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers import DiffusionPipeline
 from diffusers.utils import make_image_grid
 
 from modeling_dina import DinaRewardModel
@@ -15,7 +15,7 @@ OUT = Path("runs/examples/best_of_n.png")
 
 
 def main() -> None:
-    pipe = StableDiffusion3Pipeline.from_pretrained("modeling_dina/tiny")
+    pipe = DiffusionPipeline.from_pretrained("modeling_dina/tiny")
     model = DinaRewardModel.from_pretrained("modeling_dina/tiny").eval()
     found = best_of_n(
         pipe,

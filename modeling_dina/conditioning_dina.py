@@ -199,11 +199,10 @@ def encoding_lock(pipeline) -> AbstractContextManager:
 
 def _warn_of_cut_prompts(tokenizations: Sequence[Tokenization], pipeline, prompts: list[str]) -> None:
     cuts: dict[str, list[str]] = {}
-    for name, texts, limit, prefix in tokenizations:
-        for prompt, ids in zip(prompts, getattr(pipeline, name)(texts, verbose=False).input_ids, strict=True):
-            length = len(ids) - prefix
-            if length > limit:
-                cuts.setdefault(prompt, []).append(f"{limit} of {length} tokens of {name}")
+    for seen in tokenizations:
+        for prompt, length in zip(prompts, seen.lengths(pipeline), strict=True):
+            if length > seen.limit:
+                cuts.setdefault(prompt, []).append(f"{seen.limit} of {length} tokens of {seen.tokenizer}")
     for prompt, parts in cuts.items():
         quoted = prompt if len(prompt) <= QUOTED_CHARACTERS else f"{prompt[:QUOTED_CHARACTERS]}…"
         logger.warning("prompt %r is truncated: the model uses %s", quoted, ", ".join(parts))

@@ -98,6 +98,11 @@ class Tokenization(NamedTuple):
     limit: int
     prefix: int = 0
 
+    def lengths(self, pipeline) -> list[int]:
+        """Number of tokens of each prompt before truncation, without the prefix."""
+        ids = getattr(pipeline, self.tokenizer)(self.texts, verbose=False).input_ids
+        return [len(each) - self.prefix for each in ids]
+
 
 class SD3Prompts:
     """Stable Diffusion 3 and 3.5."""

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Literal, TypedDict, cast
 
 # First, because ZeroGPU's `spaces`, which it imports, must be imported before torch.
-from judge import MAX_FILE_BYTES, MAX_RANKED, MAX_REQUEST_BYTES, MAX_WAITING, Generator, Judge, on_accelerator
+from judge import (
+    GENERATING_FAMILY,
+    MAX_FILE_BYTES,
+    MAX_RANKED,
+    MAX_REQUEST_BYTES,
+    MAX_WAITING,
+    Generator,
+    Judge,
+    on_accelerator,
+)
 
 # isort: split
 import gradio as gr
@@ -163,6 +172,16 @@ def _refusing(function: Callable) -> Callable:
     return refusing
 
 
+def model_note(model: str, judge: Judge) -> str:
+    """What the model scores, and whether its family has a tab that the page omits."""
+    if model == EMBEDDED_MODEL:
+        return EMBEDDED_NOTE
+    family = judge.config.backbone_type
+    if family == GENERATING_FAMILY:
+        return f"The model: {model}."
+    return f"The model: {model}. It has no tab Generate, which supports only Stable Diffusion 3, not {family}."
+
+
 def serve(model: str, backbone: str | None = None) -> None:
     """Serves the page until it is interrupted. Gradio takes host and port from GRADIO_SERVER_NAME, by default
     127.0.0.1, and GRADIO_SERVER_PORT, by default the first free port from 7860.
@@ -176,8 +195,7 @@ def serve(model: str, backbone: str | None = None) -> None:
     """
     limit_decoding()
     judge = Judge(ModelOptions(model=model, backbone=backbone).open_scorer())
-    note = EMBEDDED_NOTE if model == EMBEDDED_MODEL else f"The model: {model}."
-    page = build_page(judge, Generator.beside(judge), note)
+    page = build_page(judge, Generator.beside(judge), model_note(model, judge))
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
     page.launch(
         theme=theme(),

@@ -30,6 +30,7 @@ from modeling_dina import DinaScorer
 from modeling_dina.conditioning_dina import encode_prompts, encoding_lock, load_pipeline
 from modeling_dina.configuration_dina import ENSEMBLE_MODES
 from modeling_dina.latents_dina import decode_latents
+from modeling_dina.pipelines_dina import prompts_of
 from modeling_dina.scoring_dina import Comparison, Ranking, check_prompt
 
 MAX_PROMPT_CHARACTERS = 1000
@@ -46,6 +47,8 @@ MAX_SEED = 2**31 - 1
 MAX_PICTURES = 8
 MAX_STEPS = 50
 MAX_GUIDANCE = 10.0
+# The family whose pictures the page generates.
+GENERATING_FAMILY = "sd3"
 
 SETTLING_DRAWS = (1, 2, 4, 8, 16, 32, 64)
 # Steps between two decodings. Decoding costs more than the reward, which is computed at every step.
@@ -106,12 +109,15 @@ class Judge:
         check_prompt(prompt)
         if len(prompt) > MAX_PROMPT_CHARACTERS:
             raise ValueError(f"prompt: expected at most {MAX_PROMPT_CHARACTERS} characters, got {len(prompt)}")
-        # The third text encoder reads the longest prompts.
-        pipeline, limit = self.scorer.pipeline, self.config.max_sequence_length
+        pipeline = self.scorer.pipeline
         with encoding_lock(pipeline):
-            tokens = len((pipeline.tokenizer_3 or pipeline.tokenizer)(prompt, verbose=False).input_ids)
-        if tokens > limit:
-            raise ValueError(f"prompt: expected at most {limit} tokens, which is what the model reads, got {tokens}")
+            # The last text encoder reads the longest prompts.
+            seen = prompts_of(pipeline).tokenizations(pipeline, [prompt], self.config.max_sequence_length)[-1]
+            (tokens,) = seen.lengths(pipeline)
+        if tokens > seen.limit:
+            raise ValueError(
+                f"prompt: expected at most {seen.limit} tokens, which is what the model reads, got {tokens}"
+            )
         return prompt
 
     def compare(
@@ -159,7 +165,7 @@ class SamplingState:
 
 
 class Generator:
-    """A diffusers pipeline whose noisy states the reward model scores during sampling.
+    """A pipeline of Stable Diffusion 3 whose noisy states the reward model scores during sampling.
 
     Args:
         pipeline: the generator, on the judge's device.
@@ -174,9 +180,9 @@ class Generator:
     @classmethod
     def beside(cls, judge: Judge) -> "Generator | None":
         """Loads the generator from the judge's own folder or repository, sharing its VAE and text encoders. Returns
-        None if the folder has no generator."""
+        None if the folder has no generator, or that of another family."""
         model, shared = judge.scorer.model, judge.scorer.pipeline
-        if model.config.conditioning_source != ".":
+        if model.config.conditioning_source != "." or model.config.backbone_type != GENERATING_FAMILY:
             return None
         # The scheduler keeps its place in a sampling: it alone is not shared.
         components = {

@@ -16,7 +16,8 @@ import torch
 from flow_factory.rewards import PointwiseRewardModel, RewardModelOutput
 
 from modeling_dina import DinaRewardModel
-from modeling_dina.adapters.samples import text_of_sample, unpack_latents
+from modeling_dina.adapters.samples import text_of_sample
+from modeling_dina.packing import unpack_latents
 from modeling_dina.pipelines_dina import EncodedPrompts
 
 

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from modeling_dina import DinaScorer
-from modeling_dina.adapters.samples import PATCH_SIZE, unpack_latents
+from modeling_dina.packing import PATCH_SIZE, unpack_latents
 
 RewardFunction = Callable[[Any, Sequence[str], Any], tuple[list[float], dict]]
 

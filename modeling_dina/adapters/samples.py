@@ -1,39 +1,8 @@
-"""Samples in the form in which other trainers store them: packed latents, and text with padding."""
+"""Samples in the form in which other trainers store them: text with padding."""
 
 import torch
 
 from modeling_dina.pipelines_dina import EncodedPrompts
-
-# The pipelines of FLUX.1 and Qwen-Image pack squares of 2 x 2 latents into tokens. The VAEs shrink images 8 times.
-PATCH_SIZE = 2
-TOKEN_PIXELS = 8 * PATCH_SIZE
-
-
-def unpack_latents(latents: torch.Tensor, height: int | None, width: int | None) -> torch.Tensor:
-    """
-    Args:
-        latents: packed latents of the pipelines of FLUX.1 and Qwen-Image, [B, N, 4 C].
-        height, width: size of the images in pixels.
-
-    Returns:
-        [B, C, height / 8, width / 8].
-
-    Raises:
-        ValueError: the size is missing, or differs from that of N tokens.
-    """
-    tokens = latents.shape[1]
-    if height is None or width is None:
-        raise ValueError(
-            f"height, width: expected the images' size in pixels for packed latents, got {height} and {width}"
-        )
-    rows, columns = int(height) // TOKEN_PIXELS, int(width) // TOKEN_PIXELS
-    if rows * columns != tokens:
-        raise ValueError(
-            f"height, width: expected a size of {tokens} tokens of {TOKEN_PIXELS} x {TOKEN_PIXELS} pixels, "
-            f"got {height} x {width}"
-        )
-    patches = latents.unflatten(1, (rows, columns)).unflatten(3, (-1, PATCH_SIZE, PATCH_SIZE))
-    return patches.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
 
 def text_of_sample(

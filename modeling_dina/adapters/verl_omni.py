@@ -19,7 +19,8 @@ from functools import cache
 import torch
 
 from modeling_dina import DinaRewardModel
-from modeling_dina.adapters.samples import PATCH_SIZE, text_of_sample, unpack_latents
+from modeling_dina.adapters.samples import text_of_sample
+from modeling_dina.packing import PATCH_SIZE, unpack_latents
 
 # The axes of one sample's embeddings.
 RANKS = {"prompt_embeds": 2, "pooled_prompt_embeds": 1, "prompt_embeds_mask": 1}

@@ -16,8 +16,8 @@ from modeling_dina import DinaRewardModel, DinaScorer
 from modeling_dina.adapters import verl_omni
 from modeling_dina.adapters.diffusion_nft import latent_reward
 from modeling_dina.adapters.flow_grpo import dina_score
-from modeling_dina.adapters.samples import unpack_latents
 from modeling_dina.conditioning_dina import encode_prompts
+from modeling_dina.packing import unpack_latents
 from tests.families import FAMILIES, LATENT_CHANNELS, save_tiny_folder
 
 TINY = str(Path(__file__).parents[2] / "modeling_dina" / "tiny")

@@ -9,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from judge import MAX_DRAWS, MAX_LEVELS, MAX_SEED, checked_ensemble, shortened
+from app import build_page, model_note
+from judge import GENERATING_FAMILY, MAX_DRAWS, MAX_LEVELS, MAX_SEED, Generator, Judge, checked_ensemble, shortened
+from modeling_dina import DinaScorer
+from tests.families import FAMILIES, tiny_pipeline, tiny_reward
 
 
 @given(
@@ -85,3 +88,19 @@ def test_settling_adds_draws_to_those_before(judge, pair):
 def test_settling_is_bounded(judge, pair, most_draws):
     with pytest.raises(ValueError, match=r"^draws: expected .* 2 to 64, got "):
         next(judge.settle(pair[0], [], most_draws))
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != GENERATING_FAMILY])
+def test_other_families_have_a_page_without_generation(family):
+    judge = Judge(DinaScorer(tiny_reward(family, conditioning_source="."), tiny_pipeline(family)))
+    images = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
+    assert 0 < judge.compare("abc", images).win_probability < 1
+    with pytest.raises(
+        ValueError, match=rf"^prompt: expected .* {judge.config.max_sequence_length} tokens.*, got \d+"
+    ):
+        judge.checked_prompt("a " * 400)
+    assert Generator.beside(judge) is None
+    page = str(build_page(judge, None, model_note("folder", judge)).config)
+    assert "compare-button" in page
+    assert "generate-button" not in page
+    assert f"only Stable Diffusion 3, not {family}" in page

@@ -8,8 +8,9 @@ import torch
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch.nn import functional as F
 
-from modeling_dina.backbone_base_dina import Dimensions, grid_positions, patches
+from modeling_dina.backbone_base_dina import Dimensions, grid_positions
 from modeling_dina.backbone_dina import BACKBONES
+from modeling_dina.packing import PATCH_SIZE, pack_latents, unpack_rows
 from modeling_dina.pipelines_dina import EncodedPrompts
 
 
@@ -98,16 +99,6 @@ class Generator:
         """Velocity [B, C, H, W] without classifier-free guidance, of noisy latents in the transformer's dtype."""
         raise NotImplementedError
 
-    def pack(self, latents: torch.Tensor) -> torch.Tensor:
-        """Patches [B, N, C p p] of latents [B, C, H, W]."""
-        return patches(latents, self.dimensions.patch_size).flatten(2)
-
-    def unpack(self, tokens: torch.Tensor, height: int) -> torch.Tensor:
-        """Latents [B, C, H, W] of a height, from patches [B, N, C p p]; inverts `pack`."""
-        patch = self.dimensions.patch_size
-        grid = tokens.unflatten(2, (-1, patch, patch)).unflatten(1, (height // patch, -1))
-        return grid.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
-
 
 class SD3Generator(Generator):
     """Stable Diffusion 3 and 3.5."""
@@ -140,16 +131,16 @@ class FluxGenerator(Generator):
     def predict(self, states, sigma, prompts, guidance_scale):
         embeds, pooled = (part.to(states.dtype) for part in prompts.pair())
         tokens = self.transformer(
-            hidden_states=self.pack(states),
+            hidden_states=pack_latents(states),
             timestep=sigma,
             guidance=torch.full_like(sigma, guidance_scale) if self.embeds_guidance else None,
             encoder_hidden_states=embeds,
             pooled_projections=pooled,
             # Text has position 0, patches have (0, row, column).
             txt_ids=torch.zeros(embeds.shape[1], 3, device=states.device),
-            img_ids=F.pad(grid_positions(states, self.dimensions.patch_size), (1, 0)),
+            img_ids=F.pad(grid_positions(states, PATCH_SIZE), (1, 0)),
         ).sample
-        return self.unpack(tokens, states.shape[2])
+        return unpack_rows(tokens, states.shape[2] // PATCH_SIZE)
 
 
 class ZImageGenerator(Generator):
@@ -171,20 +162,20 @@ class QwenImageGenerator(Generator):
 
     def guide(self, unconditional, conditional, scale):
         """The guided velocity, in which each patch has the norm that it has without guidance."""
-        without, guided = self.pack(conditional), self.pack(super().guide(unconditional, conditional, scale))
+        without, guided = pack_latents(conditional), pack_latents(super().guide(unconditional, conditional, scale))
         rescaled = guided * (without.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
-        return self.unpack(rescaled, conditional.shape[2])
+        return unpack_rows(rescaled, conditional.shape[2] // PATCH_SIZE)
 
     def predict(self, states, sigma, prompts, guidance_scale):
-        height, width = (side // self.dimensions.patch_size for side in states.shape[2:])
+        height, width = (side // PATCH_SIZE for side in states.shape[2:])
         tokens = self.transformer(
-            hidden_states=self.pack(states),
+            hidden_states=pack_latents(states),
             timestep=sigma,
             encoder_hidden_states=prompts.prompt_embeds.to(states.dtype),
             encoder_hidden_states_mask=prompts.prompt_embeds_mask,
             img_shapes=[[(1, height, width)]] * len(states),
         ).sample
-        return self.unpack(tokens, states.shape[2])
+        return unpack_rows(tokens, states.shape[2] // PATCH_SIZE)
 
 
 GENERATORS: dict[str, type[Generator]] = {
