@@ -268,9 +268,9 @@ def check_folder(name: str, path: Path) -> None:
 
 
 @contextmanager
-def scoring_progress() -> Iterator[Any]:
+def scoring_progress(label: str = "scoring") -> Iterator[Any]:
     """A progress bar, as a function of the numbers of finished and of all images."""
-    columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=error_console) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
