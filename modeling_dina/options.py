@@ -284,9 +284,9 @@ class _RateColumn(ProgressColumn):
 
 
 @contextmanager
-def scoring_progress() -> Iterator[Any]:
+def scoring_progress(label: str = "scoring") -> Iterator[Any]:
     """A progress bar, as a function of the numbers of finished and of all images; the second may be None."""
-    columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), _RateColumn(), TimeRemainingColumn())
+    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), _RateColumn(), TimeRemainingColumn())
     with Progress(*columns, console=error_console) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -9,6 +9,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from modeling_dina import DinaConfig, DinaRewardModel
+from modeling_dina.conditioning_dina import load_pipeline
 
 FLOAT8 = torch.float8_e4m3fn
 
@@ -100,6 +101,28 @@ def test_a_scorer_of_an_offloaded_model(folder, files, scorer, tmp_path):
     assert model.execution_device == torch.device("cpu")
     wanted = scorer.score(prompts=["a cat"], images=files[:1]).scores
     torch.testing.assert_close(model.scorer().score(prompts=["a cat"], images=files[:1]).scores, wanted)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("enable_model_cpu_offload", {"device": "cpu"}),
+        ("enable_group_offload", {"onload_device": torch.device("cpu"), "offload_type": "leaf_level"}),
+    ],
+)
+def test_a_scorer_with_an_offloaded_pipeline(folder, files, scorer, monkeypatch, method, options):
+    """Small cards: text encoders and VAE stay on the CPU, and move to the device, whole or by layers, to run."""
+    prompts = ["a cat", "two dogs"]
+    wanted = scorer.score(prompts=prompts, images=files[:2]).scores
+    model = DinaRewardModel.from_pretrained(folder)
+    pipeline = load_pipeline(model)
+    getattr(pipeline, method)(**options)
+    offloaded = model.scorer(pipeline)
+    torch.testing.assert_close(offloaded.score(prompts=prompts, images=files[:2]).scores, wanted, rtol=0, atol=0)
+    # Prompts come from the cache.
+    monkeypatch.setattr(type(pipeline), "encode_prompt", None)
+    torch.testing.assert_close(offloaded.score(prompts=prompts, images=files[:2]).scores, wanted, rtol=0, atol=0)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -16,6 +16,7 @@ import model_card.write
 import tests.load.load_test
 import training.align.__main__
 import training.encode_latents
+import training.label_pairs
 import training.preference_data.overlap
 import training.train_reward
 import training.world.models.build
@@ -35,7 +36,12 @@ MODULES = {
     module.__name__: module
     for module in (
         *(training.align.__main__, training.encode_latents, tests.load.load_test, training.preference_data.overlap),
-        *(training.train_reward, training.world.models.build, training.world.models.pixel_reward),
+        *(
+            training.train_reward,
+            training.label_pairs,
+            training.world.models.build,
+            training.world.models.pixel_reward,
+        ),
         *(model_card.studies.alignment.__main__, model_card.evaluate_preferences, model_card.measure_cost),
         *(model_card.studies.method.__main__, model_card.write),
     )
@@ -239,6 +245,8 @@ def test_bad_alignment(capsys, tmp_path, flags, message):
         ("training.encode_latents", "nowhere --out {} --model x", "source: cannot load nowhere"),
         ("training.encode_latents", "nowhere --out {}", "model: expected"),
         ("training.encode_latents", "nowhere --out README.md/a --model x", "out: expected a folder"),
+        ("training.label_pairs", "nowhere --out {} --scorer a:b", "scorer: expected module:function"),
+        ("training.label_pairs", "nowhere.csv --out {} --scorer json:dumps", "source: cannot load nowhere.csv"),
         ("training.preference_data.overlap", "nowhere.json b --format hpdv3", "train: cannot load nowhere.json"),
         ("training.world.models.build", "--out README.md", "out: expected a folder"),
         ("training.world.models.pixel_reward", "--out README.md", "out: expected a folder"),

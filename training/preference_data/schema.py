@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -64,11 +64,11 @@ def _refuse(dataset: Dataset, name: str, values: np.ndarray, is_wrong: np.ndarra
         raise ValueError(f"{name}: expected numbers {expected}, got {values[row]} in row {row} of {len(dataset)}")
 
 
-def fingerprint(dataset: Dataset) -> str:
-    """Hash of prompts and targets, in order, as sixteen hexadecimal digits."""
+def fingerprint(dataset: Dataset, columns: Sequence[str] = ("prompt", "target")) -> str:
+    """Hash of columns with plain values, by default prompts and targets, in order, as sixteen hexadecimal digits."""
     digest = hashlib.sha256()
-    for batch in dataset.select_columns(["prompt", "target"]).iter(batch_size=10_000):
-        digest.update(repr((batch["prompt"], batch["target"])).encode())
+    for batch in dataset.select_columns(list(columns)).iter(batch_size=10_000):
+        digest.update(repr(tuple(batch[name] for name in columns)).encode())
     return digest.hexdigest()[:16]
 
 

@@ -34,9 +34,8 @@ def load_pairs(source: str, source_format: Format = "pairs", image_root: Path | 
     """
     match source_format:
         case "pairs":
-            is_saved = os.path.isfile(os.path.join(source, "state.json"))
             with loading("source", source):
-                dataset = load_from_disk(source) if is_saved else load_dataset(source, split="train")
+                dataset = open_dataset(source)
             pairs = as_pairs(dataset)
         case "pick_a_pic":
             pairs = _pick_a_pic(Path(source))
@@ -47,6 +46,13 @@ def load_pairs(source: str, source_format: Format = "pairs", image_root: Path | 
     if len(pairs) == 0:
         raise ValueError(f"source: expected preference pairs, got none in {source}")
     return pairs
+
+
+def open_dataset(source: str) -> Dataset:
+    """Load a folder written by `Dataset.save_to_disk`, or the split "train" of what `datasets.load_dataset` can load,
+    such as a Hub id."""
+    is_saved = os.path.isfile(os.path.join(source, "state.json"))
+    return load_from_disk(source) if is_saved else load_dataset(source, split="train")
 
 
 def _from_annotations(annotations: Path, source_format: Format, root: Path) -> Dataset:
