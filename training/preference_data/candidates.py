@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from datasets import Dataset, Features, Image, Value, concatenate_datasets
 
-from modeling_dina.manifest import TABLE_SUFFIXES, read_manifest
+from modeling_dina.dataset.manifests import TABLE_SUFFIXES, Manifest
 from modeling_dina.options import loading
 from training.preference_data.sources import Format, load_pairs, open_dataset
 
@@ -58,7 +58,7 @@ def load_images(source: str) -> tuple[Dataset, list[dict[str, str]]]:
 
 def _read_manifest(path: Path) -> tuple[Dataset, list[dict[str, str]]]:
     rows, failures = [], []
-    for index, row in enumerate(read_manifest(path)):
+    for index, row in enumerate(Manifest(path)):
         wrong = [name for name in IMAGE_FEATURES if not isinstance(getattr(row, name), str) or not getattr(row, name)]
         if row.error or wrong:
             error = row.error or f"{wrong[0]}: expected a text, got {getattr(row, wrong[0])!r}"
