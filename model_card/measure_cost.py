@@ -1,5 +1,6 @@
-"""Measure the cost of a reward: `python -m model_card.measure_cost --preset small|sd35-medium --device cpu|cuda|meta`.
+"""Measure the cost of a reward: `python -m model_card.measure_cost --preset NAME --device cpu|cuda|meta`.
 
+A preset is the embedded model (small), or a published base model with a reward model of random weights on it.
 Parameters, FLOPs and the bytes saved for a gradient are counted on the meta device at any size, without weights.
 Seconds and peak memory are measured on a real device, where all cases take turns, so that their ratios are valid on a
 shared machine too. `--others` adds other common rewards, forward and with the gradient to the latent, and compares the
@@ -31,24 +32,22 @@ from model_card.other_rewards import (
     Sizes,
     build_decoder,
 )
+from model_card.pipeline_parts import build_pipeline_parts, largest_layer_bytes
 from modeling_dina import DinaConfig, DinaRewardModel
 from modeling_dina.files import write_json
 from modeling_dina.options import EMBEDDED_MODEL, check_output, exit_on_bad_input
+from modeling_dina.presets_dina import PRESETS, SD35_MEDIUM
 from training.align.generators import generator_of
 from training.costs import count_flops, count_parameters, input_shapes, kept_bytes, weight_bytes
 
+SMALL = "small"  # the embedded default
+NAMES = (SMALL, *PRESETS)
+COMPARED = (SMALL, SD35_MEDIUM)  # presets with other rewards and a generator of their size
 LEVELS = {"1 level": [0.5], "3 levels": [0.2, 0.5, 0.7]}
 DINA, HPSV3, DECODER = "DiNa-LRM, 1 level", "HPSv3", "decoding alone"
 POLICY_RANK = 32  # the default of training.align
 COMPILED = ", compiled"
 LIBRARIES = ("torch", "transformers", "diffusers")
-
-
-class Preset(str, Enum):
-    """The embedded default, or DiNa-LRM on Stable Diffusion 3.5 Medium with random weights."""
-
-    small = "small"
-    sd35_medium = "sd35-medium"
 
 
 class Device(str, Enum):
@@ -66,22 +65,36 @@ class Contender(NamedTuple):
     run: Callable[[torch.Tensor], torch.Tensor]
 
 
-def build_model(preset: Preset, device: str, dtype: torch.dtype) -> DinaRewardModel:
+class Inputs(NamedTuple):
+    """Inputs of a reward: latents [B, C, H, W], and embeddings of the prompts [B, L, D] and, for families that have
+    them, [B, P]."""
+
+    latents: torch.Tensor
+    prompt_embeds: torch.Tensor
+    pooled_prompt_embeds: torch.Tensor | None = None
+
+
+def build_model(preset: str, device: str, dtype: torch.dtype) -> DinaRewardModel:
     """A reward model of the preset's size with random weights: cost does not depend on their values."""
-    config = DinaConfig.from_pretrained(EMBEDDED_MODEL) if preset is Preset.small else DinaConfig()
+    config = DinaConfig.from_pretrained(EMBEDDED_MODEL) if preset == SMALL else DinaConfig.preset(preset)
     with torch.device(device):
         model = DinaRewardModel(config)
     model.backbone.to(dtype)
     return model.eval().requires_grad_(False)
 
 
-def build_inputs(model: DinaRewardModel, resolution: int, batch_size: int) -> tuple[torch.Tensor, ...]:
-    """Random latents, prompt embeddings and pooled embeddings of images of `resolution` x `resolution` pixels."""
+def build_inputs(model: DinaRewardModel, resolution: int, batch_size: int) -> Inputs:
+    """Random inputs for images of `resolution` x `resolution` pixels and texts of the maximum length."""
     shapes = input_shapes(model.config.dimensions, model.config.max_sequence_length, resolution // 8)
-    return tuple(torch.randn(batch_size, *shape, device=model.device, dtype=model.dtype) for shape in shapes.values())
+    return Inputs(
+        **{
+            name: torch.randn(batch_size, *shape, device=model.device, dtype=model.dtype)
+            for name, shape in shapes.items()
+        }
+    )
 
 
-def parts(model: DinaRewardModel, inputs: tuple[torch.Tensor, ...]) -> dict[str, Callable[[], object]]:
+def parts(model: DinaRewardModel, inputs: Inputs) -> dict[str, Callable[[], object]]:
     """Calls of the parts of a reward model and of its ensembles, by name."""
     latents, prompt_embeds, pooled = inputs
     sigma = torch.full((len(latents),), 0.5, device=latents.device)
@@ -100,8 +113,21 @@ def parts(model: DinaRewardModel, inputs: tuple[torch.Tensor, ...]) -> dict[str,
     }
 
 
+def own_rewards(model: DinaRewardModel, inputs: Inputs) -> dict[str, Contender]:
+    """The rewards of a DiNa model with one and with three levels, by name."""
+    _, prompt_embeds, pooled = inputs
+
+    def with_levels(sigmas: list[float]) -> Contender:
+        def score(latents: torch.Tensor) -> torch.Tensor:
+            return model.reward(latents, prompt_embeds, pooled, sigmas=sigmas, num_draws=1).scores
+
+        return Contender(model, score)
+
+    return {f"DiNa-LRM, {levels}": with_levels(sigmas) for levels, sigmas in LEVELS.items()}
+
+
 def contenders(
-    preset: Preset, model: DinaRewardModel, inputs: tuple[torch.Tensor, ...], dtype: torch.dtype, compiled: bool
+    preset: str, model: DinaRewardModel, inputs: Inputs, dtype: torch.dtype, compiled: bool
 ) -> dict[str, Contender]:
     """
     The rewards to compare, by name: DiNa-LRM; published rewards (miniatures of them for `small`) behind the decoder;
@@ -113,21 +139,13 @@ def contenders(
         dtype: dtype of all networks.
         compiled: whether to add a copy of the model whose backbone and head are compiled.
     """
-    _, prompt_embeds, pooled = inputs
-
-    def dina(model: DinaRewardModel, levels: str) -> Contender:
-        def score(latents: torch.Tensor) -> torch.Tensor:
-            return model.reward(latents, prompt_embeds, pooled, sigmas=LEVELS[levels], num_draws=1).scores
-
-        return Contender(model, score)
-
-    found = {f"DiNa-LRM, {levels}": dina(model, levels) for levels in LEVELS}
+    found = own_rewards(model, inputs)
     if compiled:
         other = build_model(preset, model.device.type, dtype)
         other.backbone.compile()
         other.head.compile()
-        found |= {f"DiNa-LRM, {levels}{COMPILED}": dina(other, levels) for levels in LEVELS}
-    sizes = MINIATURE if preset is Preset.small else Sizes()
+        found |= {f"{name}{COMPILED}": reward for name, reward in own_rewards(other, inputs).items()}
+    sizes = MINIATURE if preset == SMALL else Sizes()
     with torch.device(model.device):
         decoder = build_decoder(sizes, dtype)
         others = {
@@ -149,7 +167,7 @@ class _Mean(nn.Module):
         return pixels.mean(dim=(1, 2, 3))
 
 
-def policy(model: DinaRewardModel, inputs: tuple[torch.Tensor, ...], dtype: torch.dtype) -> Contender:
+def policy(model: DinaRewardModel, inputs: Inputs, dtype: torch.dtype) -> Contender:
     """The generator that is aligned: one step of the whole transformer, of which only a LoRA is trained."""
     _, prompt_embeds, pooled = inputs
     with torch.device(model.device):
@@ -239,7 +257,7 @@ def claims(rewards: dict[str, dict], generator: dict) -> list[dict]:
 
 @torch.no_grad()
 def measure(
-    preset: Preset,
+    preset: str,
     device: Device,
     resolution: int,
     batch_size: int,
@@ -250,7 +268,7 @@ def measure(
 ) -> dict:
     """Measure one setting; returns what JSON can represent, for the file `out`."""
     settings = {
-        "preset": preset.value,
+        "preset": preset,
         "device": device.value,
         "resolution": resolution,
         "batch_size": batch_size,
@@ -288,7 +306,7 @@ def _cpu_name() -> str:
     return f"{platform.machine()}, {torch.get_num_threads()} threads"
 
 
-def count_all(preset: Preset, resolution: int, batch_size: int, dtype: torch.dtype, others: bool) -> dict:
+def count_all(preset: str, resolution: int, batch_size: int, dtype: torch.dtype, others: bool) -> dict:
     """The counts of the meta device, which are the same on every machine."""
     model = build_model(preset, "meta", dtype)
     inputs = build_inputs(model, resolution, batch_size)
@@ -299,18 +317,23 @@ def count_all(preset: Preset, resolution: int, batch_size: int, dtype: torch.dty
         },
         "flops": {name: count_flops(case) for name, case in parts(model, inputs).items()},
     }
+    found = contenders(preset, model, inputs, dtype, compiled=False) if others else own_rewards(model, inputs)
+    result["rewards"] = {name: count(contender, inputs.latents) for name, contender in found.items()}
+    if preset == SD35_MEDIUM:
+        result["pipeline"] = {
+            name: {"weight_bytes": weight_bytes(part), "largest_layer_bytes": largest_layer_bytes(part)}
+            for name, part in build_pipeline_parts(dtype).items()
+        }
     if others:
-        found = contenders(preset, model, inputs, dtype, compiled=False)
-        result["rewards"] = {name: count(contender, inputs[0]) for name, contender in found.items()}
-        result["generator"] = count(policy(model, inputs, dtype), inputs[0])
-        if (preset, resolution, batch_size) == (Preset.sd35_medium, 1024, 1):
+        result["generator"] = count(policy(model, inputs, dtype), inputs.latents)
+        if (preset, resolution, batch_size) == (SD35_MEDIUM, 1024, 1):
             result["claims"] = claims(result["rewards"], result["generator"])
     return result
 
 
 def measure_all(
     result: dict,
-    preset: Preset,
+    preset: str,
     device: Device,
     resolution: int,
     batch_size: int,
@@ -327,7 +350,7 @@ def measure_all(
     if not others:
         return
     found = contenders(preset, model, inputs, dtype, compiled=device is Device.cuda)
-    for name, measured in measure_rewards(found, inputs[0], rounds).items():
+    for name, measured in measure_rewards(found, inputs.latents, rounds).items():
         # A compiled contender has the counts of the uncompiled one.
         counted = result["rewards"].get(name) or result["rewards"][name.removesuffix(COMPILED)]
         result["rewards"][name] = counted | {kind: counted[kind] | numbers for kind, numbers in measured.items()}
@@ -376,11 +399,11 @@ def _shown(value: float | None, unit: float, digits: int = 1) -> str:
 
 def main(
     preset: Annotated[
-        Preset,
+        str,
         typer.Option(
-            help="Models to measure: the embedded one (small), or Stable Diffusion 3.5 Medium with random weights."
+            help="Model to measure: the embedded one (small), or one of DinaConfig.preset, such as flux1-dev."
         ),
-    ] = Preset.small,
+    ] = SMALL,
     device: Annotated[
         Device, typer.Option(help="Device to measure on; meta counts FLOPs and bytes without computing.")
     ] = Device.meta,
@@ -391,7 +414,10 @@ def main(
     dtype: Annotated[str, typer.Option(help="Floating-point type: float32, bfloat16 or float16.")] = "float32",
     others: Annotated[
         bool,
-        typer.Option("--others", help="Also measure other common rewards; with preset small, miniatures of them."),
+        typer.Option(
+            "--others",
+            help="Also measure other common rewards, with preset sd3.5-medium, or miniatures of them, with small.",
+        ),
     ] = False,
     rounds: Annotated[
         int, typer.Option(min=1, help="Number of timings of each case, of which the median is reported.")
@@ -399,8 +425,12 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Also write the results to this JSON file.")] = None,
 ) -> None:
     """Measure the cost of a reward."""
-    side = resolution or (64 if preset is Preset.small else 1024)
+    side = resolution or (64 if preset == SMALL else 1024)
     with exit_on_bad_input():
+        if preset not in NAMES:
+            raise ValueError(f"preset: expected one of {', '.join(NAMES)}, got {preset}")
+        if others and preset not in COMPARED:
+            raise ValueError(f"others: expected a preset of {', '.join(COMPARED)}, got {preset}")
         if dtype not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"dtype: expected float32, bfloat16 or float16, got {dtype!r}")
         if device is Device.cuda and not torch.cuda.is_available():

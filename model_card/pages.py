@@ -21,6 +21,7 @@ from model_card.studies.method import report as method
 from model_card.studies.page import interval, markdown
 from modeling_dina.cli.app import app
 from modeling_dina.files import write_text
+from modeling_dina.presets_dina import PRESETS, SD35_MEDIUM
 from training.align.arguments import AlignArguments
 from training.align.run import ALGORITHMS
 from training.reward.trainer import RewardTrainingArguments
@@ -33,6 +34,7 @@ RESULTS = {
     "alignment": "model_card/results/alignment_study/results.json",
     "cost 512": "model_card/results/cost_sd35_medium_512.json",
     "cost 1024": "model_card/results/cost_sd35_medium_1024.json",
+    **{f"cost {name}": f"model_card/results/presets/{name}.json" for name in PRESETS},
     "cost cpu": "model_card/results/cost_small_cpu.json",
     "cost cpu 32": "model_card/results/cost_small_cpu_batch32.json",
     "load": "tests/load/load_test.json",
@@ -147,6 +149,44 @@ def full_size_cost() -> str:
         for name, cost in large.items()
     ]
     return table(header, lines)
+
+
+def preset_costs() -> str:
+    """Cost of the reward of a generated latent on every base model, at one level and 1024 pixels."""
+    lines: list[tuple[str, ...]] = []
+    for name in PRESETS:
+        result = read_results(f"cost {name}")
+        cost = result["rewards"]["DiNa-LRM, 1 level"]
+        lines.append(
+            (
+                name,
+                *(f"{result['parameters'][part] / 1e6:,.0f}" for part in ("backbone", "head")),
+                f"{cost['weight_bytes'] / 1e9:.1f}",
+                f"{cost['forward']['flops'] / 1e12:.1f}",
+                f"{cost['gradient']['flops'] / 1e12:.1f}",
+                f"{(cost['weight_bytes'] + cost['gradient']['kept_bytes']) / 1e9:.1f}",
+            )
+        )
+    header = (
+        *("base model", "M parameters, backbone", "head", "GB weights", "TFLOPs"),
+        *("TFLOPs with gradient", "GB with gradient"),
+    )
+    return table(header, lines)
+
+
+def pipeline_memory() -> str:
+    """Memory of a scorer's weights with Stable Diffusion 3.5 Medium, by part, and with offloading by layers."""
+    result = read_results(f"cost {SD35_MEDIUM}")
+    reward = result["rewards"]["DiNa-LRM, 1 level"]["weight_bytes"]
+    parts = {name: (part["weight_bytes"], part["largest_layer_bytes"]) for name, part in result["pipeline"].items()}
+    total = reward + sum(weights for weights, _ in parts.values()), reward + max(layer for _, layer in parts.values())
+    rows = {
+        "reward model": (reward, reward),
+        **{f"`{name}`": sizes for name, sizes in parts.items()},
+        "at once": total,
+    }
+    lines = [(name, *(f"{size / 1e9:.2f}" for size in sizes)) for name, sizes in rows.items()]
+    return table(("part", "GB weights", "GB on the device, offloaded by layers"), lines)
 
 
 def short_cost() -> str:
@@ -277,6 +317,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "verdicts": verdicts,
     "cost": full_size_cost,
     "short cost": short_cost,
+    "preset costs": preset_costs,
+    "pipeline memory": pipeline_memory,
     "published costs": published_costs,
     "cpu cost": cpu_cost,
     "serving": serving,

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from model_card import measure_cost
 from model_card.measure_cost import (
+    SMALL,
     Contender,
     Device,
-    Preset,
     build_inputs,
     build_model,
     claims,
@@ -35,9 +35,12 @@ from model_card.other_rewards import (
     build_decoder,
     patches,
 )
+from model_card.pipeline_parts import build_pipeline_parts, largest_layer_bytes
+from modeling_dina.presets_dina import PRESETS, SD35_MEDIUM
 from training.align.dry_run import Cost
 from training.align.run import load_run
 
+RESULTS = Path(__file__).parents[2] / "model_card/results/presets"
 CONFIG = Path(__file__).parents[2] / "training/configs/align/small_world_prfl.yaml"
 
 
@@ -60,7 +63,7 @@ def written(tmp_path_factory):
 @cache
 def sd35_medium():
     """What is counted of that preset."""
-    return measure(Preset.sd35_medium, Device.meta, 512, 1, torch.bfloat16)
+    return measure(SD35_MEDIUM, Device.meta, 512, 1, torch.bfloat16)
 
 
 def test_flops_of_a_reward(written):
@@ -80,6 +83,19 @@ def assert_flops(result):
     flops = result["flops"]
     assert flops["reward, 3 levels x 4 draws"] == pytest.approx(4 * flops["reward, 3 levels"])
     assert "seconds" not in result
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", PRESETS)
+def test_committed_parameters_of_presets(preset):
+    """Those of the models that `DinaConfig.preset` describes; FLOPs take longer to count."""
+    committed = json.loads((RESULTS / f"{preset}.json").read_text())
+    model = build_model(preset, "meta", torch.bfloat16)
+    for part, parameters in committed["parameters"].items():
+        assert parameters == sum(weight.numel() for weight in getattr(model, part).parameters())
+    assert_flops(committed)
+    rewards = committed["rewards"]
+    assert rewards[measure_cost.DINA]["forward"]["flops"] == committed["flops"]["reward, 1 level"]
 
 
 @pytest.mark.slow
@@ -103,6 +119,18 @@ def test_parameters_of_other_rewards(reward, published):
     with torch.device("meta"):
         model = reward(Sizes(), torch.bfloat16)
     assert sum(weight.numel() for weight in model.parameters()) == published
+
+
+def test_parameters_of_the_pipeline():
+    """Those of the text encoders and the VAE on the Hub; the largest layer is T5's table of embeddings."""
+    parts = build_pipeline_parts(torch.bfloat16)
+    assert {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts.items()} == {
+        "text_encoder": 123_650_304,
+        "text_encoder_2": 694_659_840,
+        "text_encoder_3": 4_762_310_656,
+        "vae": 83_819_683,
+    }
+    assert largest_layer_bytes(parts["text_encoder_3"]) == 32_128 * 4096 * 2
 
 
 def test_parameters_of_image_reward():
@@ -145,10 +173,10 @@ def test_claims_by_hand():
 def test_a_dry_run_keeps_what_is_counted_here():
     """Activations of generator and reward: with fused attention, which counts at more pixels than usual."""
     side, dtype = 128, torch.float32
-    model = build_model(Preset.small, "meta", dtype)
+    model = build_model(SMALL, "meta", dtype)
     inputs = build_inputs(model, side, 1)
-    rewards = contenders(Preset.small, model, inputs, dtype, compiled=False)
-    counted = [count(each, inputs[0]) for each in (rewards[measure_cost.DINA], policy(model, inputs, dtype))]
+    rewards = contenders(SMALL, model, inputs, dtype, compiled=False)
+    counted = [count(each, inputs.latents) for each in (rewards[measure_cost.DINA], policy(model, inputs, dtype))]
     fields = {"resolution": side, "batch_size": 1, "lora_rank": measure_cost.POLICY_RANK, "dtype": "float32"}
     cost = Cost(*load_run(CONFIG, **fields))
     expected = sum(each["gradient"]["kept_bytes"] for each in counted)
@@ -199,6 +227,8 @@ def test_command_writes_what_repeats_it(written):
         (["--resolution", "65"], "resolution"),
         (["--resolution", "-16"], "resolution"),
         (["--dtype", "int8"], "dtype"),
+        (["--preset", "sd35"], "preset"),
+        (["--preset", "flux1-dev", "--others"], "others"),
         (["--out", "nowhere/cost.json"], "out"),
         (["--out", "cost.txt"], "out"),
     ],
