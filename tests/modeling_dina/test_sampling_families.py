@@ -171,3 +171,12 @@ def test_what_a_pipeline_does_not_support_is_named(family):
         sample(family, callback_on_step_end=RecordRewards(family.model, ["a"] * 3, **SIZE))
     with pytest.raises(ValueError, match=r"^prompts: expected a list of at least one text, got 'abc'"):
         RecordRewards(family.model, "abc")
+
+
+@pytest.mark.parametrize("name", ["flux", "qwenimage"])
+def test_packed_latents_have_the_pipelines_default_size(name):
+    family = load(name)
+    family.pipeline.default_sample_size = 8
+    # Two steps, because the scheduler of Qwen-Image does not support one.
+    options = {"num_inference_steps": 2, "max_sequence_length": MAX_SEQUENCE_LENGTH[name]}
+    assert best_of_n(family.pipeline, family.model, "a", 1, **options).latents.shape == (1, 4, 8, 8)
