@@ -34,7 +34,7 @@ from model_card.other_rewards import (
 from modeling_dina import DinaConfig, DinaRewardModel
 from modeling_dina.files import write_json
 from modeling_dina.options import EMBEDDED_MODEL, check_output, exit_on_bad_input
-from training.align.policy import ATTENTION
+from training.align.generators import generator_of
 from training.costs import count_flops, count_parameters, input_shapes, kept_bytes, weight_bytes
 
 LEVELS = {"1 level": [0.5], "3 levels": [0.2, 0.5, 0.7]}
@@ -77,8 +77,8 @@ def build_model(preset: Preset, device: str, dtype: torch.dtype) -> DinaRewardMo
 
 def build_inputs(model: DinaRewardModel, resolution: int, batch_size: int) -> tuple[torch.Tensor, ...]:
     """Random latents, prompt embeddings and pooled embeddings of images of `resolution` x `resolution` pixels."""
-    shapes = input_shapes(model.config.transformer_config, model.config.max_sequence_length, resolution // 8)
-    return tuple(torch.randn(batch_size, *shape, device=model.device, dtype=model.dtype) for shape in shapes)
+    shapes = input_shapes(model.config.dimensions, model.config.max_sequence_length, resolution // 8)
+    return tuple(torch.randn(batch_size, *shape, device=model.device, dtype=model.dtype) for shape in shapes.values())
 
 
 def parts(model: DinaRewardModel, inputs: tuple[torch.Tensor, ...]) -> dict[str, Callable[[], object]]:
@@ -155,7 +155,8 @@ def policy(model: DinaRewardModel, inputs: tuple[torch.Tensor, ...], dtype: torc
     with torch.device(model.device):
         transformer = SD3Transformer2DModel.from_config(model.config.transformer_config).requires_grad_(False)
         nn.Module.to(transformer, dtype)  # as in `build_decoder`
-        transformer.add_adapter(LoraConfig(r=POLICY_RANK, lora_alpha=2 * POLICY_RANK, target_modules=list(ATTENTION)))
+        targets = list(generator_of(transformer).lora_targets)
+        transformer.add_adapter(LoraConfig(r=POLICY_RANK, lora_alpha=2 * POLICY_RANK, target_modules=targets))
 
     def step(latents):
         timestep = torch.full((len(latents),), 500.0, device=latents.device)

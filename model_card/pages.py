@@ -283,6 +283,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "method setting": method_setting,
     "method variants": lambda: markdown(method.variants_table(read_results("method"))),
     "method claims": lambda: markdown(method.claims_table(read_results("method")["claims"])),
+    "method variances": lambda: markdown(method.variances_table(read_results("method")["variances"])),
+    "method disagreement": lambda: markdown(method.disagreement_table(read_results("method")["disagreement"])),
     "alignment variants": lambda: markdown(alignment.variants_table(read_results("alignment"))),
     "alignment best of n": lambda: markdown(alignment.best_table(read_results("alignment")["best_of_n"])),
     "alignment targets": lambda: markdown(alignment.targets_table(read_results("alignment")["aim"]["targets"])),

@@ -8,6 +8,7 @@ from .backbone_base_dina import Backbone, Dimensions, Embedded, grid_positions, 
 
 MULTIPLE = 32  # visual tokens and text tokens are each padded to a multiple of this by a learnt token
 MAX_CONDITIONING_WIDTH = 256
+TRAINING_SIDE = 128
 
 
 class ZImageBackbone(Backbone):
@@ -37,6 +38,7 @@ class ZImageBackbone(Backbone):
     def describe(whole):
         patch = whole["all_patch_size"][0]
         texts, rows, columns = whole["axes_lens"]
+        max_side = patch * min(rows, columns)
         return Dimensions(
             token_width=whole["dim"],
             conditioning_width=min(whole["dim"], MAX_CONDITIONING_WIDTH),
@@ -47,7 +49,8 @@ class ZImageBackbone(Backbone):
             text_length=512,
             # Position 0 is that of padding, and the one behind the text is that of the image.
             max_text_length=(texts - 2) // MULTIPLE * MULTIPLE,
-            max_side=patch * min(rows, columns),
+            max_side=max_side,
+            training_side=min(TRAINING_SIDE, max_side),
         )
 
     def embed(self, latents, timestep, prompt_embeds, pooled_prompt_embeds, prompt_embeds_mask):

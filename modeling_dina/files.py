@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 
 @contextmanager
@@ -73,7 +74,11 @@ def write_json(path: Path, content: Any) -> None:
     Raises:
         ValueError: `content` contains NaN or infinity, which JSON does not have.
     """
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_text(path, _json_text(content))
+
+
+def _json_text(content: Any) -> str:
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
 def load_or_compute(path: Path, make: Callable[[], Any]) -> Any:
@@ -81,6 +86,29 @@ def load_or_compute(path: Path, make: Callable[[], Any]) -> Any:
     if not path.exists():
         write_json(path, make())
     return json.loads(path.read_text("utf-8"))
+
+
+def check_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Record the settings of a folder of results, so that no other run adds results with other settings. Several
+    processes may begin a folder at the same time.
+
+    Args:
+        path: JSON file in this folder.
+        settings: what the results depend on.
+
+    Raises:
+        ValueError: the folder has other settings.
+    """
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Unlike that of `atomic_path`, the name of this file is of this process alone.
+        partial = path.with_name(f".{path.stem}.{uuid4().hex}{path.suffix}")
+        partial.write_text(_json_text(settings), "utf-8")
+        commit(partial, path)
+    begun = json.loads(path.read_text("utf-8"))
+    for name, value in settings.items():
+        if begun.get(name) != value:
+            raise ValueError(f"{name}: expected {begun.get(name)}, with which {path.parent} was begun, got {value}")
 
 
 class Journal:

@@ -15,6 +15,11 @@ def latent_channels(vae) -> int:
     return vae.config.z_dim if has_frames(vae) else vae.config.latent_channels
 
 
+def spatial_factor(vae) -> int:
+    """The number of pixels per latent along each side."""
+    return 2 ** (len(vae.temperal_downsample) if has_frames(vae) else len(vae.config.block_out_channels) - 1)
+
+
 def encode_images(vae, pixels: torch.Tensor) -> torch.Tensor:
     """
     Encode pixels to clean latents in model space: the mode of the VAE's posterior, shifted and scaled.
@@ -60,4 +65,4 @@ def _shift_and_scale(vae, latents: torch.Tensor) -> tuple[Any, Any]:
     return mean, 1 / std
 
 
-__all__ = ["decode_latents", "encode_images", "has_frames", "latent_channels"]
+__all__ = ["decode_latents", "encode_images", "has_frames", "latent_channels", "spatial_factor"]

@@ -14,7 +14,16 @@ from typing import Annotated, Any, Literal, NoReturn, get_type_hints
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 # torch is imported only inside the functions that need it, so that `dina --help` starts fast.
 
@@ -267,10 +276,17 @@ def check_folder(name: str, path: Path) -> None:
             )
 
 
+class _RateColumn(ProgressColumn):
+    """Images per second."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:.1f}/s")
+
+
 @contextmanager
 def scoring_progress() -> Iterator[Any]:
-    """A progress bar, as a function of the numbers of finished and of all images."""
-    columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    """A progress bar, as a function of the numbers of finished and of all images; the second may be None."""
+    columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), _RateColumn(), TimeRemainingColumn())
     with Progress(*columns, console=error_console) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

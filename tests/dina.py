@@ -2,4 +2,5 @@
 
 from modeling_dina.cli.app import app
 
-app()
+if __name__ == "__main__":  # not in worker processes
+    app()

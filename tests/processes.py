@@ -26,6 +26,10 @@ _FORKS.set_forkserver_preload(
 
 
 def _run(module: str, arguments: list[str], environment: dict[str, str], path: list[str], output) -> None:
+    # A daemon ends with its parent, but must not have children.
+    multiprocessing.current_process().daemon = False
+    # Inherited otherwise, unlike in a process that a user starts.
+    multiprocessing.set_start_method("fork", force=True)
     for stream in (1, 2):
         os.dup2(output.fileno(), stream)
     os.environ.update(environment)

@@ -11,10 +11,9 @@ from rich.table import Table
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-# The only Hub id whose transformer configuration is known offline, as the default of `DinaConfig`.
-KNOWN_BASE = "stabilityai/stable-diffusion-3.5-medium"
+from modeling_dina.backbone_base_dina import Dimensions
+
 ADAM_BYTES = 8  # two moments in float32
-CLIP_TOKENS = 77
 
 
 @contextmanager
@@ -97,21 +96,23 @@ def training_bytes(trainable: int, averages: int, optimizer_bytes: int = ADAM_BY
     }
 
 
-def input_shapes(transformer: dict, max_sequence_length: int, side: int | None = None) -> tuple[tuple[int, ...], ...]:
-    """Shapes of latents, prompt_embeds and pooled_prompt_embeds of one sample.
+def input_shapes(sizes: Dimensions, max_sequence_length: int, side: int | None = None) -> dict[str, tuple[int, ...]]:
+    """Shapes of "latents", "prompt_embeds" and, if the family has them, "pooled_prompt_embeds" of one sample.
 
     Args:
-        transformer: configuration of a Stable Diffusion 3 transformer.
-        max_sequence_length: number of T5 tokens.
+        sizes: dimensions of the transformer.
+        max_sequence_length: number of tokens of the T5 encoder or the language model.
         side: side of the latents; None uses that of the transformer's training.
     """
-    side = side or transformer["sample_size"]
-    tokens = min(CLIP_TOKENS, max_sequence_length) + max_sequence_length
-    return (
-        (transformer["in_channels"], side, side),
-        (tokens, transformer["joint_attention_dim"]),
-        (transformer["pooled_projection_dim"],),
-    )
+    side = side or sizes.training_side
+    tokens = min(sizes.clip_tokens, max_sequence_length) + max_sequence_length
+    shapes: dict[str, tuple[int, ...]] = {
+        "latents": (sizes.latent_channels, side, side),
+        "prompt_embeds": (tokens, sizes.text_width),
+    }
+    if sizes.pooled_width is not None:
+        shapes["pooled_prompt_embeds"] = (sizes.pooled_width,)
+    return shapes
 
 
 def memory_rows(memory: dict[str, int], scope: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ missing shard. DIR is a Hub data set: DIR/data has the shards, DIR/errors the pa
 """
 
 import json
+import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -17,22 +18,24 @@ import torch
 import typer
 from accelerate import Accelerator, InitProcessGroupKwargs
 from datasets import Dataset, disable_progress_bars
-from diffusers import AutoencoderKL, SD3Transformer2DModel
+from diffusers import AutoModel
 from diffusers.image_processor import VaeImageProcessor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
+from modeling_dina.backbone_base_dina import Dimensions
+from modeling_dina.backbone_dina import backbone_class, read_backbone_type, read_transformer_config
 from modeling_dina.conditioning_dina import Location
-from modeling_dina.data.tables import open_image
-from modeling_dina.files import atomic_path, load_or_compute, write_text
+from modeling_dina.data.images import open_image
+from modeling_dina.data.latents import pack, unpack
+from modeling_dina.files import atomic_path, check_settings, write_text
 from modeling_dina.identity import parts_identity
 from modeling_dina.isolation import error_text, isolate_failures
-from modeling_dina.latents_dina import encode_images
+from modeling_dina.latents_dina import encode_images, spatial_factor
 from modeling_dina.options import HubOptions, check_folder, check_model, exit_on_bad_input, loading, with_option_groups
 from modeling_dina.scoring_dina import check_prompt
 from training.preference_data.buckets import bucket_size
-from training.preference_data.latents import pack, unpack
 from training.preference_data.schema import LATENT_FEATURES, contents_fingerprint, fingerprint
 from training.preference_data.sources import Format, load_pairs
 
@@ -91,7 +94,7 @@ def main(
             **encoding,
         }
         with accelerator.main_process_first():
-            check_settings(out, settings)
+            check_settings(out / "encoding.json", settings)
     encode_shards(
         items,
         pairs.select_columns(["prompt", "target", "weight", "source"]),
@@ -125,9 +128,10 @@ def open_items(
         return CachedPairs(pairs), torch.Tensor.half, {}
     check_model(model)
     with loading("model", model):
-        vae = AutoencoderKL.from_pretrained(model, subfolder="vae", **where).to(accelerator.device).eval()
-        transformer = SD3Transformer2DModel.load_config(model, subfolder="transformer", **where)
-        items = ImagePairs(pairs, transformer, vae, max_pixels)
+        family = read_backbone_type(model, **where)
+        sizes = backbone_class(family).describe(read_transformer_config(family, model, **where)[0])
+        vae: Any = AutoModel.from_pretrained(model, subfolder="vae", **where).to(accelerator.device).eval()
+        items = ImagePairs(pairs, sizes, spatial_factor(vae), max_pixels)
         hub = {name: value for name, value in where.items() if name != "revision"}
         identity = parts_identity(Location(model, where["revision"]), ["vae"], **hub)
 
@@ -150,26 +154,23 @@ class ImagePairs(TorchDataset):
 
     Args:
         pairs: rows of `schema.PAIR_FEATURES`.
-        transformer: configuration of the transformer that will process the latents.
-        vae: VAE of the same pipeline.
+        sizes: dimensions of the transformer that will process the latents.
+        factor: number of pixels per latent along each side.
         max_pixels: largest area in pixels; None uses the transformer's training resolution.
 
     Attributes:
         limits: arguments of `bucket_size`, which determine the size of an encoded image.
     """
 
-    def __init__(
-        self, pairs: Dataset, transformer: dict[str, Any], vae: AutoencoderKL, max_pixels: int | None
-    ) -> None:
-        factor = 2 ** (len(vae.config.block_out_channels) - 1)
-        multiple = factor * transformer["patch_size"]
+    def __init__(self, pairs: Dataset, sizes: Dimensions, factor: int, max_pixels: int | None) -> None:
         self._pairs = pairs
         self._processor = VaeImageProcessor(vae_scale_factor=factor)
-        self.limits = {
-            "multiple": multiple,
-            "max_pixels": max_pixels or (factor * transformer["sample_size"]) ** 2,
-            "max_side": multiple * transformer["pos_embed_max_size"],
+        self.limits: dict[str, Any] = {
+            "multiple": factor * sizes.patch_size,
+            "max_pixels": max_pixels or (factor * sizes.training_side) ** 2,
         }
+        if math.isfinite(sizes.max_side):
+            self.limits["max_side"] = factor * sizes.max_side
 
     def __getitem__(self, index: int) -> torch.Tensor | str:
         row = self._pairs[index]
@@ -198,19 +199,6 @@ class CachedPairs(TorchDataset):
         if latents[0].shape != latents[1].shape:
             return f"latents: expected one shape for both, got {list(latents[0].shape)} and {list(latents[1].shape)}"
         return torch.stack(latents)
-
-
-def check_settings(out: Path, settings: dict[str, Any]) -> None:
-    """
-    Record the settings of a folder, so that no later run adds latents with other settings.
-
-    Raises:
-        ValueError: the folder has other settings.
-    """
-    begun = load_or_compute(out / "encoding.json", lambda: settings)
-    for name, value in settings.items():
-        if begun.get(name) != value:
-            raise ValueError(f"{name}: expected {begun.get(name)}, with which {out} was begun, got {value}")
 
 
 def encode_shards(

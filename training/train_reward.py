@@ -13,28 +13,25 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from diffusers import StableDiffusion3Pipeline
 from huggingface_hub.errors import StrictDataclassError
 from transformers import set_seed
 from transformers.hf_argparser import HfArg
 
 from modeling_dina import DinaConfig, DinaRewardModel
+from modeling_dina.backbone_dina import backbone_class, read_backbone_type
 from modeling_dina.conditioning_dina import encode_prompts
 from modeling_dina.hub.background import CheckpointPusher
 from modeling_dina.options import check_model, exit_on_bad_input, loading
-from training.align.policy import ATTENTION
+from modeling_dina.pipelines_dina import PIPELINES
 from training.arguments import parse, read_mapping
 from training.encode_world import write_rendered_pairs
 from training.reward.data import load_pairs
-from training.reward.dry_run import offline_config, print_dry_run
+from training.reward.dry_run import offline_config, offline_fields, print_dry_run
 from training.reward.noise_levels import DENSITIES, NoiseLevels
 from training.reward.objective import LOSSES, PreferenceObjective
 from training.reward.trainer import RewardTrainer, RewardTrainingArguments
 from training.run_control import TERMINATED, checkpoint_to_resume
 
-# Only the joint attention. The first blocks of Stable Diffusion 3.5 Medium have a second attention within the image
-# stream (attn2), which keeps its pretrained weights; the LoRA of an aligned policy also adapts attn2.
-LORA_TARGETS = [f"attn.{projection}" for projection in ATTENTION]
 BACKBONE_TRAINING = ("lora", "frozen", "full")
 LAST_SECONDS = 20.0  # a scheduler that ends a job by SIGTERM gives it about 30
 
@@ -97,11 +94,15 @@ class ModelArguments:
                 super(DinaConfig, default).__setattr__(name, value)
         self.noise_levels = NoiseLevels(self.sigma_density, self.sigma_parameters)
 
-    def config_fields(self) -> dict[str, Any]:
-        """Fields of the `DinaConfig` of the model to train."""
-        fields: dict[str, Any] = dict(self.reward_fields)
+    def config_fields(self, family: str) -> dict[str, Any]:
+        """Fields of the `DinaConfig` of the model to train, on a base model of a family."""
+        fields: dict[str, Any] = {**self.reward_fields, "backbone_type": family}
         if self.backbone == "lora":
-            fields["lora"] = {"rank": self.lora_rank, "alpha": self.lora_alpha, "targets": LORA_TARGETS}
+            # In Stable Diffusion 3.5 Medium, these are only the joint attention. The second attention within the
+            # image stream (attn2) keeps its pretrained weights; the LoRA of an aligned policy also adapts it.
+            targets = list(backbone_class(family).lora_targets)
+            chosen = {"rank": self.lora_rank, "alpha": self.lora_alpha, "targets": targets}
+            fields["lora"] = {**chosen, **(self.reward_fields.get("lora") or {})}
         return fields
 
 
@@ -136,6 +137,10 @@ def build_objective(arguments: ModelArguments) -> PreferenceObjective:
         ValueError: `base_model` or `reward_config` is invalid.
     """
     check_model(arguments.base_model, "base_model")
+    family = arguments.reward_fields.get("backbone_type")
+    if family is None:
+        with loading("base_model", arguments.base_model):
+            family = read_backbone_type(arguments.base_model, arguments.base_revision)
     dtype = "float32" if arguments.backbone == "full" else arguments.backbone_dtype
     try:
         with names_reward_config():
@@ -143,7 +148,7 @@ def build_objective(arguments: ModelArguments) -> PreferenceObjective:
                 arguments.base_model,
                 revision=arguments.base_revision,
                 dtype=getattr(torch, dtype),
-                **arguments.config_fields(),
+                **arguments.config_fields(family),
             )
     except OSError as error:
         raise ValueError(f"base_model: cannot load {arguments.base_model}: {error}") from error
@@ -199,7 +204,8 @@ def prepare(
     else:
         validation_pairs, args.eval_strategy = None, "no"
     with loading("base_model", model_arguments.base_model):
-        pipeline = StableDiffusion3Pipeline.from_pretrained(
+        pipeline_class = PIPELINES[objective.model.config.backbone_type].pipeline_class
+        pipeline = pipeline_class.from_pretrained(
             model_arguments.base_model,
             revision=model_arguments.base_revision,
             transformer=None,
@@ -211,9 +217,7 @@ def prepare(
         objective,
         args,
         # Not that of a scorer, which caches prompts: rounding would depend on the earlier ones.
-        encode_prompts=lambda prompts: encode_prompts(
-            pipeline, prompts, objective.model.config.max_sequence_length
-        ).pair(),
+        encode_prompts=lambda prompts: encode_prompts(pipeline, prompts, objective.model.config.max_sequence_length),
         noise_levels=model_arguments.noise_levels,
         pairs=pairs,
         validation_pairs=validation_pairs,
@@ -286,8 +290,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def print_cost(model_arguments: ModelArguments, data_arguments: DataArguments, args: RewardTrainingArguments) -> None:
     """Print the cost of a run, without weights or network."""
+    family = offline_fields(model_arguments.base_model, model_arguments.reward_fields)["backbone_type"]
     with names_reward_config():
-        config = offline_config(model_arguments.base_model, model_arguments.config_fields())
+        config = offline_config(model_arguments.base_model, model_arguments.config_fields(family))
     with torch.device("meta"):
         objective = make_trainable(DinaRewardModel(config), model_arguments)
     print_dry_run(f"DiNa-LRM on {model_arguments.base_model}", objective, data_arguments.train_data, args)

@@ -38,7 +38,8 @@ def latent_reward(
     ) -> tuple[dict[str, list[float]], dict]:
         """
         Args:
-            latents: clean latents in model space, [B, C, H, W], `latents[:, -1]` of the rollout.
+            latents: clean latents in model space, `latents[:, -1]` of the rollout: [B, C, H, W], or packed as in the
+                pipelines of FLUX.1 and Qwen-Image, [B, N, 4 C].
             prompts: B prompts.
             metadata, only_strict: unused.
         """

@@ -8,7 +8,8 @@ Add it to the `score_functions` of `flow_grpo/rewards.py`:
 ```
 
 and set its weight with `config.reward_fn = {"dina": 1.0}`. To score latents without decoding, sample with
-`output_type="latent"` and pass the latents as images.
+`output_type="latent"` and pass the latents as images. Those of FLUX.1 and Qwen-Image are packed, for which
+`dina_score` needs `height` and `width`.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ import torch
 from PIL import Image
 
 from modeling_dina import DinaScorer
+from modeling_dina.adapters.samples import PATCH_SIZE, unpack_latents
 
 RewardFunction = Callable[[Any, Sequence[str], Any], tuple[list[float], dict]]
 
@@ -28,6 +30,8 @@ def dina_score(
     device: str | torch.device | None = None,
     *,
     backbone: str | None = None,
+    height: int | None = None,
+    width: int | None = None,
     **ensemble,
 ) -> RewardFunction:
     """Create a reward function.
@@ -36,6 +40,7 @@ def dina_score(
         model: folder or Hub id of a reward model, or a scorer.
         device: device to load the model to.
         backbone: diffusion model that replaces the one that the reward model names, as a folder or Hub id.
+        height, width: size of the images in pixels, needed only for packed latents.
         ensemble: `sigmas`, `num_draws`, `mode` and `seed` of `DinaScorer.score`.
     """
     if isinstance(model, DinaScorer):
@@ -48,14 +53,20 @@ def dina_score(
         """
         Args:
             images: a tensor [B, 3, H, W] in [0, 1], a uint8 array [B, H, W, 3], or clean latents in model space
-                [B, C, h, w].
+                [B, C, h, w], or packed as in the pipelines of FLUX.1 and Qwen-Image, [B, N, 4 C].
             prompts: B prompts.
             metadata: unused.
         """
+        if _is_packed(images, channels):
+            images = unpack_latents(images, height, width)
         given = {"latents": images} if _is_latent(images, channels) else {"images": _to_pil(images)}
         return scorer.score(prompts=list(prompts), **given, **ensemble).scores.tolist(), {}
 
     return score
+
+
+def _is_packed(images, channels: int) -> bool:
+    return isinstance(images, torch.Tensor) and images.ndim == 3 and images.shape[2] == channels * PATCH_SIZE**2
 
 
 def _is_latent(images, channels: int) -> bool:

@@ -10,13 +10,14 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from modeling_dina import options
+from modeling_dina.cli.dataset import score_dataset
 from modeling_dina.cli.evaluation import calibrate, evaluate
 from modeling_dina.cli.serving import serve
 from modeling_dina.files import atomic_path
 from modeling_dina.options import console
 
 # The extra of the package that a command needs.
-EXTRAS = {"serve": "serving", "evaluate": "evaluation", "calibrate": "evaluation"}
+EXTRAS = {"score-dataset": "dataset", "serve": "serving", "evaluate": "evaluation", "calibrate": "evaluation"}
 PLOT_SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
 
 ImagesArgument = Annotated[list[Path], typer.Argument(help="Image files.", metavar="IMAGE")]
@@ -131,12 +132,13 @@ def rank(
         raise ValueError("rank: expected --prompt and image files, or --manifest and --out, got another combination")
 
     options.quieten_libraries()
-    from modeling_dina.manifest import TABLE_SUFFIXES, rank_manifest, read_manifest
+    from modeling_dina.dataset.manifests import TABLE_SUFFIXES, Manifest
+    from modeling_dina.manifest import rank_manifest
 
     options.check_output("out", out, TABLE_SUFFIXES)
     if out.exists():
         raise ValueError(f"out: expected a new file, got {out}, which exists")
-    read_manifest(manifest)  # reports a bad manifest before a large model is loaded
+    Manifest(manifest)  # reports a bad manifest before a large model is loaded
     scorer = model.open_scorer(batch_size=batch_size)
     with options.scoring_progress() as advance:
         table = rank_manifest(scorer, manifest, out, progress=advance, **noise)
@@ -225,6 +227,7 @@ def info(model: options.SourceOptions, as_json: options.JsonOption = False) -> N
     _print_json(facts) if as_json else _print_info(facts)
 
 
+app.command()(score_dataset)
 app.command()(evaluate)
 app.command()(calibrate)
 app.command()(serve)

@@ -51,8 +51,8 @@ def serve(
         ),
     ] = 30,
 ) -> None:
-    """Serve rewards over HTTP: POST /v1/score (latents), POST /v1/compare (images). If DINA_SERVER_TOKEN is set,
-    clients must send it as a bearer token."""
+    """Serve rewards over HTTP: POST /v1/score (latents), POST /v1/compare (images), GET /v1/info (the model). If
+    DINA_SERVER_TOKEN is set, clients must send it as a bearer token."""
     import torch
 
     options.quieten_libraries()

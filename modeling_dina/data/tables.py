@@ -1,6 +1,5 @@
 """Rows of public data sets from JSON and Parquet files. Errors name the file or the row."""
 
-import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
 from PIL import Image
 
-from modeling_dina.images_dina import load_image, read_image
+from modeling_dina.data.images import open_image
 
 Kind = TypeVar("Kind")
 # Number of Parquet rows in memory at a time.
@@ -102,29 +101,6 @@ class Row:
 def _open_cell(cells: Dataset, index: int, column: str) -> Image.Image:
     value = _only(cells[index][column][0].as_py(), column)
     return open_image({"bytes": value, "path": None} if isinstance(value, bytes) else value, column)
-
-
-def open_image(cell: dict, name: str = "image") -> Image.Image:
-    """
-    Decode an image like `modeling_dina.images_dina.load_image`.
-
-    Args:
-        cell: {"bytes", "path"}, as in `datasets.Image(decode=False)`; the path is read if "bytes" is None.
-        name: name of the image in errors.
-
-    Returns:
-        A PIL image of mode "RGB".
-
-    Raises:
-        ValueError: the image is missing or unusable.
-    """
-    if not cell or (cell["bytes"] is None and cell["path"] is None):
-        raise ValueError(f"{name}: expected bytes or a path, got neither")
-    if cell["bytes"] is None:
-        return load_image(cell["path"], name)
-    if cell["path"]:
-        name = f"{name} ({cell['path']})"
-    return read_image(io.BytesIO(cell["bytes"]), name)
 
 
 def _only(value: Any, column: str) -> Any:

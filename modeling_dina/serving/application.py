@@ -23,7 +23,17 @@ from .bodies import BodyLimits, BodyReader
 from .comparison import MAX_IMAGES, CompareRequest, build_comparison, parse_json_comparison
 from .engine import Answer, Job, ModelFaultError, RewardEngine
 from .metrics import Metrics
-from .protocol import VERSION, VERSION_HEADER, ScoreRequest, parse_score_request, score_answer
+from .protocol import (
+    MAX_DRAWS,
+    MAX_LEVELS,
+    VERSION,
+    VERSION_HEADER,
+    VERSIONS,
+    ScoreRequest,
+    ensemble_answer,
+    parse_score_request,
+    score_answer,
+)
 
 RETRY = {"retry-after": "1"}
 CLIENT_CLOSED = 499  # never received by the client, but counted in the metrics
@@ -49,7 +59,7 @@ def build_application(
     lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]] | None = None,
 ) -> Starlette:
     """
-    The application with /v1/score, /v1/compare, /healthz, /readyz and /metrics.
+    The application with /v1/score, /v1/compare, /v1/info, /healthz, /readyz and /metrics.
 
     Args:
         engine: any of the engines, which checks requests before they are queued.
@@ -64,6 +74,7 @@ def build_application(
         routes=[
             Route("/v1/score", endpoints.answered("score", endpoints.score), methods=["POST"]),
             Route("/v1/compare", endpoints.answered("compare", endpoints.compare), methods=["POST"]),
+            Route("/v1/info", endpoints.answered("info", endpoints.info)),
             Route("/healthz", endpoints.healthz),
             Route("/readyz", endpoints.readyz),
             Route("/metrics", endpoints.metrics),
@@ -97,11 +108,14 @@ class _Endpoints:
 
     async def score(self, request: Request) -> dict:
         version = request.headers.get(VERSION_HEADER)
-        if version != VERSION:
-            raise HTTPException(400, f"{VERSION_HEADER}: expected {VERSION}, got {version}")
-        scores = await self._process(request, self._parse_score)
-        assert isinstance(scores, list)
-        return score_answer(scores)
+        if version not in VERSIONS:
+            raise HTTPException(400, f"{VERSION_HEADER}: expected {' or '.join(VERSIONS)}, got {version}")
+        answer = await self._process(request, self._parse_score)
+        if version == VERSION:
+            assert isinstance(answer, list)
+            return score_answer(answer)
+        assert isinstance(answer, dict)
+        return ensemble_answer(answer)
 
     async def compare(self, request: Request) -> dict:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -111,6 +125,11 @@ class _Endpoints:
         ranking = await self._process(request, parsers[kind])
         assert isinstance(ranking, dict)
         return ranking
+
+    async def info(self, request: Request) -> dict:
+        """Describe the model, and the limits of a request."""
+        limits = {"body_bytes": self._bodies.limits.body_bytes, "levels": MAX_LEVELS, "draws": MAX_DRAWS}
+        return {**self._engine.info(), "limits": limits}
 
     async def healthz(self, request: Request) -> Response:
         """Report that the process is alive."""
@@ -131,7 +150,6 @@ class _Endpoints:
         try:
             if self._token is not None and not _has_token(request, self._token):
                 raise HTTPException(401, "expected a bearer token", {"www-authenticate": "Bearer"})
-            self._queue.check_open()  # before reading a body that would be refused in any case
             return JSONResponse(await endpoint(request))
         except HTTPException as error:
             return await _http_error_response(request, error)
@@ -151,6 +169,7 @@ class _Endpoints:
             return _problem(500, "internal error")
 
     async def _process(self, request: Request, parse: Callable[[Request, bytes], Awaitable[Job]]) -> Answer:
+        self._queue.check_open()  # before reading a body that would be refused in any case
         body = await self._bodies.read(request)
         size = len(body)
         try:
@@ -163,7 +182,8 @@ class _Endpoints:
             self._bodies.release(size)
 
     async def _parse_score(self, request: Request, body: bytes) -> ScoreRequest:
-        return await asyncio.get_running_loop().run_in_executor(self._parser, parse_score_request, body)
+        version = request.headers[VERSION_HEADER]
+        return await asyncio.get_running_loop().run_in_executor(self._parser, parse_score_request, body, version)
 
     async def _parse_json(self, request: Request, body: bytes) -> CompareRequest:
         return await asyncio.get_running_loop().run_in_executor(self._parser, parse_json_comparison, body)

@@ -47,7 +47,8 @@ class Dimensions(NamedTuple):
         patch_size: side of the square of latents that becomes one visual token.
         text_width: width of `prompt_embeds`.
         pooled_width: width of `pooled_prompt_embeds`; None for families without them.
-        text_length: number of text tokens that the pipeline of the published models uses.
+        text_length: number of text tokens that the pipeline of the published models uses, without `clip_tokens`.
+        clip_tokens: number of tokens of CLIP encoders in front of them.
         max_text_length: largest number of text tokens.
         max_side: largest height and width of latents.
         training_side: height and width of the latents that the transformer was trained on.
@@ -63,6 +64,7 @@ class Dimensions(NamedTuple):
     text_width: int
     pooled_width: int | None
     text_length: int
+    clip_tokens: int = 0
     max_text_length: float = math.inf
     max_side: float = math.inf
     training_side: int = 128

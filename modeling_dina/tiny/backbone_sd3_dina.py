@@ -29,7 +29,8 @@ class SD3Backbone(Backbone):
             patch_size=whole["patch_size"],
             text_width=whole["joint_attention_dim"],
             pooled_width=whole["pooled_projection_dim"],
-            text_length=128,  # of the T5 encoder, whose tokens follow those of CLIP
+            text_length=128,
+            clip_tokens=77,
             max_side=whole["patch_size"] * whole["pos_embed_max_size"],
             training_side=whole["sample_size"],
         )

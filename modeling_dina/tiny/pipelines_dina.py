@@ -33,6 +33,10 @@ class EncodedPrompts(NamedTuple):
         """The samples `rows`, which may repeat."""
         return self._map(lambda part: part[list(rows)])
 
+    def repeat(self, count: int) -> "EncodedPrompts":
+        """All samples, `count` times in succession."""
+        return self._map(lambda part: part.repeat(count, *[1] * (part.ndim - 1)))
+
     def to(self, device: torch.device) -> "EncodedPrompts":
         """The same on another device."""
         return self._map(lambda part: part.to(device))

@@ -152,6 +152,9 @@ class DinaScorer:
             does not affect scores.
         max_pixels: larger images are shrunk to this area in pixels; None uses the transformer's training resolution.
 
+    Attributes:
+        size_limits: arguments of `images_dina.fit_size`, which determine the size at which an image is scored.
+
     Raises:
         ValueError: an argument is out of range, or the pipeline's VAE or text encoders differ from those recorded in
             the model's config.
@@ -171,18 +174,22 @@ class DinaScorer:
             pipeline = type(pipeline)(**pipeline.components)
             pipeline.transformer = SimpleNamespace(config=SimpleNamespace(**model.config.transformer_config))
 
-        self._multiple = pipeline.vae_scale_factor * sizes.patch_size
-        self._max_side = pipeline.vae_scale_factor * sizes.max_side
+        multiple = pipeline.vae_scale_factor * sizes.patch_size
         if max_pixels is None:
             max_pixels = (pipeline.vae_scale_factor * sizes.training_side) ** 2
-        if max_pixels < self._multiple**2:
-            raise ValueError(f"max_pixels: expected at least {self._multiple**2}, one patch, got {max_pixels}")
+        if max_pixels < multiple**2:
+            raise ValueError(f"max_pixels: expected at least {multiple**2}, one patch, got {max_pixels}")
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         self.model = model
         self.pipeline = pipeline
         self.batch_size = batch_size
         self.max_pixels = max_pixels
+        self.size_limits = {
+            "multiple": multiple,
+            "max_pixels": max_pixels,
+            "max_side": pipeline.vae_scale_factor * sizes.max_side,
+        }
         self._encoded: dict[str, EncodedPrompts] = {}
         self._encoded_by = conditioning_state(pipeline)
 
@@ -375,12 +382,9 @@ class DinaScorer:
             by_size = defaultdict(list)
             for index in indices:
                 image = load_image(images[index], f"images[{index}]")
-                by_size[self._fit(image)].append((index, image))
+                by_size[fit_size(*image.size, **self.size_limits)].append((index, image))
             for size, members in by_size.items():
                 yield [index for index, _ in members], self._encode_images([image for _, image in members], size)
-
-    def _fit(self, image: Image.Image) -> tuple[int, int]:
-        return fit_size(*image.size, multiple=self._multiple, max_pixels=self.max_pixels, max_side=self._max_side)
 
     def _encode_images(self, images: list[Image.Image], size: tuple[int, int]) -> torch.Tensor:
         """Encode RGB images to clean latents [B, C, H, W] in model space, on the model's device."""

@@ -1,4 +1,5 @@
-"""Bodies of `POST /v1/score`: valid, broken in a known way, and damaged at random."""
+"""Bodies of `POST /v1/score`: valid, broken in a known way, and damaged at random. They are of protocol
+version 1, unless a function says otherwise."""
 
 import json
 import pickle
@@ -23,6 +24,13 @@ def good_tensors(seed: int, samples: int = 1) -> Tensors:
     }
 
 
+def ensemble_tensors(seed: int, samples: int = 1) -> Tensors:
+    """A valid request of protocol version 2 for the embedded model, with two noise levels and three draws."""
+    tensors = good_tensors(seed, samples)
+    del tensors["u"]
+    return {**tensors, "sigmas": torch.tensor([0.2, 0.6]), "num_draws": torch.tensor(3)}
+
+
 def break_body(generator: random.Random) -> tuple[str, bytes]:
     """The name of a fault and a body with that fault, which a server must refuse."""
     faults = BREAKS | MISFITS
@@ -33,8 +41,17 @@ def break_body(generator: random.Random) -> tuple[str, bytes]:
 def damage_body(generator: random.Random) -> tuple[str, bytes]:
     """The name of a kind of damage and a body damaged in this way. A server may refuse it, or score it if it is still
     valid."""
+    return _damage(generator, good_tensors)
+
+
+def damage_ensemble_body(generator: random.Random) -> tuple[str, bytes]:
+    """The same, of protocol version 2."""
+    return _damage(generator, ensemble_tensors)
+
+
+def _damage(generator: random.Random, make: Callable[[int, int], Tensors]) -> tuple[str, bytes]:
     name = generator.choice(list(DAMAGES))
-    body = save(good_tensors(generator.randrange(1000), generator.randint(1, 3)))
+    body = save(make(generator.randrange(1000), generator.randint(1, 3)))
     return name, DAMAGES[name](generator, body)
 
 

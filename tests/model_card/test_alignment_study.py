@@ -15,7 +15,6 @@ from model_card.studies.alignment.__main__ import AlignmentStudy, main
 from model_card.studies.alignment.costs import count_full_size
 from model_card.studies.alignment.report import write_report
 from model_card.studies.alignment.variants import DECODED, LATENT, VARIANTS
-from model_card.studies.page import interval
 from modeling_dina.options import EMBEDDED_MODEL
 from tests.model_card.reports import assert_report_is_of_results
 from training.align.evaluation import diversity
@@ -109,43 +108,6 @@ def test_size():
 def test_the_committed_tables_are_of_the_committed_results(tmp_path):
     """If this fails after a change of the results or of the tables: the study's command with --report."""
     assert_report_is_of_results("alignment_study", write_report, tmp_path)
-
-
-# Lines of README's table by the study's variants.
-IN_README = {
-    "prfl": "**DiNa, ReFL on noisy states (PRFL)**",
-    "prfl_gate": "the same, gated by disagreement",
-    "refl": "DiNa, ReFL on clean predictions",
-    "draft": "DiNa, DRaFT-2",
-    "grpo_sde": "DiNa, Flow-GRPO, SDE steps",
-    "grpo_cps": "DiNa, Flow-GRPO, CPS steps",
-    "nft": "DiNa, DiffusionNFT",
-    "dpo": "DiNa, Diffusion-DPO",
-    "refl_pixel": "pixel reward behind the decoder, ReFL",
-    "grpo_pixel": "pixel reward, Flow-GRPO, CPS steps",
-}
-
-
-def test_the_table_in_readme_is_of_the_committed_results():
-    results = read_results()
-    section = (ROOT / "README.md").read_text().partition("### Aligned to the reward")[2]
-    header, _, *lines = [line for line in section.split("\n- ")[0].splitlines() if line.startswith("|")]
-    assert "as a multiple of PRFL's | memory beyond the weights, likewise" in header
-    unit = next(row["cost"] for row in results["variants"] if row["variant"] == "prfl")
-    expected = {
-        IN_README[row["variant"]]: [
-            interval(row["last"]["utility"]["rise"], "+.2f"),
-            str(row["last"]["update"]),
-            *(f"{row['cost'][name] / unit[name]:.2f}" for name in ("seconds", "peak_bytes")),
-        ]
-        for row in results["variants"]
-    }
-    expected[IN_README["prfl"]][2:] = "1", "1"
-    best = [interval(each["utility"]["rise"], "+.2f") for each in results["best_of_n"] if each["reward"] == "dina"]
-    expected["no update: best of 4 / best of 16 by DiNa"] = [" / ".join(best), "", "", ""]
-    assert {cells[0]: cells[1:] for cells in ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)} == (
-        expected
-    )
 
 
 app = Typer(pretty_exceptions_enable=False)

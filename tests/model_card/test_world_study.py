@@ -24,6 +24,7 @@ from modeling_dina.evaluation.benchmarks.preference_set import Pairs
 from modeling_dina.evaluation.rewards import Rewards
 from modeling_dina.latents_dina import decode_latents
 from modeling_dina.options import EMBEDDED_MODEL
+from modeling_dina.pipelines_dina import EncodedPrompts
 from tests.model_card.reports import assert_report_is_of_results
 from training.world.annotators import IMPRESSION_NOISE
 from training.world.groups import Groups
@@ -266,10 +267,10 @@ def test_rewards_are_those_of_the_model(embedded, world):
     model, pipeline = embedded
 
     def encode_prompts(prompts):
-        return [each.float() for each in encode_captions(pipeline, prompts)]
+        return EncodedPrompts(*(each.float() for each in encode_captions(pipeline, prompts)))
 
     read = measurement.latent_reader(model, encode_prompts, thurstone=True)(world, (0.1, 0.4), 2, "noisy latents")
-    conditioning = [each.repeat_interleave(4, dim=0) for each in encode_prompts(world.captions)]
+    conditioning = encode_prompts(world.captions).take([row for row in range(len(world)) for _ in range(4)])
     for mode in ("features", "mean", "precision"):
         expected = model.reward(
             world.latents.flatten(0, 1).float(), *conditioning, sigmas=[0.1, 0.4], num_draws=2, mode=mode

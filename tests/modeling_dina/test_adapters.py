@@ -9,13 +9,16 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from diffusers import FluxPipeline
 from PIL import Image
 
 from modeling_dina import DinaRewardModel, DinaScorer
 from modeling_dina.adapters import verl_omni
 from modeling_dina.adapters.diffusion_nft import latent_reward
 from modeling_dina.adapters.flow_grpo import dina_score
+from modeling_dina.adapters.samples import unpack_latents
 from modeling_dina.conditioning_dina import encode_prompts
+from tests.families import FAMILIES, LATENT_CHANNELS, save_tiny_folder
 
 TINY = str(Path(__file__).parents[2] / "modeling_dina" / "tiny")
 PROMPTS = ["two purple stars", "a large red circle", "two purple stars"]
@@ -100,6 +103,7 @@ def test_flow_factory_asks_by_field(flow_factory, latents, embeddings, expected)
         "prompt_embeds": list(embeddings[0]),
         "pooled_prompt_embeds": list(embeddings[1]),
         "height": [64] * 3,
+        "width": [64] * 3,
     }
     assert set(reward.required_fields) <= set(inspect.signature(reward.__call__).parameters)
     output = reward(**fields)
@@ -134,3 +138,107 @@ def test_no_adapter_changes_the_model(scorer, latents):
     dina_score(scorer)(latents, PROMPTS, {})
     assert all(torch.equal(before[name], value) for name, value in scorer.model.state_dict().items())
     assert isinstance(scorer.model, DinaRewardModel)
+
+
+SIZE = {"height": 64, "width": 96}  # of images, in pixels
+PACKED = ("flux", "qwenimage")  # families whose pipelines return and store packed latents
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def case(request, tmp_path_factory):
+    """A model of each family: its folder, scorer, latents as it takes them and as its pipeline returns them, and their
+    scores."""
+    folder = tmp_path_factory.mktemp("models") / request.param
+    save_tiny_folder(request.param, folder)
+    scorer = DinaScorer.from_pretrained(folder)
+    latents = torch.randn(3, LATENT_CHANNELS, 8, 12, generator=torch.Generator().manual_seed(0))
+    is_packed = request.param in PACKED
+    return SimpleNamespace(
+        folder=str(folder),
+        scorer=scorer,
+        is_packed=is_packed,
+        latents=FluxPipeline._pack_latents(latents, 3, LATENT_CHANNELS, 8, 12) if is_packed else latents,
+        texts=encode_prompts(scorer.pipeline, PROMPTS, scorer.model.config.max_sequence_length),
+        expected=scorer.score(prompts=PROMPTS, latents=latents).scores,
+    )
+
+
+def test_packed_latents_are_unpacked_as_in_the_pipeline():
+    latents = torch.randn(2, 4, 8, 12)
+    packed = FluxPipeline._pack_latents(latents, 2, 4, 8, 12)
+    assert torch.equal(unpack_latents(packed, 64, 96), latents)
+    assert torch.equal(unpack_latents(packed, 79, 96), FluxPipeline._unpack_latents(packed, 79, 96, 8))
+    with pytest.raises(ValueError, match=r"height, width: expected a size of 24 tokens .* got 64 x 64"):
+        unpack_latents(packed, 64, 64)
+    with pytest.raises(ValueError, match=r"height, width: expected .* for packed latents, got None and 96"):
+        unpack_latents(packed, None, 96)
+
+
+def test_functions_score_what_pipelines_return(case):
+    for make in (dina_score, latent_reward):
+        rewards, _ = make(case.scorer, **SIZE)(case.latents, PROMPTS, [{}] * 3)
+        scores = rewards if make is dina_score else rewards["avg"]
+        torch.testing.assert_close(torch.tensor(scores), case.expected, rtol=0, atol=1e-5)
+    if case.is_packed:
+        with pytest.raises(ValueError, match="height, width: expected "):
+            dina_score(case.scorer)(case.latents, PROMPTS, [{}] * 3)
+
+
+def processed(reward, samples):
+    """Flow-Factory's processor: lists of those fields that `__call__` names and that all samples have."""
+    names = [name for name in inspect.signature(reward.__call__).parameters if samples[0].get(name) is not None]
+    assert set(reward.required_fields) <= set(names)
+    return reward(**{name: [sample[name] for sample in samples] for name in names}).rewards
+
+
+def test_flow_factory_scores_samples_of_every_family(flow_factory, case):
+    """Texts of Z-Image are lists without padding or a mask; those of Qwen-Image have both."""
+    model = case.scorer.model
+    reward = flow_factory.DinaReward(SimpleNamespace(model=case.folder), SimpleNamespace(device=torch.device("cpu")))
+    texts = case.texts.split() if model.config.backbone_type == "zimage" else [case.texts.take([i]) for i in range(3)]
+    samples = []
+    for index, (embeds, pooled, mask) in enumerate(texts):
+        latents = case.latents[index]
+        samples.append(
+            {
+                "prompt": PROMPTS[index],
+                "all_latents": torch.stack([torch.zeros_like(latents), latents]),
+                "latent_index_map": torch.tensor([0, -1, 1]),
+                "prompt_embeds": embeds[0],
+                "pooled_prompt_embeds": None if pooled is None else pooled[0],
+                "prompt_embeds_mask": None if mask is None else mask[0].long(),
+                "image": Image.new("RGB", (96, 64)),
+                **SIZE,
+            }
+        )
+    if model.backbone.takes_mask:
+        assert (samples[0]["prompt_embeds_mask"] is None) == (model.config.backbone_type == "zimage")
+        lengths = [len(sample["prompt_embeds"]) for sample in samples]
+        assert len(set(lengths)) == (2 if model.config.backbone_type == "zimage" else 1)
+    torch.testing.assert_close(processed(reward, samples), case.expected, rtol=0, atol=1e-5)
+    if case.is_packed:
+        with pytest.raises(ValueError, match="height, width: expected "):
+            processed(reward, [{**sample, "width": None} for sample in samples])
+    if model.config.dimensions.pooled_width is not None:
+        with pytest.raises(ValueError, match="pooled_prompt_embeds: expected "):
+            processed(reward, [{**sample, "pooled_prompt_embeds": None} for sample in samples])
+
+
+def test_verl_omni_scores_samples_of_every_family(case):
+    """Its rollouts pad texts with zeros to one length, and their masks likewise."""
+    options = {"model": case.folder, **SIZE}
+    for index, (embeds, pooled, _) in enumerate(case.texts.split()):
+        padding = 7 * (index + 1)
+        extra_info = {
+            "prompt_embeds": torch.nn.functional.pad(embeds[0], (0, 0, 0, padding)),
+            "prompt_embeds_mask": (torch.arange(embeds.shape[1] + padding) < embeds.shape[1]).long()[None],
+            "pooled_prompt_embeds": pooled,
+        }
+        expected = {"score": pytest.approx(case.expected[index].item(), abs=1e-5)}
+        for latents in (case.latents[index], case.latents[index : index + 1]):
+            assert verl_omni.compute_score(latents, "", extra_info, **options) == expected
+        both = {**extra_info, "latents_clean": case.latents[index]}
+        pixels = torch.zeros(3, 64, 96, dtype=torch.uint8)
+        assert verl_omni.compute_score(pixels, "", both, **options) == expected
+    with pytest.raises(ValueError, match=r"prompt_embeds_mask: expected \[\d+\] .* got \[3\] with 0"):
+        verl_omni.compute_score(latents, "", {**extra_info, "prompt_embeds_mask": torch.zeros(3)}, **options)

@@ -1,8 +1,10 @@
 """Files and folders are complete or absent, and what has been computed is not computed again."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
-from modeling_dina.files import atomic_path, load_or_compute, write_json, write_text
+from modeling_dina.files import atomic_path, check_settings, load_or_compute, write_json, write_text
 
 
 def write_file(path, text):
@@ -101,3 +103,20 @@ def test_what_is_there_is_not_computed_again(tmp_path):
 
     assert load_or_compute(path, make) == load_or_compute(path, make) == {"value": [1, 2.5, "ü"]}
     assert calls == [False]
+
+
+def test_settings_of_a_folder(tmp_path):
+    path = tmp_path / "out" / "settings.json"
+    check_settings(path, {"size": 1, "levels": [0.1]})
+    check_settings(path, {"size": 1, "levels": [0.1]})
+    with pytest.raises(ValueError, match=r"size: expected 1, with which .*out was begun, got 2"):
+        check_settings(path, {"size": 2, "levels": [0.1]})
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_several_runs_begin_a_folder_together(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        for trial in range(20):
+            path = tmp_path / str(trial) / "settings.json"
+            list(pool.map(lambda _, path=path: check_settings(path, {"size": 1}), range(8)))
+            assert list(path.parent.iterdir()) == [path]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from modeling_dina.data.tables import open_image
+from modeling_dina.data.images import open_image
 from modeling_dina.images_dina import fit_size, load_image
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)

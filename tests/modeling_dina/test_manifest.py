@@ -12,9 +12,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from modeling_dina import DinaRewardModel
+from modeling_dina.dataset.manifests import Manifest
 from modeling_dina.hub.push import push_folder
 from modeling_dina.identity import scoring_settings
-from modeling_dina.manifest import rank_manifest, read_manifest
+from modeling_dina.manifest import rank_manifest
 from modeling_dina.scoring_dina import DinaScorer
 
 PROMPTS = ["a cat", "a dog", "a cat", "the sea", "two red cubes", "a dog"]
@@ -220,7 +221,7 @@ def test_endings_in_capitals(scorer, manifest, suffix):
     shutil.copy(manifest.with_name(f"table{suffix.upper()}"), copy)
     read = {".csv": pd.read_csv, ".parquet": pd.read_parquet, ".jsonl": lambda path: pd.read_json(path, lines=True)}
     assert read[suffix](copy)["score"].tolist() == pytest.approx(table["score"].tolist(), abs=1e-9)
-    again = read_manifest(manifest.with_name(f"table{suffix.upper()}"))
+    again = Manifest(manifest.with_name(f"table{suffix.upper()}"))
     assert [row.prompt for row in again] == PROMPTS
 
 
@@ -229,7 +230,7 @@ def test_a_long_field(tmp_path):
     prompt = "a cat and " * 20_000
     path = tmp_path / "rows.csv"
     pd.DataFrame({"prompt": [prompt, "a dog"], "image": ["0.png", "1.png"]}).to_csv(path, index=False)
-    assert [row.prompt for row in read_manifest(path)] == [prompt, "a dog"]
+    assert [row.prompt for row in Manifest(path)] == [prompt, "a dog"]
     assert csv.field_size_limit() == before
 
 
@@ -242,4 +243,4 @@ def test_no_rows(tmp_path, name):
     elif name == "header.parquet":
         pd.DataFrame({"prompt": [], "image": []}).to_parquet(path)
     with pytest.raises(ValueError, match=r"manifest: expected rows .*, got no rows in"):
-        read_manifest(path)
+        Manifest(path)

@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from typer.testing import CliRunner
 
+from modeling_dina.data.latents import unpack
 from modeling_dina.scoring_dina import DinaScorer
 from tests.processes import Worker, two_ranks
 from training.encode_latents import app, encode_shards
-from training.preference_data.latents import latent_shapes, read_latents, unpack
+from training.preference_data.latents import latent_shapes, read_latents
 from training.preference_data.sampler import ShapeBatchSampler
 from training.preference_data.schema import LATENT_FEATURES, PAIR_FEATURES
 

@@ -15,7 +15,9 @@ class AlignArguments:
     algorithm: Literal["refl", "flow_grpo", "diffusion_nft", "diffusion_dpo"] = HfArg(
         help="Alignment algorithm, which also determines the other options that are available."
     )
-    policy: str = HfArg(help="Generator to align: a Stable Diffusion 3 pipeline, as a folder or a Hub id.")
+    policy: str = HfArg(
+        help="Generator to align: a diffusers pipeline of the reward model's family, a folder or a Hub id."
+    )
     reward_model: str = HfArg(help="DiNa reward model, as a folder or a Hub id.")
     output_dir: str = HfArg(help="Folder for checkpoints, metrics and sample images.")
     prompts: str = HfArg(

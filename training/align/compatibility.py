@@ -1,18 +1,50 @@
 """Check that a policy and a reward model have the same latent space and text conditioning."""
 
-import torch
-from diffusers import StableDiffusion3Pipeline
+from pathlib import Path
+from typing import Any
 
-from modeling_dina import DinaRewardModel
+import torch
+from transformers.utils import cached_file
+
+from modeling_dina import DinaConfig, DinaRewardModel
+from modeling_dina.backbone_dina import backbone_class, read_backbone_type
 from modeling_dina.conditioning_dina import encode_prompts, load_pipeline
 from modeling_dina.latents_dina import encode_images
+from modeling_dina.official_dina import is_official, official_fields
+from training.align.generators import GENERATORS
 
 PROBE = "a large red circle left of a small blue square"
 # Relative. Half precision rounds by a thousandth; outputs of different encoders differ by about their own norm.
 TOLERANCE = 0.05
 
 
-def check_compatible(pipeline: StableDiffusion3Pipeline, policy: str, model: DinaRewardModel, reward: str) -> None:
+def read_reward_family(source: str, revision: str | None = None, backbone: str | None = None) -> str:
+    """The family of a reward model, a key of `BACKBONES`, from configuration files alone.
+
+    Args:
+        source: folder or Hub id of the reward model.
+        revision: branch, tag or commit on the Hub.
+        backbone: diffusion model of a checkpoint in the published layout; None uses the one that it names.
+    """
+    if not is_official(source, revision):
+        return DinaConfig.from_pretrained(source, revision=revision or "main").backbone_type
+    path = cached_file(source, "config.json", revision=revision)
+    return read_backbone_type(backbone or official_fields(Path(str(path)).parent)[1])
+
+
+def check_families(policy_family: str, policy: str, reward_family: str, reward: str) -> None:
+    """Raise a ValueError if a policy and a reward model are of different families, which it names, or if alignment does
+    not support their family."""
+    if policy_family != reward_family:
+        raise ValueError(
+            f"policy, reward_model: expected the same family of diffusion models, got {policy_family} of {policy} and "
+            f"{reward_family} of {reward}"
+        )
+    if policy_family not in GENERATORS:
+        raise ValueError(f"policy: expected a generator of {sorted(GENERATORS)}, got {policy_family} of {policy}")
+
+
+def check_compatible(pipeline: Any, policy: str, model: DinaRewardModel, reward: str) -> None:
     """Encode the same prompt and picture with the encoders of both, and compare the results.
 
     Args:
@@ -23,26 +55,24 @@ def check_compatible(pipeline: StableDiffusion3Pipeline, policy: str, model: Din
     Raises:
         ValueError: the two do not match; the message names both, and what differs.
     """
-    generator, expected = pipeline.transformer.config, model.config.transformer_config
+    expected = model.config.dimensions
+    generator = backbone_class(model.config.backbone_type).describe(pipeline.transformer.config)
     for name, meaning in (
-        ("in_channels", "latent channels"),
-        ("joint_attention_dim", "width of prompt_embeds"),
-        ("pooled_projection_dim", "width of pooled_prompt_embeds"),
+        ("latent_channels", "latent channels"),
+        ("text_width", "width of prompt_embeds"),
+        ("pooled_width", "width of pooled_prompt_embeds"),
     ):
-        if generator[name] != expected[name]:
+        if getattr(generator, name) != getattr(expected, name):
             raise ValueError(
-                f"policy, reward_model: expected the same {meaning}, got {generator[name]} of {policy} and "
-                f"{expected[name]} of {reward}"
+                f"policy, reward_model: expected the same {meaning}, got {getattr(generator, name)} of {policy} and "
+                f"{getattr(expected, name)} of {reward}"
             )
     if model.conditioning_location()[0] == pipeline.config["_name_or_path"]:
         return
     own = load_pipeline(model)
-    for name, ours, theirs in zip(
-        ("prompt_embeds", "pooled_prompt_embeds", "latents"),
-        _probe(pipeline, model.config.max_sequence_length),
-        _probe(own, model.config.max_sequence_length),
-        strict=True,
-    ):
+    probes = [_probe(each, model.config.max_sequence_length) for each in (pipeline, own)]
+    for name, ours in probes[0].items():
+        theirs = probes[1][name]
         if ours.shape != theirs.shape or (ours - theirs).norm() > TOLERANCE * theirs.norm():
             space = "latent space" if name == "latents" else "text conditioning"
             raise ValueError(
@@ -52,10 +82,11 @@ def check_compatible(pipeline: StableDiffusion3Pipeline, policy: str, model: Din
 
 
 @torch.no_grad()
-def _probe(pipeline: StableDiffusion3Pipeline, max_sequence_length: int) -> tuple[torch.Tensor, ...]:
+def _probe(pipeline: Any, max_sequence_length: int) -> dict[str, torch.Tensor]:
     """Embeddings of a prompt, and latents of a picture with smooth colours, in float32 on the CPU."""
-    embeds, pooled = encode_prompts(pipeline, [PROBE], max_sequence_length).pair()
+    embeddings = encode_prompts(pipeline, [PROBE], max_sequence_length)
     vae = pipeline.vae
     ramp = torch.linspace(-1, 1, 64, device=vae.device, dtype=vae.dtype)
     picture = torch.stack([ramp.expand(64, 64), ramp[:, None].expand(64, 64), ramp.flip(0).expand(64, 64)])[None]
-    return embeds.float().cpu(), pooled.float().cpu(), encode_images(vae, picture).float().cpu()
+    tensors = {**embeddings._asdict(), "latents": encode_images(vae, picture)}
+    return {name: tensor.float().cpu() for name, tensor in tensors.items() if tensor is not None}

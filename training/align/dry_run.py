@@ -1,24 +1,26 @@
 """The cost of an alignment run, computed without weights, prompts or network."""
 
 import os
+from dataclasses import replace
 from functools import partial
+from typing import Any, cast
 
 import torch
-from diffusers import SD3Transformer2DModel
 from peft import LoraConfig
 
 from modeling_dina import DinaConfig, DinaRewardModel
-from modeling_dina.backbone_dina import read_transformer_config
+from modeling_dina.backbone_dina import backbone_class
 from modeling_dina.official_dina import is_official, official_fields
-from modeling_dina.presets_dina import PRESETS, SD35_MEDIUM
+from modeling_dina.pipelines_dina import EncodedPrompts
 from training import costs
 from training.align.algorithm import AlgorithmArguments
 from training.align.arguments import AlignArguments
-from training.align.policy import ATTENTION
+from training.align.compatibility import check_families
+from training.align.generators import generator_of
 from training.align.run import ALGORITHMS
-from training.reward.dry_run import offline_config
+from training.reward.dry_run import offline_config, offline_fields
 
-LATENT_FACTOR = 8  # image pixels per latent along each side, for every Stable Diffusion 3 VAE
+LATENT_FACTOR = 8  # image pixels per latent along each side, for the VAE of every family
 
 
 class Cost:
@@ -34,39 +36,45 @@ class Cost:
     """
 
     def __init__(self, arguments: AlignArguments, algorithm_arguments: AlgorithmArguments) -> None:
-        config = offline_reward(arguments.reward_model, arguments.reward_backbone)
-        transformer_config = offline_policy(arguments.policy)
+        config = offline_reward(arguments.reward_model, arguments.reward_backbone, arguments.policy)
+        policy = offline_fields(arguments.policy, name="policy")
+        family, transformer_config = policy["backbone_type"], policy["transformer_config"]
+        check_families(family, arguments.policy, config.backbone_type, arguments.reward_model)
         dtype, algorithm = getattr(torch, arguments.dtype), ALGORITHMS[arguments.algorithm]
         side = arguments.resolution // LATENT_FACTOR if arguments.resolution else None
-        shapes = costs.input_shapes(transformer_config, config.max_sequence_length, side)
         with torch.device("meta"):
-            transformer = SD3Transformer2DModel.from_config(transformer_config).requires_grad_(False)
+            transformer = backbone_class(family).transformer_class.from_config(transformer_config)
+            transformer.requires_grad_(False)
             for weight in transformer.parameters():
                 weight.data = weight.data.to(dtype)
-            rank, alpha = arguments.lora_rank, arguments.lora_alpha
-            lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(ATTENTION))  # type: ignore[arg-type]
+            generator, rank, alpha = generator_of(transformer), arguments.lora_rank, arguments.lora_alpha
+            targets = list(generator.lora_targets)
+            lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)  # type: ignore[arg-type]
             transformer.add_adapter(lora)
             reward = DinaRewardModel(config).requires_grad_(False)
             reward.backbone.to(dtype)
-            latents, embeds, pooled = (torch.empty(1, *shape, dtype=dtype) for shape in shapes)
+            shapes = costs.input_shapes(generator.dimensions, config.max_sequence_length, side)
+            latents, *texts = (torch.empty(1, *shape, dtype=dtype) for shape in shapes.values())
+            sigma = torch.empty(1)
+        prompt = EncodedPrompts(*texts)
         self.parameters, self.trainable = costs.count_parameters(transformer)
+        if generator.embeds_guidance:  # then guidance costs no further evaluations
+            algorithm_arguments = replace(cast(Any, algorithm_arguments), guidance_scale=1.0)
         evaluations = algorithm_arguments.evaluations()
         draws = arguments.reward_draws or config.default_num_draws
         levels = 1 if evaluations.noisy else draws * len(arguments.reward_sigmas or config.default_sigmas)
 
         def velocity() -> torch.Tensor:
-            return transformer(latents, embeds, pooled, torch.empty(1, device="meta")).sample
+            return generator.velocity(latents, sigma, prompt)
 
         def score(needs_gradient: bool = algorithm.needs_gradient) -> torch.Tensor:
-            return reward(latents.detach().requires_grad_(needs_gradient), 0.5, embeds, pooled).scores
+            return reward(latents.detach().requires_grad_(needs_gradient), 0.5, *prompt).scores
 
         activations = costs.kept_bytes(transformer, velocity)
         if arguments.gradient_checkpointing:
-            tokens = latents.shape[-1] ** 2 // transformer_config["patch_size"] ** 2 + embeds.shape[1]
-            width = transformer_config["num_attention_heads"] * transformer_config["attention_head_dim"]
-            activations = costs.recomputed_bytes(
-                activations, transformer_config["num_layers"], tokens * width * dtype.itemsize
-            )
+            sizes, blocks = generator.dimensions, backbone_class(family).depth(transformer_config)
+            tokens = latents.shape[-1] ** 2 // sizes.patch_size**2 + prompt.prompt_embeds.shape[1]
+            activations = costs.recomputed_bytes(activations, blocks, tokens * sizes.token_width * dtype.itemsize)
             transformer.enable_gradient_checkpointing()
         stored = evaluations.stored * activations + levels * algorithm.needs_gradient * costs.kept_bytes(reward, score)
         self.memory = {
@@ -88,23 +96,17 @@ class Cost:
         }
 
 
-def offline_policy(source: str) -> dict:
-    """The transformer's configuration, without access to the Hub; raises a ValueError if it is unknown."""
-    if os.path.isdir(source):
-        return read_transformer_config("sd3", source)[0]
-    if source != costs.KNOWN_BASE:
-        raise ValueError(f"policy: expected a folder or {costs.KNOWN_BASE} for a dry run, got {source}")
-    return PRESETS[SD35_MEDIUM]["transformer_config"]
-
-
-def offline_reward(source: str, backbone: str | None) -> DinaConfig:
-    """The reward model's configuration, without access to the Hub; DiNa-LRM on SD3.5 Medium for any Hub id."""
+def offline_reward(source: str, backbone: str | None, policy: str) -> DinaConfig:
+    """The reward model's configuration, without access to the Hub. For a Hub id, it is the default reward model on
+    `backbone`, or on the policy if there is none."""
     if not os.path.isdir(source):
-        return DinaConfig()
+        return offline_config(backbone or policy, {})
     if not is_official(source):
         return DinaConfig.from_pretrained(source)
     fields, named = official_fields(source)
-    return offline_config(backbone or named, fields)
+    base = backbone or named
+    family = offline_fields(base, name="reward_backbone")["backbone_type"]
+    return offline_config(base, {**backbone_class(family).official_fields, **fields})
 
 
 def print_dry_run(arguments: AlignArguments, algorithm_arguments: AlgorithmArguments) -> None:

@@ -1,4 +1,4 @@
-"""The generator to align: a Stable Diffusion 3 pipeline of diffusers with a LoRA adapter on its transformer."""
+"""The generator to align: a diffusers pipeline of a known family with a LoRA adapter on its transformer."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -7,18 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusion3Pipeline
 from diffusers.training_utils import cast_training_params
 from diffusers.utils.torch_utils import randn_tensor
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 
 from modeling_dina.conditioning_dina import encode_prompts
 from modeling_dina.latents_dina import decode_latents
+from modeling_dina.pipelines_dina import EncodedPrompts
+from training.align.generators import generator_of
 from training.align.rollout import Dynamics, Rollout, rollout
-
-# The eight attention projections of both streams of a block; four of them again in blocks with a second attention
-# (attn2).
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
 
 @dataclass(frozen=True)
@@ -27,40 +24,41 @@ class Conditioning:
 
     Attributes:
         prompts: B prompts.
-        prompt_embeds: [B, L, D].
-        pooled_prompt_embeds: [B, P].
+        embeddings: their embeddings, with pooled ones and a mask if the family has them.
     """
 
     prompts: tuple[str, ...]
-    prompt_embeds: torch.Tensor
-    pooled_prompt_embeds: torch.Tensor
+    embeddings: EncodedPrompts
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def select(self, rows: torch.Tensor) -> "Conditioning":
         """Select samples by a mask [B] or by indices, which may repeat."""
-        indices = rows.nonzero().flatten() if rows.dtype == torch.bool else rows
-        prompts = tuple(self.prompts[index] for index in indices.tolist())
-        return Conditioning(prompts, self.prompt_embeds[indices], self.pooled_prompt_embeds[indices])
+        indices = (rows.nonzero().flatten() if rows.dtype == torch.bool else rows).tolist()
+        return Conditioning(tuple(self.prompts[index] for index in indices), self.embeddings.take(indices))
 
 
 class Policy:
     """A frozen generator with a trainable LoRA adapter.
 
     Args:
-        pipeline: generator, to whose transformer the adapter is added.
+        pipeline: generator of a known family, to whose transformer the adapter is added.
         rank, alpha: rank and scale of the LoRA.
         max_sequence_length: number of text tokens, as in the reward model.
         resolution: side of the generated images in pixels; None uses the transformer's default.
 
     Attributes:
+        generator: the conventions of the generator's family.
         parameters: the trainable parameters, those of the LoRA.
+
+    Raises:
+        ValueError: the resolution is not one that the transformer supports.
     """
 
     def __init__(
         self,
-        pipeline: StableDiffusion3Pipeline,
+        pipeline: Any,
         *,
         rank: int,
         alpha: float,
@@ -68,16 +66,23 @@ class Policy:
         resolution: int | None = None,
     ) -> None:
         self.pipeline, self.transformer = pipeline, pipeline.transformer
+        self.generator = generator_of(pipeline.transformer)
         for part in pipeline.components.values():
             if isinstance(part, torch.nn.Module):
                 part.eval().requires_grad_(False)
-        lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(ATTENTION))  # type: ignore[arg-type]
+        lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(self.generator.lora_targets))  # type: ignore[arg-type]
         self.transformer.add_adapter(lora)
         cast_training_params(self.transformer, dtype=torch.float32)
         self.parameters = [parameter for parameter in self.transformer.parameters() if parameter.requires_grad]
         self.max_sequence_length = max_sequence_length
-        side = resolution or self.transformer.config.sample_size * pipeline.vae_scale_factor
-        self.latent_shape = (self.transformer.config.in_channels, *[side // pipeline.vae_scale_factor] * 2)
+        sizes, factor = self.generator.dimensions, pipeline.vae_scale_factor
+        side = resolution or sizes.training_side * factor
+        if side % (factor * sizes.patch_size) or side > factor * sizes.max_side:
+            raise ValueError(
+                f"resolution: expected a multiple of {factor * sizes.patch_size} of at most "
+                f"{factor * sizes.max_side}, got {side}"
+            )
+        self.latent_shape = (sizes.latent_channels, side // factor, side // factor)
         self._empty = self.encode([""])
 
     @property
@@ -87,8 +92,7 @@ class Policy:
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Text embeddings of B prompts."""
-        encoded = encode_prompts(self.pipeline, prompts, self.max_sequence_length)
-        return Conditioning(tuple(prompts), *encoded.pair())
+        return Conditioning(tuple(prompts), encode_prompts(self.pipeline, prompts, self.max_sequence_length))
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Decode latents [B, C, H, W] to images [B, 3, height, width] in about [-1, 1], differentiably."""
@@ -100,28 +104,19 @@ class Policy:
         return randn_tensor(shape, generator=generator, device=self.device, dtype=torch.float32)
 
     def sigmas(self, num_steps: int) -> torch.Tensor:
-        """The scheduler's `num_steps + 1` noise levels in descending order, from 1 to 0."""
-        self.pipeline.scheduler.set_timesteps(num_steps)
-        return self.pipeline.scheduler.sigmas.clone()
+        """The pipeline's `num_steps + 1` noise levels in descending order, from 1 to 0."""
+        scheduler = self.pipeline.scheduler
+        scheduler.set_timesteps(
+            num_steps, **self.generator.schedule(scheduler.config, num_steps, self.latent_shape[-1])
+        )
+        return scheduler.sigmas.clone()
 
     def velocity(
         self, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning, guidance_scale: float = 1.0
     ) -> torch.Tensor:
-        """Velocity [B, C, H, W] in float32 at noisy latents [B, C, H, W] and levels [B], with classifier-free guidance
-        if the scale is not 1."""
-        dtype = self.transformer.dtype
-        embeds, pooled = conditioning.prompt_embeds, conditioning.pooled_prompt_embeds
-        states, levels = latents, sigma
-        if guidance_scale != 1:
-            states, levels = torch.cat([latents, latents]), torch.cat([sigma, sigma])
-            embeds = torch.cat([self._empty.prompt_embeds.expand_as(embeds), embeds])
-            pooled = torch.cat([self._empty.pooled_prompt_embeds.expand_as(pooled), pooled])
-        timestep = self.pipeline.scheduler.config.num_train_timesteps * levels
-        velocity = self.transformer(states.to(dtype), embeds.to(dtype), pooled.to(dtype), timestep).sample.float()
-        if guidance_scale == 1:
-            return velocity
-        unconditional, conditional = velocity.chunk(2)
-        return unconditional + guidance_scale * (conditional - unconditional)
+        """Velocity [B, C, H, W] in float32 at noisy latents [B, C, H, W] and levels [B], with guidance if the scale is
+        not 1."""
+        return self.generator.velocity(latents, sigma, conditioning.embeddings, guidance_scale, self._empty.embeddings)
 
     def sample(
         self,

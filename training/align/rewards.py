@@ -96,7 +96,7 @@ class DinaReward(Reward):
         self.sigmas, self.num_draws = sigmas, num_draws
 
     def score(self, latents, conditioning, sigma, seed):
-        embeds = conditioning.prompt_embeds, conditioning.pooled_prompt_embeds
+        embeds = conditioning.embeddings
         if sigma is not None:
             output = self.model(latents, sigma, *embeds)
             return RewardOutput(output.scores, torch.full_like(output.scores, torch.nan), output.variance)
@@ -120,7 +120,8 @@ class PixelReward(Reward):
         self.decode, self.network, self.variance = decode, network.eval().requires_grad_(False), variance
 
     def score(self, latents, conditioning, sigma, seed):
-        scores = self.network(self.decode(latents), conditioning.prompt_embeds, conditioning.pooled_prompt_embeds)
+        embeddings = conditioning.embeddings
+        scores = self.network(self.decode(latents), embeddings.prompt_embeds, embeddings.pooled_prompt_embeds)
         return RewardOutput(scores, torch.full_like(scores, torch.nan), torch.full_like(scores, self.variance))
 
 

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
-from diffusers import StableDiffusion3Pipeline
 
 from modeling_dina import DinaRewardModel
+from modeling_dina.backbone_dina import read_backbone_type
 from modeling_dina.options import check_model, loading
+from modeling_dina.pipelines_dina import PIPELINES
 from training.align.algorithm import Algorithm, AlgorithmArguments, Samples
 from training.align.arguments import AlignArguments
-from training.align.compatibility import check_compatible
+from training.align.compatibility import check_compatible, check_families, read_reward_family
 from training.align.dpo import DiffusionDPO
 from training.align.evaluation import Evaluation
 from training.align.grpo import FlowGRPO
@@ -128,14 +129,21 @@ def build(
 def load_models(arguments: AlignArguments, device: torch.device) -> tuple[Policy, DinaRewardModel]:
     """Load the policy with a new LoRA, and the reward model. Raises a ValueError if they do not match."""
 
+    for name in ("policy", "reward_model"):
+        check_model(getattr(arguments, name), name)
+    with loading("policy", arguments.policy):
+        family = read_backbone_type(arguments.policy, arguments.policy_revision)
+    with loading("reward_model", arguments.reward_model):
+        reward = read_reward_family(arguments.reward_model, arguments.reward_revision, arguments.reward_backbone)
+    check_families(family, arguments.policy, reward, arguments.reward_model)
+
     def load(name: str, kind: Any, revision: str | None, **options) -> Any:
         source = getattr(arguments, name)
-        check_model(source, name)
         with loading(name, source):
             dtype = getattr(torch, arguments.dtype)
             return kind.from_pretrained(source, revision=revision, dtype=dtype, **options).to(device)
 
-    pipeline = load("policy", StableDiffusion3Pipeline, arguments.policy_revision)
+    pipeline = load("policy", PIPELINES[family].pipeline_class, arguments.policy_revision)
     model = load("reward_model", DinaRewardModel, arguments.reward_revision, backbone=arguments.reward_backbone)
     check_compatible(pipeline, arguments.policy, model, arguments.reward_model)
     policy = Policy(

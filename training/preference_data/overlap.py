@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from datasets import Dataset, Features, Value
 
-from modeling_dina.data.tables import open_image
+from modeling_dina.data.images import open_image
 from modeling_dina.options import exit_on_bad_input, loading
 from training.preference_data.sources import Format, load_pairs
 

@@ -3,12 +3,14 @@
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import torch
 
 from modeling_dina import DinaConfig, DinaRewardModel
-from modeling_dina.backbone_dina import read_transformer_config
+from modeling_dina.backbone_dina import backbone_class, read_backbone_type, read_transformer_config
+from modeling_dina.presets_dina import PRESETS
 from training import costs
 from training.reward.objective import PreferenceObjective
 from training.reward.trainer import RewardTrainingArguments
@@ -17,26 +19,39 @@ from training.world.groups import FIRST
 ADAM_8BIT_BYTES = 2
 
 
-def offline_config(base_model: str, fields: dict) -> DinaConfig:
+def offline_fields(source: str, given: dict[str, Any] | None = None, *, name: str = "base_model") -> dict[str, Any]:
     """
-    Create the config of the model to train, without access to the Hub.
+    The family and the configurations of a diffusion model, without access to the Hub: "backbone_type",
+    "transformer_config" and, of a published model, further fields of `DinaConfig`.
 
     Args:
-        base_model: folder or Hub id of the base model.
-        fields: fields of the config.
+        source: folder or Hub id.
+        given: fields of `DinaConfig`, which override those of `source`.
+        name: name of the argument in errors.
 
     Raises:
-        ValueError: `base_model` is neither a folder nor `costs.KNOWN_BASE`, and `fields` has no transformer_config.
+        ValueError: `source` is neither a folder nor the Hub id of a preset, and `given` has no transformer_config.
     """
-    fields = {"base_model": base_model, **fields}
-    if "transformer_config" not in fields and os.path.isdir(base_model):
-        fields["transformer_config"], _ = read_transformer_config(fields.get("backbone_type", "sd3"), base_model)
-    elif "transformer_config" not in fields and base_model != costs.KNOWN_BASE:
-        raise ValueError(
-            f"base_model: expected a folder, {costs.KNOWN_BASE}, or a transformer_config in reward_config, "
-            f"got {base_model}"
-        )
-    return DinaConfig(**fields)
+    given = given or {}
+    if "transformer_config" in given:
+        return {"backbone_type": "sd3", **given}
+    if os.path.isdir(source):
+        family = given.get("backbone_type") or read_backbone_type(source)
+        return {"backbone_type": family, "transformer_config": read_transformer_config(family, source)[0], **given}
+    presets = {preset["conditioning_source"]: preset for preset in PRESETS.values()}
+    if source not in presets:
+        raise ValueError(f"{name}: expected a folder or one of {sorted(presets)} for a dry run, got {source}")
+    return {**presets[source], **given}
+
+
+def offline_config(base_model: str, fields: dict[str, Any]) -> DinaConfig:
+    """
+    Create the config of the model to train like `DinaRewardModel.from_backbone`, without access to the Hub; arguments
+    and errors are as in `offline_fields`.
+    """
+    read = offline_fields(base_model, fields)
+    defaults = backbone_class(read["backbone_type"]).default_fields(read["transformer_config"])
+    return DinaConfig(**{"base_model": base_model, **defaults, **read})
 
 
 def count_pairs(source: str) -> int | None:
@@ -49,10 +64,10 @@ def count_pairs(source: str) -> int | None:
 
 def pair_inputs(model: DinaRewardModel) -> dict[str, torch.Tensor]:
     """Arguments of `PreferenceObjective` for one pair of the backbone's training size, on the meta device."""
-    config = model.config
-    latent, embeds, pooled = costs.input_shapes(config.transformer_config, config.max_sequence_length)
-    shapes = {"latents": (2, 1, *latent), "noise": (1, *latent), "sigma": (1,), "target": (1,)}
-    shapes |= {"prompt_embeds": (1, *embeds), "pooled_prompt_embeds": (1, *pooled)}
+    inputs = costs.input_shapes(model.config.dimensions, model.config.max_sequence_length)
+    latents = inputs.pop("latents")
+    shapes = {"latents": (2, 1, *latents), "noise": (1, *latents), "sigma": (1,), "target": (1,)}
+    shapes |= {name: (1, *shape) for name, shape in inputs.items()}
     return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
@@ -60,7 +75,7 @@ def activation_bytes(model: DinaRewardModel, checkpointing: bool, half: bool) ->
     """Bytes that one pair stores for the backward pass."""
     config, dtype = model.config, torch.bfloat16 if half else torch.float32
     model.backbone.to(dtype)
-    latent, *texts = costs.input_shapes(config.transformer_config, config.max_sequence_length)
+    latent, *texts = costs.input_shapes(config.dimensions, config.max_sequence_length).values()
     latents, timestep = torch.empty(2, *latent, device="meta", requires_grad=True), torch.empty(2, device="meta")
     conditioning = [torch.empty(2, *shape, device="meta", dtype=dtype) for shape in texts]
     outputs = []

@@ -6,10 +6,11 @@ import torch
 
 from modeling_dina.evaluation.statistics import agreement
 from modeling_dina.modeling_dina import DinaEnsembleOutput
+from modeling_dina.pipelines_dina import EncodedPrompts
 from modeling_dina.thurstone_dina import PairStatistics, pair_statistics, precision_weights
 
 Reward = Callable[..., DinaEnsembleOutput]
-Encoder = Callable[[list[str]], tuple[torch.Tensor, torch.Tensor]]
+Encoder = Callable[[list[str]], EncodedPrompts]
 
 
 @torch.no_grad()
@@ -28,7 +29,7 @@ def sum_agreement(
     Args:
         reward: `DinaRewardModel.reward` of a model in evaluation mode.
         batches: batches of `PairLoader`.
-        encode_prompts: maps texts to embeddings [B, L, D] and pooled embeddings [B, P].
+        encode_prompts: maps texts to their conditioning.
         mode: ensemble mode.
         sigmas: noise levels, which are evaluated separately and together as the ensemble.
         num_draws: number of noise draws at each level.
@@ -40,8 +41,9 @@ def sum_agreement(
     """
     sums: dict[str, torch.Tensor] = {}
     for batch in batches:
-        conditioning = [embeds.repeat(2, *[1] * (embeds.ndim - 1)) for embeds in encode_prompts(batch["prompt"])]
-        latents, target, weight = (batch[name].to(conditioning[0].device) for name in ("latents", "target", "weight"))
+        conditioning = encode_prompts(batch["prompt"]).repeat(2)
+        device = conditioning.prompt_embeds.device
+        latents, target, weight = (batch[name].to(device) for name in ("latents", "target", "weight"))
         options = {"sigmas": sigmas, "num_draws": num_draws}
         ensemble = reward(latents.flatten(0, 1), *conditioning, mode=mode, with_levels=True, **options)
 

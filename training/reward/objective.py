@@ -7,6 +7,7 @@ from torch import nn
 
 from modeling_dina import DinaRewardModel
 from modeling_dina.modeling_dina import DinaEnsembleOutput
+from modeling_dina.pipelines_dina import EncodedPrompts
 from modeling_dina.thurstone_dina import bradley_terry_loss, fidelity_loss, likelihood_loss, noise_variance
 
 LOSSES = ("fidelity", "log_likelihood", "bradley_terry")
@@ -59,7 +60,9 @@ class PreferenceObjective(nn.Module):
         noise: torch.Tensor,
         sigma: torch.Tensor,
         prompt_embeds: torch.Tensor,
-        pooled_prompt_embeds: torch.Tensor,
+        pooled_prompt_embeds: torch.Tensor | None = None,
+        prompt_embeds_mask: torch.Tensor | None = None,
+        *,
         target: torch.Tensor,
     ) -> torch.Tensor:
         """
@@ -69,16 +72,15 @@ class PreferenceObjective(nn.Module):
             latents: clean latents of images a and b, [2, B, C, H, W].
             noise: [B, C, H, W].
             sigma: [B].
-            prompt_embeds: [B, L, D].
-            pooled_prompt_embeds: [B, P].
+            prompt_embeds, pooled_prompt_embeds, prompt_embeds_mask: text conditioning of the pairs, as in
+                `DinaRewardModel.forward`.
             target: [B], probability that a is preferred.
         """
         noisy_latents = self.model.noise_path.add_noise(
             latents.flatten(0, 1), noise.repeat(2, 1, 1, 1), sigma.repeat(2)
         )
-        scores_a, scores_b = self.model(
-            noisy_latents, sigma.repeat(2), prompt_embeds.repeat(2, 1, 1), pooled_prompt_embeds.repeat(2, 1)
-        ).scores.chunk(2)
+        conditioning = EncodedPrompts(prompt_embeds, pooled_prompt_embeds, prompt_embeds_mask).repeat(2)
+        scores_a, scores_b = self.model(noisy_latents, sigma.repeat(2), *conditioning).scores.chunk(2)
         if self.loss == "bradley_terry":
             a_wins = bradley_terry_loss(scores_a, scores_b, self.margin)
             return target * a_wins + (1 - target) * bradley_terry_loss(scores_b, scores_a, self.margin)

@@ -106,7 +106,7 @@ class RewardTrainer(Trainer):
     Args:
         objective: objective with the model to train; only parameters that require gradients are trained.
         args: training arguments; see `RewardTrainingArguments`.
-        encode_prompts: maps texts to embeddings [B, L, D] and pooled embeddings [B, P], without gradients.
+        encode_prompts: maps texts to their conditioning, without gradients.
         noise_levels: distribution of the training noise levels.
         pairs, validation_pairs: data sets from `load_pairs`.
         card_settings: training settings to list in the model card.
@@ -170,7 +170,7 @@ class RewardTrainer(Trainer):
     # ---- data and loss ----
 
     def _make_loader(self, pairs: Dataset, num_workers: int) -> PairLoader:
-        side = self.objective.model.config.transformer_config["sample_size"]
+        side = self.objective.model.config.dimensions.training_side
         return PairLoader(
             pairs,
             max_area=self.args.per_device_train_batch_size * side**2,
@@ -201,13 +201,12 @@ class RewardTrainer(Trainer):
             self.args.seed, self.state.global_step, inputs["index"], latents.shape[2:], latents.device
         )
         with torch.no_grad():
-            prompt_embeds, pooled_prompt_embeds = self.encode_prompts(inputs["prompt"])
+            conditioning = self.encode_prompts(inputs["prompt"])
         losses = model(
             latents=latents,
             noise=noise,
             sigma=self.noise_levels(u).to(latents.device),
-            prompt_embeds=prompt_embeds,
-            pooled_prompt_embeds=pooled_prompt_embeds,
+            **conditioning._asdict(),
             target=inputs["target"],
         )
         loss = (inputs["weight"] * losses).sum() * self.accelerator.num_processes / num_items_in_batch

@@ -120,7 +120,7 @@ class MethodStudy(Study):
         images, sigmas = images.to(pipeline.device), LEVELS[:levels] if reads == "noisy latents" else (0.0,)
 
         def compare() -> object:
-            conditioning = [each.repeat_interleave(2, dim=0) for each in encode(captions)]
+            conditioning = encode(captions).take([row for row in range(len(captions)) for _ in range(2)])
             return model.reward(images, *conditioning, sigmas=sigmas, num_draws=draws, mode=mode)
 
         return compare

@@ -90,7 +90,8 @@ def latent_reader(model: DinaRewardModel, encode: Encoder, thurstone: bool) -> R
         for start in range(0, len(groups), GROUPS_PER_BATCH):
             rows = slice(start, start + GROUPS_PER_BATCH)
             clean = groups.latents[rows].flatten(0, 1).float().to(model.device)
-            conditioning = [each.repeat_interleave(GROUP_SIZE, dim=0) for each in encode(groups.captions[rows])]
+            captions = groups.captions[rows]
+            conditioning = encode(captions).take([row for row in range(len(captions)) for _ in range(GROUP_SIZE)])
             levels, features = model.features(clean, *conditioning, sigmas=sigmas, num_draws=draws)
             every = list(features)
             prefixes = [EnsembleFeatures(levels[:k], [draw[:k] for draw in every]) for k in range(1, len(sigmas) + 1)]

@@ -18,6 +18,7 @@ from model_card.studies import frame
 from modeling_dina import DinaConfig, DinaRewardModel
 from modeling_dina.backbone_base_dina import Features
 from modeling_dina.backbone_dina import build_backbone
+from modeling_dina.pipelines_dina import EncodedPrompts
 from training.arguments import load_config
 from training.reward.evaluation import Encoder
 from training.reward.objective import PreferenceObjective
@@ -110,9 +111,9 @@ def build_variant(
     objective = build_objective(arguments)
     variant.prepare(objective.model)
 
-    def encode(prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode(prompts: list[str]) -> EncodedPrompts:
         embeds, pooled = encode_captions(pipeline, prompts)
-        return embeds.float().to(objective.model.device), pooled.float().to(objective.model.device)
+        return EncodedPrompts(embeds.float(), pooled.float()).to(objective.model.device)
 
     return objective, encode
 

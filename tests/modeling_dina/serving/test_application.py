@@ -3,6 +3,7 @@
 import base64
 import http.client
 import json
+import re
 import struct
 import threading
 import time
@@ -18,8 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from safetensors.torch import save
 
 from modeling_dina.serving.bodies import BodyLimits
-from modeling_dina.serving.protocol import parse_score_request
-from tests.load.fuzz_bodies import good_tensors
+from modeling_dina.serving.protocol import ENSEMBLE_VERSION, VERSION_HEADER, parse_score_request
+from tests.load.fuzz_bodies import ensemble_tensors, good_tensors
 from tests.load.load_test import HEADERS, Client
 
 EXAMPLES = Path(__file__).parents[3] / "space" / "examples"
@@ -55,6 +56,73 @@ def test_published_exchange(server, engine):
     assert response.json() == {"protocol_version": "1", "raw_scores": alone(engine, tensors)}
 
 
+def test_ensemble_exchange(server, engine):
+    tensors = ensemble_tensors(0, samples=2)
+    headers = {**HEADERS, VERSION_HEADER: "2"}
+    status, answer = server.client.post(save(tensors, {"mode": "mean"}), headers=headers)
+    sigmas, num_draws, seeds = (tensors.pop(name) for name in ("sigmas", "num_draws", "seeds"))
+    with torch.no_grad():
+        expected = engine.model.reward(
+            **tensors, sigmas=sigmas, num_draws=int(num_draws), seed=seeds.tolist(), mode="mean"
+        )
+    assert (status, answer.keys()) == (
+        200,
+        {"protocol_version", "scores", "samples", "sigmas", "variance", "weights"},
+    )
+    assert answer["protocol_version"] == "2"
+    for name in ("scores", "samples"):
+        torch.testing.assert_close(torch.tensor(answer[name]), expected[name], rtol=0, atol=2e-6)
+    for name in ("sigmas", "variance", "weights"):
+        torch.testing.assert_close(torch.tensor(answer[name]), expected[name][:, None].expand(2, 2))
+    assert server.client.post(save(good_tensors(0)), headers=headers)[0] == 422
+
+
+def test_ensembles_of_many_clients(server, engine):
+    """Alternately of two and of three levels, which cannot share a batch."""
+    headers = {**HEADERS, VERSION_HEADER: "2"}
+    bodies = [save({**ensemble_tensors(seed), "sigmas": torch.rand(2 + seed % 2)}) for seed in range(12)]
+    with ThreadPoolExecutor(6) as threads:
+        answers = list(threads.map(lambda body: Client(server.url).post(body, headers=headers), bodies))
+    for body, (status, answer) in zip(bodies, answers, strict=True):
+        assert status == 200
+        (expected,) = engine.answer([parse_score_request(body, ENSEMBLE_VERSION)])
+        assert answer["scores"] == pytest.approx(expected["scores"], abs=1e-5)
+
+
+def test_client_of_the_documentation(server, capsys):
+    page = (EXAMPLES.parents[1] / "docs" / "serve.md").read_text()
+    (client,) = [code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "/v1/info" in code]
+    exec(client.replace("http://127.0.0.1:8000", server.url), {})
+    assert re.fullmatch(r"scores \[\S+, \S+\]\nstandard errors \[\S+, \S+\]\n", capsys.readouterr().out)
+
+
+def test_info_describes_model_and_limits(serve, engine):
+    config = engine.model.config
+    with serve(token="s3cret", limits=BodyLimits(body_bytes=1000)) as server:
+        assert httpx.get(f"{server.url}/v1/info").status_code == 401
+        server.batcher.close()  # information does not need the queue
+        response = httpx.get(f"{server.url}/v1/info", headers={"authorization": "Bearer s3cret"})
+    assert (response.status_code, response.json()) == (
+        200,
+        {
+            "protocol_versions": ["1", "2"],
+            "family": "sd3",
+            "latent_channels": 16,
+            "patch_size": 2,
+            "max_side": 16,
+            "text_width": 128,
+            "pooled_width": 128,
+            "accepts_mask": False,
+            "max_tokens": 1024,
+            "compares_images": True,
+            "sigmas": config.default_sigmas,
+            "num_draws": config.default_num_draws,
+            "mode": config.ensemble_mode,
+            "limits": {"body_bytes": 1000, "levels": 16, "draws": 16},
+        },
+    )
+
+
 def test_many_clients_each_get_their_own_scores(server, engine):
     bodies = [good_tensors(seed, samples=1 + seed % 3) for seed in range(40)]
     for index, tensors in enumerate(bodies):
@@ -70,12 +138,12 @@ def test_many_clients_each_get_their_own_scores(server, engine):
     assert metrics(server)["dina_batch_samples_count",] < len(bodies), "nothing was batched"
 
 
-@pytest.mark.parametrize("version", [None, "2", "1.0", ""])
+@pytest.mark.parametrize("version", [None, "3", "1.0", ""])
 def test_other_versions_are_refused(server, version):
     headers = {} if version is None else {"x-drm-protocol-version": version}
     status, answer = server.client.post(save(good_tensors(0)), headers=headers)
     assert status == 400
-    assert answer["error"].startswith("x-drm-protocol-version: expected 1, got ")
+    assert answer["error"].startswith("x-drm-protocol-version: expected 1 or 2, got ")
 
 
 def test_bad_bodies_are_refused_and_the_next_is_served(server):

@@ -63,5 +63,5 @@ def test_refusals_are_those_of_the_server(url):
     body = save(good_tensors(0))
     assert httpx.post(f"{url}/v1/score", content=body, headers=HEADERS).status_code == 401
     assert Client(url).post(b"nothing")[0] == 422
-    assert Client(url).post(body, headers={**HEADERS, "x-drm-protocol-version": "2"})[0] == 400
+    assert Client(url).post(body, headers={**HEADERS, "x-drm-protocol-version": "3"})[0] == 400
     assert httpx.get(f"{url}/readyz").json() == {"status": "ready"}

@@ -49,7 +49,7 @@ def pixel(policy):
 
 
 def test_dina_is_the_model_itself(model, policy, conditioning, latents):
-    embeds = conditioning.prompt_embeds, conditioning.pooled_prompt_embeds
+    embeds = conditioning.embeddings
     output = DinaReward(model, [0.2, 0.4], 3)(latents, conditioning, seed=5)
     ensemble = model.reward(latents, *embeds, sigmas=[0.2, 0.4], num_draws=3, seed=5)
     assert torch.equal(output.scores, ensemble.scores)

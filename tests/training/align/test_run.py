@@ -127,9 +127,7 @@ def test_checkpoints_are_loras_that_a_stock_pipeline_reads(settings):
     noise = trainer.policy.noise(1, torch.Generator().manual_seed(1))
     with torch.no_grad():
         ours = trainer.policy.velocity(noise, torch.tensor([0.7]), conditioning)
-        theirs = pipeline.transformer(
-            noise, conditioning.prompt_embeds, conditioning.pooled_prompt_embeds, torch.tensor([700.0])
-        ).sample
+        theirs = pipeline.transformer(noise, *conditioning.embeddings.pair(), torch.tensor([700.0])).sample
         with trainer.policy.reference():
             before = trainer.policy.velocity(noise, torch.tensor([0.7]), conditioning)
     torch.testing.assert_close(ours, theirs)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from training.preference_data.latents import pack, read_latents, unpack
+from modeling_dina.data.latents import pack, unpack
+from training.preference_data.latents import read_latents
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from modeling_dina.pipelines_dina import EncodedPrompts
 from modeling_dina.thurstone_dina import win_probability
 from training.reward.evaluation import mean_agreement, sum_agreement
 
@@ -23,7 +24,8 @@ def batch():
 
 def encode(prompts):
     generator = torch.Generator().manual_seed(6)
-    return torch.randn(len(prompts), 7, 12, generator=generator), torch.randn(len(prompts), 10, generator=generator)
+    embeds = torch.randn(len(prompts), 7, 12, generator=generator)
+    return EncodedPrompts(embeds, torch.randn(len(prompts), 10, generator=generator))
 
 
 def with_a_tie(reward):
@@ -50,7 +52,7 @@ def test_by_hand(tiny_model, batch, mode):
 
     @torch.no_grad()
     def scores(**ensemble):
-        conditioning = [embeds.repeat(2, *[1] * (embeds.ndim - 1)) for embeds in encode(batch["prompt"])]
+        conditioning = encode(batch["prompt"]).repeat(2)
         return reward(batch["latents"].flatten(0, 1), *conditioning, num_draws=2, **ensemble)
 
     for name, ensemble in {
@@ -89,4 +91,4 @@ def conditioning(prompts):
     """A prompt's embeddings depend on the prompt alone."""
     seeds = [torch.Generator().manual_seed(ord(prompt)) for prompt in prompts]
     embeds = [torch.randn(8, 12, generator=seed) for seed in seeds]
-    return torch.stack([each[:7] for each in embeds]), torch.stack([each[7, :10] for each in embeds])
+    return EncodedPrompts(torch.stack([each[:7] for each in embeds]), torch.stack([each[7, :10] for each in embeds]))

@@ -9,6 +9,7 @@ from torch.distributed.tensor import DTensor
 from torch.multiprocessing import start_processes
 
 from modeling_dina import DinaConfig, DinaRewardModel
+from modeling_dina.pipelines_dina import EncodedPrompts
 from tests.processes import START_METHOD
 from training.reward.evaluation import mean_agreement, sum_agreement
 from training.reward.objective import PreferenceObjective
@@ -47,7 +48,7 @@ def update(objective):
 def agreement(objective):
     pairs = inputs()
     batch = {"latents": pairs["latents"], "target": pairs["target"], "weight": torch.ones(3), "prompt": ["x"] * 3}
-    conditioning = pairs["prompt_embeds"], pairs["pooled_prompt_embeds"]
+    conditioning = EncodedPrompts(pairs["prompt_embeds"], pairs["pooled_prompt_embeds"])
     options = {"mode": "features", "sigmas": [0.2, 0.6], "num_draws": 1}
     return mean_agreement(sum_agreement(objective.reward, [batch], lambda prompts: conditioning, **options))
 

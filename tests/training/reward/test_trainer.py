@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from modeling_dina import DinaRewardModel
-from training.preference_data.latents import pack, unpack
+from modeling_dina.data.latents import pack, unpack
 from training.run_control import NonFiniteError
 
 EMBEDDED = Path(__file__).parents[3] / "modeling_dina" / "tiny"
