@@ -33,8 +33,8 @@ def read_reward_family(source: str, revision: str | None = None, backbone: str |
 
 
 def check_families(policy_family: str, policy: str, reward_family: str, reward: str) -> None:
-    """Raise a ValueError if a policy and a reward model are of different families, which it names, or if alignment does
-    not support their family."""
+    """Raise a ValueError if a policy and a reward model are of different families, or of one that alignment does not
+    support; the message names them."""
     if policy_family != reward_family:
         raise ValueError(
             f"policy, reward_model: expected the same family of diffusion models, got {policy_family} of {policy} and "

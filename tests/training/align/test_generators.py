@@ -131,7 +131,7 @@ def test_a_family_without_a_generator_is_refused(settings, tmp_path):
     save_tiny_folder("sd", tmp_path)
     run = settings("refl", policy=str(tmp_path), reward_model=str(tmp_path))
     for refused in (lambda: load_models(run[0], torch.device("cpu")), lambda: Cost(*run)):
-        with pytest.raises(ValueError, match="policy: expected a generator of .*'flux'.*, got sd of"):
+        with pytest.raises(ValueError, match=r"policy: expected a generator of .*'flux'.*, got sd of"):
             refused()
 
 
