@@ -1,6 +1,7 @@
 """The registry of model families, and the weights of backbones: random, pretrained, and those of LoRA adapters."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -118,17 +119,22 @@ def read_backbone_type(source: str, revision: str | None = None, **hub) -> str:
         ValueError: the configuration is not that of a transformer of a known family.
         OSError: there is no configuration, or the Hub cannot be reached.
     """
-    where = {"revision": revision, **hub}
+    where: dict[str, Any] = {"revision": revision, **hub}
     load_config = SD3Backbone.transformer_class.load_config  # that of every class
+    config, error = {}, None
     try:
         config = load_config(source, subfolder="transformer", **where)
-    except OSError:
+    except OSError as caught:
+        error = caught
+    # Without a folder `transformer`, the library reads a configuration beside it, such as that of a reward model.
+    if not any(backbone.matches(config) for backbone in BACKBONES.values()):
         path = cached_file(
             source, "config.json", subfolder="unet", _raise_exceptions_for_missing_entries=False, **where
         )
-        if path is None:
-            raise
-        config = load_config(source, subfolder="unet", **where)
+        if path is not None:
+            config = load_config(source, subfolder="unet", **where)
+        elif error is not None:
+            raise error
     for name, backbone in BACKBONES.items():
         if backbone.matches(config):
             return name

@@ -249,6 +249,7 @@ def test_lora_of_the_default_projections(family):
 
 def test_the_family_is_read_from_the_source(family, tmp_path):
     tiny_transformer(family).save_pretrained(tmp_path / BACKBONES[family].component)
+    (tmp_path / "config.json").write_text('{"model_type": "dina"}')  # of a reward model in the same folder
     assert read_backbone_type(str(tmp_path)) == family
     scheduler = tiny_scheduler(family)
     scheduler.register_to_config(note=2.0)
@@ -294,6 +295,7 @@ def test_forward_is_one_graph(family):
 
 def test_a_transformer_of_no_family_is_refused(tmp_path):
     (tmp_path / "transformer").mkdir()
+    (tmp_path / "config.json").write_text('{"model_type": "dina"}')
     (tmp_path / "transformer" / "config.json").write_text('{"_class_name": "HunyuanDiT2DModel"}')
     with pytest.raises(ValueError, match=r"one of \['Flux.*got HunyuanDiT2DModel"):
         read_backbone_type(str(tmp_path))

@@ -11,6 +11,7 @@ from modeling_dina.backbone_dina import backbone_class, read_backbone_type
 from modeling_dina.conditioning_dina import encode_prompts, load_pipeline
 from modeling_dina.latents_dina import encode_images
 from modeling_dina.official_dina import is_official, official_fields
+from training.align.generators import GENERATORS
 
 PROBE = "a large red circle left of a small blue square"
 # Relative. Half precision rounds by a thousandth; outputs of different encoders differ by about their own norm.
@@ -32,12 +33,15 @@ def read_reward_family(source: str, revision: str | None = None, backbone: str |
 
 
 def check_families(policy_family: str, policy: str, reward_family: str, reward: str) -> None:
-    """Raise a ValueError that names both if a policy and a reward model are of different families."""
+    """Raise a ValueError if a policy and a reward model are of different families, or of one that alignment does not
+    support; the message names them."""
     if policy_family != reward_family:
         raise ValueError(
             f"policy, reward_model: expected the same family of diffusion models, got {policy_family} of {policy} and "
             f"{reward_family} of {reward}"
         )
+    if policy_family not in GENERATORS:
+        raise ValueError(f"policy: expected a generator of {sorted(GENERATORS)}, got {policy_family} of {policy}")
 
 
 def check_compatible(pipeline: Any, policy: str, model: DinaRewardModel, reward: str) -> None:

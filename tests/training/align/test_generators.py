@@ -6,11 +6,12 @@ import torch
 from modeling_dina import DinaConfig
 from modeling_dina.backbone_dina import BACKBONES
 from modeling_dina.presets_dina import PRESETS
-from tests.families import FAMILIES, MAX_SEQUENCE_LENGTH, randomised, save_tiny_folder, tiny_pipeline, tiny_reward
+from tests.families import MAX_SEQUENCE_LENGTH, randomised, save_tiny_folder, tiny_pipeline, tiny_reward
 from tests.official_layout import write_official
 from training.align.algorithm import Draws
 from training.align.compatibility import read_reward_family
 from training.align.dry_run import Cost, offline_reward
+from training.align.generators import GENERATORS
 from training.align.grpo import FlowGRPO, FlowGRPOArguments
 from training.align.policy import Policy
 from training.align.refl import ReFL, ReFLArguments
@@ -44,7 +45,7 @@ def guided(family, scale):
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GENERATORS)
 def test_samples_are_those_of_the_stock_pipeline(family, scale):
     policy = new_policy(family)
     noise = policy.noise(2, torch.Generator().manual_seed(0))
@@ -89,7 +90,7 @@ def updated(policy, algorithm, own):
         (FlowGRPO, FlowGRPOArguments(num_steps=3, group_size=2, window=1, window_end=2, guidance_scale=2.0)),
     ],
 )
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GENERATORS)
 def test_an_update_changes_the_lora_that_the_stock_pipeline_reads(family, algorithm, own, tmp_path):
     policy = new_policy(family)
     before = {name: value.clone() for name, value in policy.state_dict().items()}
@@ -126,7 +127,15 @@ def test_a_reward_of_another_family_is_refused_before_weights_are_read(settings,
         assert f"sd3 of {run[0].reward_model}" in str(caught.value)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_without_a_generator_is_refused(settings, tmp_path):
+    save_tiny_folder("sd", tmp_path)
+    run = settings("refl", policy=str(tmp_path), reward_model=str(tmp_path))
+    for refused in (lambda: load_models(run[0], torch.device("cpu")), lambda: Cost(*run)):
+        with pytest.raises(ValueError, match=r"policy: expected a generator of .*'flux'.*, got sd of"):
+            refused()
+
+
+@pytest.mark.parametrize("family", GENERATORS)
 def test_the_dry_run_counts_the_generator_of_the_family(settings, family, tmp_path):
     save_tiny_folder(family, tmp_path)
     fields = {"policy": str(tmp_path), "reward_model": str(tmp_path), "resolution": HEIGHT, "lora_rank": 2}
@@ -138,7 +147,7 @@ def test_the_dry_run_counts_the_generator_of_the_family(settings, family, tmp_pa
     assert guided.flops["sampling"] == calls * unguided.flops["sampling"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GENERATORS)
 def test_the_family_of_a_published_checkpoint_is_read_from_its_backbone(family, tmp_path):
     model = tiny_reward(family)
     official = str(write_official(tmp_path / "official", model, backbone_model_id="owner/unknown"))
