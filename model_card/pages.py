@@ -152,7 +152,7 @@ def full_size_cost() -> str:
 
 
 def preset_costs() -> str:
-    """Cost of the reward of a generated latent on every base model, at one level and 1024 pixels."""
+    """Cost of the reward of a generated latent on every base model, at one level."""
     lines: list[tuple[str, ...]] = []
     for name in PRESETS:
         result = read_results(f"cost {name}")
@@ -160,6 +160,7 @@ def preset_costs() -> str:
         lines.append(
             (
                 name,
+                str(result["resolution"]),
                 *(f"{result['parameters'][part] / 1e6:,.0f}" for part in ("backbone", "head")),
                 f"{cost['weight_bytes'] / 1e9:.1f}",
                 f"{cost['forward']['flops'] / 1e12:.1f}",
@@ -168,7 +169,7 @@ def preset_costs() -> str:
             )
         )
     header = (
-        *("base model", "M parameters, backbone", "head", "GB weights", "TFLOPs"),
+        *("base model", "pixels", "M parameters, backbone", "head", "GB weights", "TFLOPs"),
         *("TFLOPs with gradient", "GB with gradient"),
     )
     return table(header, lines)
