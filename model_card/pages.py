@@ -160,7 +160,7 @@ def preset_costs() -> str:
         lines.append(
             (
                 name,
-                str(result["resolution"]),
+                str(result["settings"]["resolution"]),
                 *(f"{result['parameters'][part] / 1e6:,.0f}" for part in ("backbone", "head")),
                 f"{cost['weight_bytes'] / 1e9:.1f}",
                 f"{cost['forward']['flops'] / 1e12:.1f}",

@@ -26,6 +26,7 @@ from PIL import Image
 from .conditioning_dina import check_conditioning, conditioning_state, encode_prompts
 from .latents_dina import decode_latents
 from .modeling_dina import DinaRewardModel
+from .noising_dina import RectifiedFlow, path_from_scheduler
 from .packing import unpack_latents
 from .pipelines_dina import PIPELINES, EncodedPrompts
 from .scoring_dina import DinaScorer
@@ -95,6 +96,7 @@ def best_of_n(
         raise ValueError(f"keep: expected 1 to num_candidates={num_candidates}, got {keep}")
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    _check_path(model)
     own = _per_candidate(call, num_candidates, model.config.backbone_type in REPEATING)
     call = {"max_sequence_length": model.config.max_sequence_length, **call}
     parts = [
@@ -107,6 +109,16 @@ def best_of_n(
     best = latents[order[:keep].to(latents.device)]
     pixels = decode_latents(pipeline.vae, best)
     return BestOfN(images=pipeline.image_processor.postprocess(pixels), latents=best, scores=scores)
+
+
+def _check_path(model: DinaRewardModel) -> None:
+    """Raise a ValueError unless the model is on a rectified flow, as the pipelines that these functions support."""
+    path = path_from_scheduler(model.config.scheduler_config)  # not the model's own, whose class may be remote code
+    if not isinstance(path, RectifiedFlow):
+        raise ValueError(
+            f"model: expected a reward model of a flow-matching family, got {model.config.backbone_type} with "
+            f"{type(path).__name__}"
+        )
 
 
 def _per_candidate(call: dict[str, Any], num_candidates: int, repeats_negative: bool) -> dict[str, Any]:
@@ -161,6 +173,7 @@ class _RewardCallback(PipelineCallback):
         super().__init__()
         if model.training:
             raise ValueError("model: expected it in evaluation mode (model.eval()), got training mode")
+        _check_path(model)
         if isinstance(prompts, str) or (prompts is not None and not prompts):
             raise ValueError(f"prompts: expected a list of at least one text, got {prompts!r}")
         self.model, self.prompts, self.height, self.width = model, prompts, height, width

@@ -24,7 +24,7 @@ GUIDANCE = {
 WITHOUT_GUIDANCE = {"sd3": {"guidance_scale": 1.0}, "zimage": {"guidance_scale": 0.0}}
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=GUIDANCE)
 def family(request):
     return load(request.param)
 
@@ -171,6 +171,14 @@ def test_what_a_pipeline_does_not_support_is_named(family):
         sample(family, callback_on_step_end=RecordRewards(family.model, ["a"] * 3, **SIZE))
     with pytest.raises(ValueError, match=r"^prompts: expected a list of at least one text, got 'abc'"):
         RecordRewards(family.model, "abc")
+
+
+@pytest.mark.parametrize("name", sorted(set(FAMILIES) - set(GUIDANCE)))
+def test_variance_preserving_families_are_refused(name):
+    model = tiny_reward(name)
+    for tool in (lambda: RecordRewards(model), lambda: best_of_n(tiny_pipeline(name), model, "a", 2)):
+        with pytest.raises(ValueError, match=rf"^model: expected .* flow-matching .* got {name} "):
+            tool()
 
 
 @pytest.mark.parametrize("name", ["flux", "qwenimage"])
