@@ -121,16 +121,9 @@ def build_variant(
 def train_variant(
     variant: Variant, pipeline_dir: str, pipeline: StableDiffusion3Pipeline, pairs: Dataset, folder: Path, **fields
 ) -> tuple[DinaRewardModel, Encoder]:
-    """
-    Train a variant to the end, from the last checkpoint in `folder` if a SIGTERM has left one.
-
-    Args:
-        fields: fields of `RewardTrainingArguments`, "seed" (of fresh weights, order of pairs, noise) and "max_steps"
-            among them.
-
-    Raises:
-        SystemExit: after a SIGTERM.
-    """
+    """Train a variant to the end, from the last checkpoint in `folder` if a SIGTERM has left one. A SIGTERM raises a
+    SystemExit. `fields` are those of `RewardTrainingArguments`, with "max_steps" and with "seed", the seed of fresh
+    weights, of the order of pairs and of noise."""
     steps = fields["max_steps"]
     fields |= {"warmup_steps": steps // 10, "logging_steps": max(1, steps // 10), "eval_strategy": "no"}
     fields |= {"save_steps": max(1, steps // 3), "save_total_limit": 1, "ema_decay": 0}
