@@ -116,7 +116,7 @@ def blocks(page):
     """Blocks of code of a page; the output of a block is a block of text that follows immediately."""
     found = [
         Block(match[2], match[3], match[1] or "", None)
-        for match in re.finditer(r"(?:<!-- (.*) -->\n+)?^```(\w*)\n(.*?)^```$", page.read_text(), re.M | re.DOTALL)
+        for match in re.finditer(r"(?:<!-- ([^\n]*) -->\n+)?^```(\w*)\n(.*?)^```$", page.read_text(), re.M | re.DOTALL)
     ]
     following = [each.code if each.language == "text" else None for each in found[1:]]
     return [each._replace(output=output) for each, output in zip_longest(found, following)]
