@@ -19,7 +19,7 @@ from datasets import Dataset, concatenate_datasets, disable_progress_bars
 from diffusers import DiffusionPipeline
 
 from modeling_dina.conditioning_dina import Location
-from modeling_dina.data.tables import open_image
+from modeling_dina.data.images import open_image
 from modeling_dina.evaluation.benchmarks.preference_set import Item
 from modeling_dina.evaluation.evaluate import score_items
 from modeling_dina.evaluation.rewards import CallableEvaluator

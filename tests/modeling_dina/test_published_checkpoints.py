@@ -223,7 +223,7 @@ def test_a_subfolder_of_a_repository(connected_hub, published, folder, picture, 
 
 
 def test_only_needed_shards_are_downloaded(connected_hub, folder, tmp_path):
-    """Of the commit that the index was read from."""
+    """Shards are downloaded at the commit from which the index was read."""
     whole = SD3Transformer2DModel.from_pretrained(folder, subfolder="transformer")
     place = shutil.copytree(folder, tmp_path / "base")
     shutil.rmtree(place / "transformer")

@@ -1,6 +1,7 @@
 """The conventions of the families of generators: how their transformers predict velocities, which noise levels their
 pipelines use, and which modules a LoRA adapter changes."""
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from modeling_dina.packing import PATCH_SIZE, pack_latents, unpack_rows
 from modeling_dina.pipelines_dina import EncodedPrompts
 
 
-class Generator:
+class Generator(ABC):
     """
     A family of transformers, all with the same interface: latents [B, C, H, W], noise levels s in [0, 1], and
     velocities v ~ eps - x0.
@@ -93,11 +94,11 @@ class Generator:
         """The guided velocity, from those of the empty prompt and of the prompts, each [B, C, H, W]."""
         return unconditional + scale * (conditional - unconditional)
 
+    @abstractmethod
     def predict(
         self, states: torch.Tensor, sigma: torch.Tensor, prompts: EncodedPrompts, guidance_scale: float
     ) -> torch.Tensor:
         """Velocity [B, C, H, W] without classifier-free guidance, of noisy latents in the transformer's dtype."""
-        raise NotImplementedError
 
 
 class SD3Generator(Generator):

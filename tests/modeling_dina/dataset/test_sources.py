@@ -61,7 +61,7 @@ def image_folder(folder, files):
 
 
 def parquet_folder(folder, files):
-    """Of two files with the type Image."""
+    """A data set of two files with a column of type Image."""
     features = datasets.Features(
         {"image": datasets.Image(), "caption": datasets.Value("string"), "key": datasets.Value("string")}
     )
@@ -74,7 +74,7 @@ def parquet_folder(folder, files):
 
 
 def webdataset(folder, files, describe=lambda prompt: ("txt", prompt.encode())):
-    """Of two shards, with PNG and WebP."""
+    """Two shards of a WebDataset, with PNG and WebP images."""
     from PIL import Image
 
     (folder / "tars").mkdir()

@@ -19,7 +19,7 @@ CONFIGS = Path(__file__).parents[3] / "training" / "configs" / "align"
 
 @pytest.fixture(scope="module")
 def cost(tmp_path_factory, tiny_folder):
-    """Of a configuration by its name, with flags: of policy and reward cut to three blocks, which count sooner."""
+    """The cost of a configuration, by its name, with flags. Policy and reward have only three blocks, to save time."""
     folder = tmp_path_factory.mktemp("blocks")
     blocks = {"num_layers": 3}
     (folder / "transformer").mkdir()
