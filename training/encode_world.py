@@ -1,5 +1,6 @@
 """The small world's preferences in the format of the reward trainer: all pairs within groups, with votes."""
 
+from concurrent.futures import Executor
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from training.world.latents import rendered_groups
 SHARD_SIZE = 1024  # groups
 
 
-def write_pairs(groups: Groups, out: Path) -> None:
+def write_pairs(groups: Groups, out: Path, pool: Executor | None = None) -> None:
     """
     Write all pairs within groups as cached latents, in the shards of `preference_data.latents.read_latents`.
 
@@ -24,24 +25,32 @@ def write_pairs(groups: Groups, out: Path) -> None:
     Args:
         groups: groups with latents. Their utilities are used only to draw the votes.
         out: folder with the layout of `python -m training.encode_latents --out`.
+        pool: processes that write the shards, if there are any; see `drawing_pool`.
     """
     assert groups.latents is not None
     votes = cast_votes(groups.utilities)
     count = -(-len(groups) // SHARD_SIZE)
-    for shard in tqdm(range(count), desc=out.name, unit="shard"):
+    shards = []
+    for shard in range(count):
         path = out / "data" / f"train-{shard:05d}-of-{count:05d}.parquet"
-        if path.exists():
-            continue
-        rows = slice(shard * SHARD_SIZE, (shard + 1) * SHARD_SIZE)
-        latents = groups.latents[rows]
-        pairs = torch.stack([latents[:, FIRST], latents[:, SECOND]], dim=2).flatten(0, 1)  # [pairs, 2, 16, 8, 8]
-        labels = {
-            "prompt": np.repeat(groups.captions[rows], len(FIRST)),
-            "target": votes[rows].astype(float).flatten(),
-            "weight": np.ones(len(pairs)),
-            "source": ["small world"] * len(pairs),
-        }
-        write_shard(path, dict(enumerate(pairs)), Dataset.from_dict(labels))
+        if not path.exists():
+            rows = slice(shard * SHARD_SIZE, (shard + 1) * SHARD_SIZE)
+            shards.append((path, groups.captions[rows], groups.latents[rows].clone(), votes[rows]))
+    written = (map if pool is None else pool.map)(_write_pairs, *zip(*shards, strict=True)) if shards else ()
+    for _ in tqdm(written, desc=out.name, unit="shard", total=len(shards)):
+        pass
+
+
+def _write_pairs(path: Path, captions: list[str], latents: torch.Tensor, votes: np.ndarray) -> None:
+    """Write one shard: captions of G groups, latents [G, 4, C, H, W] and votes [G, 6]."""
+    pairs = torch.stack([latents[:, FIRST], latents[:, SECOND]], dim=2).flatten(0, 1)  # [pairs, 2, C, H, W]
+    labels = {
+        "prompt": np.repeat(captions, len(FIRST)),
+        "target": votes.astype(float).flatten(),
+        "weight": np.ones(len(pairs)),
+        "source": ["small world"] * len(pairs),
+    }
+    write_shard(path, dict(enumerate(pairs)), Dataset.from_dict(labels))
 
 
 def write_rendered_pairs(out: Path, pipeline_dir: str, *, groups: int, seed: int) -> Groups:

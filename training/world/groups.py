@@ -1,7 +1,9 @@
 """Groups of pictures, with one caption per group and known utilities, on which rewards are trained and tested."""
 
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -102,14 +104,26 @@ class Groups:
 
     @classmethod
     def measure(
-        cls, descriptions: Sequence[Description], pictures: np.ndarray, latents: torch.Tensor | None = None
+        cls,
+        descriptions: Sequence[Description],
+        pictures: np.ndarray,
+        latents: torch.Tensor | None = None,
+        pool: Executor | None = None,
     ) -> "Groups":
-        """Create groups from pictures, RGB uint8 [G, 4, 64, 64, 3], and measure their utilities."""
-        utilities = [
-            [true_utility(description, picture) for picture in group]
-            for description, group in zip(descriptions, pictures, strict=True)
-        ]
+        """Create groups from pictures, RGB uint8 [G, 4, 64, 64, 3], and measure their utilities, by the processes of
+        `pool` if it is given."""
+        measured = map if pool is None else partial(pool.map, chunksize=32)
+        utilities = list(measured(_utilities, descriptions, pictures))
         return cls([description.caption for description in descriptions], np.array(utilities), pictures, latents)
+
+    @classmethod
+    def join(cls, parts: Sequence["Groups"]) -> "Groups":
+        """Concatenate groups that all have pictures and no latents."""
+        return cls(
+            [caption for part in parts for caption in part.captions],
+            np.concatenate([part.utilities for part in parts]),
+            np.concatenate([np.asarray(part.pictures) for part in parts]),
+        )
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -125,6 +139,10 @@ class Groups:
         """Probability that an annotator prefers the first picture of each pair, float64 [G, 6]."""
         utilities = self.utilities.astype(np.float64)
         return true_preference(utilities[:, FIRST], utilities[:, SECOND])
+
+
+def _utilities(description: Description, pictures: np.ndarray) -> list[float]:
+    return [true_utility(description, picture) for picture in pictures]
 
 
 def cast_votes(utilities: np.ndarray) -> np.ndarray:

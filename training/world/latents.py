@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from modeling_dina.files import atomic_path
 from modeling_dina.latents_dina import decode_latents, encode_images
+from training.world.drawing import Ahead
 from training.world.groups import GROUP_SIZE, Groups, RenderedPictures
 
 SHARD_SIZE = 4096
@@ -30,7 +31,7 @@ def to_pixels(pictures: np.ndarray) -> torch.Tensor:
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pictures: np.ndarray, batch_size: int = 256) -> torch.Tensor:
-    """Encode pictures, RGB uint8 [N, 64, 64, 3], to float16 latents [N, 16, 8, 8] in model space (posterior mode)."""
+    """Encode pictures, RGB uint8 [N, 64, 64, 3], to float16 latents [N, 16, 16, 16] in model space (modes)."""
     batches = []
     for start in range(0, len(pictures), batch_size):
         pixels = to_pixels(pictures[start : start + batch_size])
@@ -40,8 +41,8 @@ def encode(vae: AutoencoderKL, pictures: np.ndarray, batch_size: int = 256) -> t
 
 @torch.no_grad()
 def decode(pipeline: DiffusionPipeline, latents: torch.Tensor) -> np.ndarray:
-    """Decode latents [B, 16, 8, 8] in model space to pictures, RGB uint8 [B, 64, 64, 3]."""
-    images = [decode_latents(pipeline.vae, batch) for batch in latents.split(128)]
+    """Decode latents [B, 16, 16, 16] in model space to pictures, RGB uint8 [B, 64, 64, 3]."""
+    images = [decode_latents(pipeline.vae, batch.to(pipeline.vae.device)).cpu() for batch in latents.split(128)]
     pictures = pipeline.image_processor.postprocess(torch.cat(images), output_type="np")
     return (pictures * 255).round().astype(np.uint8)
 
@@ -53,6 +54,11 @@ class Shard(NamedTuple):
     captions: list[str]
 
 
+def shard_paths(directory: Path, total: int) -> list[Path]:
+    """Paths of the shards of a set with `total` items, in order."""
+    return [directory / f"{start:08d}.safetensors" for start in range(0, total, SHARD_SIZE)]
+
+
 def build_shards(directory: Path, total: int, make: Callable[[range], Shard]) -> list[Path]:
     """
     Write items 0 to total - 1 in shards. Existing shards are not changed.
@@ -62,14 +68,13 @@ def build_shards(directory: Path, total: int, make: Callable[[range], Shard]) ->
         total: number of items.
         make: creates the shard with the given item indices.
     """
-    paths = []
-    for start in tqdm(range(0, total, SHARD_SIZE), desc=directory.name):
-        path = directory / f"{start:08d}.safetensors"
+    paths = shard_paths(directory, total)
+    for index, path in enumerate(tqdm(paths, desc=directory.name)):
         if not path.exists():
+            start = index * SHARD_SIZE
             tensors, captions = make(range(start, min(total, start + SHARD_SIZE)))
             with atomic_path(path) as partial:
                 save_file(tensors, partial, metadata={"captions": json.dumps(captions)})
-        paths.append(path)
     return paths
 
 
@@ -104,7 +109,15 @@ def store_groups(directory: Path, count: int, make: Callable[[range], Groups]) -
     return Groups(captions, tensors["utilities"].numpy(), latents=tensors["latents"])
 
 
-def rendered_groups(directory: Path, vae: AutoencoderKL, *, groups: int, seed: int, held_out: bool = False) -> Groups:
+def rendered_groups(
+    directory: Path,
+    vae: AutoencoderKL,
+    *,
+    groups: int,
+    seed: int,
+    held_out: bool = False,
+    ahead: Ahead[Groups] | None = None,
+) -> Groups:
     """
     Load rendered groups with their latents, and encode missing ones first. Pictures are drawn on access.
 
@@ -113,10 +126,11 @@ def rendered_groups(directory: Path, vae: AutoencoderKL, *, groups: int, seed: i
         vae: autoencoder that encodes the pictures.
         groups: number of groups.
         seed, held_out: arguments of `draw_group`.
+        ahead: the same groups, if other processes draw them.
     """
 
     def make(indices: range) -> Groups:
-        drawn = Groups.draw(indices, seed, held_out)
+        drawn = Groups.draw(indices, seed, held_out) if ahead is None else Groups.join(ahead.take(indices))
         assert drawn.pictures is not None
         latents = encode(vae, np.concatenate(drawn.pictures)).unflatten(0, (-1, GROUP_SIZE))
         return replace(drawn, latents=latents)

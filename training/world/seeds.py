@@ -35,6 +35,8 @@ class Seed(IntEnum):
     TEST_GENERATED = 22, "Generated groups for testing both rewards."
     VALIDATION = 23, "Rendered groups for validating the latent reward during training."
 
+    TEST_GENERATOR = 24, "Captions for testing the generator; the pictures rendered for them have a third number, 1."
+
     BENCHMARK = 40, "Groups of the benchmark `world`; every other group has a held-out combination."
     ALIGNMENT_EVALUATION = 41, "Evaluation prompts of every alignment run."
     # The seed of the run is the second number. The committed alignment study used 40 instead of 42.

@@ -13,7 +13,7 @@ from training.reward.pixel_model import PixelRewardModel
 from training.world.annotators import IMPRESSION_NOISE
 from training.world.groups import GROUP_SIZE, Groups
 from training.world.latents import to_pixels
-from training.world.models.pixel_reward import fit_pixel_reward, fresh_pixel_reward, votes_dataset
+from training.world.models.pixel_reward import features_and_votes, fit_pixel_reward, fresh_pixel_reward
 from training.world.models.scores import encode_captions
 
 EPOCHS = 4  # as in `training.world.models.pixel_reward`; the other variants have two
@@ -31,9 +31,9 @@ def train_pixels(
     fresh weights and of the order of the groups."""
     set_seed(seed)
     model = untrained_pixels(pipeline)
-    votes = votes_dataset(model, pipeline, [groups], EPOCHS)
-    batch_size = max(1, len(votes) // steps)
-    fit_pixel_reward(model, votes, folder, batch_size=batch_size, warmup_steps=steps // 10, seed=seed)
+    votes = features_and_votes(model, pipeline, [groups])
+    batch_size = max(1, EPOCHS * len(groups) // steps)
+    fit_pixel_reward(model, votes, folder, updates=steps, batch_size=batch_size, seed=seed)
     return model.to(pipeline.device)
 
 

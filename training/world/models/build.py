@@ -5,8 +5,11 @@ interrupted build resumes at the first unfinished stage. The finished, self-cont
 """
 
 import json
+from collections.abc import Callable
+from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -17,38 +20,51 @@ from modeling_dina import DinaRewardModel
 from modeling_dina.files import atomic_path
 from modeling_dina.options import check_folder, exit_on_bad_input
 from training.run_control import TERMINATED
+from training.world.drawing import Ahead, drawing_pool
 from training.world.groups import Groups
-from training.world.latents import rendered_groups
-from training.world.models.autoencoder import build_autoencoder
+from training.world.latents import Shard, build_shards, encode, load_shards, rendered_groups, shard_paths
+from training.world.models import autoencoder, generator
 from training.world.models.generated import generated_groups
-from training.world.models.generator import build_generator
+from training.world.models.pictures import Drawn, Pictures
 from training.world.models.report import write_report
 from training.world.models.reward import train_reward
+from training.world.models.settings import PRESETS, Settings
 from training.world.seeds import Seed
-
-# The minimum for a scaled build: pictures for one batch of the autoencoder, and groups.
-MIN_PICTURES, MIN_GROUPS = 32, 4
 
 
 def build(
     out: Annotated[Path, typer.Option(help="Folder of the build; an interrupted build resumes.")],
-    scale: Annotated[float, typer.Option(help="Factor on the number of pictures, for a trial.", min=0.0)] = 1.0,
+    preset: Annotated[
+        str, typer.Option(help="Sizes of the build: cpu, for two cores, or gpu, for a large GPU with 16 cores.")
+    ] = "cpu",
+    scale: Annotated[float, typer.Option(help="Factor on pictures and updates, for a trial.", min=0.0)] = 1.0,
 ) -> None:
     """Train and measure the autoencoder, generator and reward model of the small world."""
     with exit_on_bad_input():
         check_folder("out", out)
-    pipeline, model, tests = build_models(out, scale)
-    pack(pipeline, model, out / "model")
-    write_report(out, pipeline, model, tests, scale)
+        if preset not in PRESETS:
+            raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {preset}")
+    run_build(out, PRESETS[preset].scaled(scale))
 
 
-def build_models(out: Path, scale: float) -> tuple[StableDiffusion3Pipeline, DinaRewardModel, dict[str, Groups]]:
+def run_build(out: Path, settings: Settings) -> None:
+    """Run the unfinished stages, and write the model and its report."""
+    with drawing_pool() as pool:
+        pipeline, model, tests = build_models(out, settings, pool)
+        pack(pipeline, model, out / "model")
+        write_report(out, pipeline, model, tests, settings)
+
+
+def build_models(
+    out: Path, settings: Settings, pool: Executor
+) -> tuple[StableDiffusion3Pipeline, DinaRewardModel, dict[str, Groups]]:
     """
     Run the unfinished stages.
 
     Args:
         out: folder of the build.
-        scale: factor on the number of pictures.
+        settings: amounts of the build.
+        pool: processes that draw pictures while stages train; see `drawing_pool`.
 
     Returns:
         The generator, the reward model in evaluation mode, and the test groups by name.
@@ -56,53 +72,85 @@ def build_models(out: Path, scale: float) -> tuple[StableDiffusion3Pipeline, Din
     Raises:
         typer.Exit: SIGTERM stopped the reward training, which can resume from its checkpoint.
     """
-
-    def amount(count: int, least: int = MIN_GROUPS) -> int:
-        return max(least, round(count * scale))
-
-    images = amount(64_000, MIN_PICTURES), amount(75_000, MIN_PICTURES)
-    pipeline = build_pipeline(out, images=images, sample=amount(1024))
-    vae = pipeline.vae
-    rendered = rendered_groups(out / "rendered", vae, groups=amount(24_000), seed=Seed.RENDERED)
-    generated = generated_groups(out / "generated", pipeline, groups=amount(2_000), seed=Seed.GENERATED)
-    tests = {
-        "seen": rendered_groups(out / "test_seen", vae, groups=amount(1_000), seed=Seed.TEST_SEEN),
-        "held_out": rendered_groups(
-            out / "test_held_out", vae, groups=amount(1_000), seed=Seed.TEST_HELD_OUT, held_out=True
-        ),
-        "generated": generated_groups(out / "test_generated", pipeline, groups=amount(250), seed=Seed.TEST_GENERATED),
+    ahead = draw_ahead(out, settings, pool)
+    pipeline = build_pipeline(out, settings, ahead)
+    groups = {
+        name: rendered_groups(out / name, pipeline.vae, groups=count, **options, ahead=ahead.get(name))
+        for name, (count, options) in rendered_sets(settings).items()
     }
-    validation = rendered_groups(out / "validation", vae, groups=amount(256), seed=Seed.VALIDATION)
+    for name, count, seed in (
+        ("generated", settings.generated, Seed.GENERATED),
+        ("test_generated", settings.few_groups, Seed.TEST_GENERATED),
+    ):
+        groups[name] = generated_groups(out / name, pipeline, groups=count, seed=seed, pool=pool)
     reward_dir = out / "reward_training" / "model"
+    training = {name: groups[name] for name in ("rendered", "generated")}
     if (
         not (reward_dir / "config.json").exists()
-        and train_reward(out, {"rendered": rendered, "generated": generated}, validation) is None
+        and train_reward(out, training, groups["validation"], settings, pool) is None
     ):
         raise typer.Exit(TERMINATED)
-    return pipeline, DinaRewardModel.from_pretrained(reward_dir).to(pipeline.device).eval(), tests
+    model = DinaRewardModel.from_pretrained(reward_dir).to(pipeline.device).eval()
+    return pipeline, model, {name: groups[f"test_{name}"] for name in ("seen", "held_out", "generated")}
 
 
-def build_pipeline(out: Path, *, images: tuple[int, int], sample: int) -> StableDiffusion3Pipeline:
+def rendered_sets(settings: Settings) -> dict[str, tuple[int, dict[str, Any]]]:
+    """Number of groups of every rendered set, and its arguments of `rendered_groups`."""
+    return {
+        "rendered": (settings.rendered, {"seed": Seed.RENDERED}),
+        "validation": (settings.few_groups, {"seed": Seed.VALIDATION}),
+        "test_seen": (settings.test, {"seed": Seed.TEST_SEEN}),
+        "test_held_out": (settings.test, {"seed": Seed.TEST_HELD_OUT, "held_out": True}),
+    }
+
+
+def draw_ahead(out: Path, settings: Settings, pool: Executor) -> dict[str, Ahead]:
+    """Start to draw all pictures of unfinished stages, in the order of their use."""
+    share, vae = autoencoder.DEFECT_SHARE, out / "pipeline" / "vae" / "config.json"
+    sets: dict[str, tuple[Callable, int, Path]] = {
+        "autoencoder": (Pictures(Seed.AUTOENCODER, share).draw_many, settings.autoencoder_pictures, vae),
+        "latent_scale": (Pictures(Seed.LATENT_SCALE, share).draw_many, settings.few_pictures, vae),
+        "generator": (
+            Pictures(Seed.GENERATOR, generator.DEFECT_SHARE).draw_many,
+            settings.generator_pictures,
+            out / "pipeline" / "model_index.json",
+        ),
+    }
+    for name, (count, options) in rendered_sets(settings).items():
+        sets[name] = partial(Groups.draw, **options), count, shard_paths(out / name, count)[-1]
+    return {name: Ahead(pool, draw, count) for name, (draw, count, result) in sets.items() if not result.exists()}
+
+
+def build_pipeline(out: Path, settings: Settings, ahead: dict[str, Ahead]) -> StableDiffusion3Pipeline:
     """
     Train the generator with its autoencoder, or load finished parts from `out`.
 
     Args:
         out: folder of the build.
-        images: numbers of training pictures of the autoencoder and of the generator.
-        sample: number of pictures that determine the scale of the latents.
+        settings: amounts of the build.
+        ahead: pictures "autoencoder", "latent_scale" and "generator" for the parts that are not finished.
     """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     folder = out / "pipeline"
-    if (folder / "vae" / "config.json").exists():
-        vae = AutoencoderKL.from_pretrained(folder, subfolder="vae")
-    else:
+    if "autoencoder" in ahead:
         set_seed(0)
-        vae = build_autoencoder(out, images=images[0], sample=sample)
-    if (folder / "model_index.json").exists():
-        pipeline = StableDiffusion3Pipeline.from_pretrained(folder)
+        pictures, sample = (Drawn.join(ahead[name].take_all()).pictures for name in ("autoencoder", "latent_scale"))
+        updates, batch_size = settings.autoencoder_updates, settings.autoencoder_batch
+        vae = autoencoder.build_autoencoder(
+            out, pictures, sample, updates=updates, batch_size=batch_size, device=device
+        )
     else:
-        set_seed(1)
-        pipeline = build_generator(out, vae, images=images[1], epochs=5)
-    return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+        vae = AutoencoderKL.from_pretrained(folder, subfolder="vae").to(device)
+    if "generator" not in ahead:
+        return StableDiffusion3Pipeline.from_pretrained(folder).to(device)
+
+    def make(indices: range) -> Shard:
+        drawn = Drawn.join(ahead["generator"].take(indices))
+        return Shard({"latents": encode(vae, drawn.pictures)}, drawn.captions)
+
+    tensors, captions = load_shards(build_shards(out / "pictures", settings.generator_pictures, make))
+    set_seed(1)
+    return generator.build_generator(out, vae, tensors["latents"], captions, settings, device)
 
 
 def pack(pipeline: StableDiffusion3Pipeline, model: DinaRewardModel, directory: Path) -> None:

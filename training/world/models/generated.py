@@ -1,5 +1,6 @@
 """Groups of generated pictures with their true utilities."""
 
+from concurrent.futures import Executor
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from training.world.models.text import MAX_LENGTH
 def sample_latents(
     pipeline: StableDiffusion3Pipeline, captions: list[str], *, guidance_scale: float, seed: int, steps: int = 16
 ) -> torch.Tensor:
-    """Sample one latent per caption, [B, 16, 8, 8] in model space."""
+    """Sample one latent per caption, [B, 16, 16, 16] in model space."""
     pipeline.set_progress_bar_config(disable=True)
     return pipeline(
         captions,
@@ -28,7 +29,13 @@ def sample_latents(
 
 
 def generated_groups(
-    directory: Path, pipeline: StableDiffusion3Pipeline, *, groups: int, seed: int, batch_size: int = 32
+    directory: Path,
+    pipeline: StableDiffusion3Pipeline,
+    *,
+    groups: int,
+    seed: int,
+    batch_size: int = 128,
+    pool: Executor | None = None,
 ) -> Groups:
     """
     Load groups of generated pictures, stored as latents, and generate missing ones first.
@@ -39,6 +46,7 @@ def generated_groups(
         groups: number of groups.
         seed: seed of the captions. The noise of a batch has this seed plus the index of the batch's first group.
         batch_size: number of groups sampled at a time; it affects the result.
+        pool: processes that measure utilities, if there are any; see `drawing_pool`.
     """
 
     def make(indices: range) -> Groups:
@@ -59,7 +67,8 @@ def generated_groups(
         return Groups.measure(
             descriptions,
             pictures.reshape(-1, GROUP_SIZE, *pictures.shape[1:]),
-            latents.half().unflatten(0, (-1, GROUP_SIZE)).contiguous(),
+            latents.half().cpu().unflatten(0, (-1, GROUP_SIZE)).contiguous(),
+            pool,
         )
 
     return store_groups(directory, groups, make)

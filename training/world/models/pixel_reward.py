@@ -5,13 +5,12 @@ It is trained on the same votes as the latent reward.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from torch import nn
-from torch.utils.data import ConcatDataset, StackDataset
 from tqdm import tqdm
 from transformers import set_seed
 
@@ -24,25 +23,8 @@ from training.world.groups import FIRST, GROUP_SIZE, SECOND, Groups, cast_votes,
 from training.world.latents import rendered_groups
 from training.world.models.generated import generated_groups
 from training.world.models.scores import encode_captions
-from training.world.models.stage import train_stage
+from training.world.models.stage import Batches, train_stage
 from training.world.seeds import Seed
-
-
-def feature_dataset(
-    features: torch.Tensor, prompt_embeds: torch.Tensor, votes: torch.Tensor, epochs: int
-) -> ConcatDataset:
-    """
-    Groups of pictures as vision features, with their votes.
-
-    Args:
-        features: [G, 4, tokens, channels].
-        prompt_embeds: [G, L, D].
-        votes: [G, 6], share of votes for the first picture of each pair.
-        epochs: number of passes over the groups.
-    """
-    # A tensor is as good as a data set here, though the annotations do not say so.
-    tensors: dict[str, Any] = {"features": features, "prompt_embeds": prompt_embeds, "targets": votes}
-    return ConcatDataset([StackDataset(**tensors)] * epochs)
 
 
 class VotesObjective(nn.Module):
@@ -60,8 +42,9 @@ class VotesObjective(nn.Module):
 
 def score_groups(model: PixelRewardModel, features: torch.Tensor, prompt_embeds: torch.Tensor) -> torch.Tensor:
     """Scores [G, 4] of features [G, 4, tokens, channels] for prompt_embeds [G, L, D], in float32."""
-    embeds = prompt_embeds.float().repeat_interleave(GROUP_SIZE, dim=0)
-    return model.read(features.float().flatten(0, 1), embeds).unflatten(0, (-1, GROUP_SIZE))
+    device = next(model.parameters()).device
+    embeds = prompt_embeds.float().repeat_interleave(GROUP_SIZE, dim=0).to(device)
+    return model.read(features.float().flatten(0, 1).to(device), embeds).unflatten(0, (-1, GROUP_SIZE))
 
 
 @torch.no_grad()
@@ -70,8 +53,8 @@ def encode_pictures(model: PixelRewardModel, vae: AutoencoderKL, latents: torch.
     [G, 4, tokens, channels]."""
     features = []
     for group in tqdm(latents.split(32), desc="encoding pictures"):
-        pixels = decode_latents(vae, group.flatten(0, 1).float()).clamp(-1, 1)
-        features.append(model.features(pixels).half())
+        pixels = decode_latents(vae, group.flatten(0, 1).float().to(vae.device)).clamp(-1, 1)
+        features.append(model.to(vae.device).features(pixels).half().cpu())
     return torch.cat(features).unflatten(0, (-1, GROUP_SIZE))
 
 
@@ -83,7 +66,7 @@ def measure(model: PixelRewardModel, pipeline: StableDiffusion3Pipeline, groups:
     features = encode_pictures(model, pipeline.vae, groups.latents)
     batches = zip(features.split(64), embeds.split(64), strict=True)
     scores = torch.cat([score_groups(model, pictures, text) for pictures, text in batches])
-    return pairwise_accuracy(scores.numpy(), groups.utilities)
+    return pairwise_accuracy(scores.cpu().numpy(), groups.utilities)
 
 
 def test_groups(folder: Path, pipeline: StableDiffusion3Pipeline, count: int) -> dict[str, Groups]:
@@ -94,19 +77,27 @@ def test_groups(folder: Path, pipeline: StableDiffusion3Pipeline, count: int) ->
     }
 
 
-def votes_dataset(
-    model: PixelRewardModel, pipeline: StableDiffusion3Pipeline, sets: Sequence[Groups], epochs: int
-) -> ConcatDataset:
-    """Concatenate the groups of several sets, and draw all their votes together."""
+def features_and_votes(
+    model: PixelRewardModel, pipeline: StableDiffusion3Pipeline, sets: Sequence[Groups]
+) -> dict[str, torch.Tensor]:
+    """
+    Concatenate the groups of several sets, and draw all their votes together.
+
+    Returns:
+        "features" [G, 4, tokens, channels] of the pictures, "prompt_embeds" [G, L, D], and "targets" [G, 6], the share
+        of votes for the first picture of each pair.
+    """
     captions = [caption for groups in sets for caption in groups.captions]
     utilities = torch.cat([torch.from_numpy(groups.utilities) for groups in sets]).numpy()
     features = []
     for groups in sets:
         assert groups.latents is not None
         features.append(encode_pictures(model, pipeline.vae, groups.latents))
-    return feature_dataset(
-        torch.cat(features), encode_captions(pipeline, captions)[0], torch.from_numpy(cast_votes(utilities)), epochs
-    )
+    return {
+        "features": torch.cat(features),
+        "prompt_embeds": encode_captions(pipeline, captions)[0],
+        "targets": torch.from_numpy(cast_votes(utilities)),
+    }
 
 
 def train_pixel_reward(pipeline_dir: str, out: Path, *, rendered: int, generated: int, epochs: int) -> None:
@@ -129,7 +120,9 @@ def train_pixel_reward(pipeline_dir: str, out: Path, *, rendered: int, generated
         rendered_groups(out / "rendered", pipeline.vae, groups=rendered, seed=Seed.RENDERED),
         generated_groups(out / "generated", pipeline, groups=generated, seed=Seed.GENERATED),
     ]
-    fit_pixel_reward(model, votes_dataset(model, pipeline, sets, epochs), out)
+    batch_size = 64
+    updates = max(1, epochs * (rendered + generated) // batch_size)
+    fit_pixel_reward(model, features_and_votes(model, pipeline, sets), out, updates=updates, batch_size=batch_size)
 
 
 def fresh_pixel_reward(vae: AutoencoderKL, text_width: int) -> PixelRewardModel:
@@ -143,27 +136,21 @@ def fresh_pixel_reward(vae: AutoencoderKL, text_width: int) -> PixelRewardModel:
 
 
 def fit_pixel_reward(
-    model: PixelRewardModel, votes: ConcatDataset, out: Path, *, batch_size: int = 64, **arguments
+    model: PixelRewardModel, votes: dict[str, torch.Tensor], out: Path, *, updates: int, batch_size: int, seed: int = 0
 ) -> None:
     """
     Train a pixel reward, and save it in `out`.
 
     Args:
         model: untrained model.
-        votes: features and votes of groups for all epochs.
+        votes: features and votes of groups.
         out: folder for the model; checkpoints are in its subfolder `training`.
+        updates: number of updates.
         batch_size: number of groups per update.
-        arguments: further TrainingArguments that differ from those of `train_stage`.
+        seed: seed of the order of the groups.
     """
-    train_stage(
-        VotesObjective(model),
-        votes,
-        out / "training",
-        batch_size=batch_size,
-        learning_rate=5e-4,
-        dataloader_num_workers=0,
-        **arguments,
-    )
+    batches = Batches(votes, updates=updates, batch_size=batch_size, seed=seed)
+    train_stage(VotesObjective(model), batches, out / "training", learning_rate=5e-4)
     model.eval().save_pretrained(out)
 
 

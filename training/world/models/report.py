@@ -1,21 +1,24 @@
 """Measure a finished build of the small world, and write the JSON and the two figures for its model card."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import torch
 from diffusers import StableDiffusion3Pipeline
 
 from modeling_dina import DinaRewardModel
 from modeling_dina.identity import weights_hash
 from training.world.groups import Groups, pairwise_accuracy
 from training.world.latents import decode
+from training.world.models.fidelity import measure_generator
 from training.world.models.generated import sample_latents
 from training.world.models.scores import group_scores
+from training.world.models.settings import Settings
 
 LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 CAPTIONS = (
@@ -32,7 +35,11 @@ INK, ACCENT, SOFT = "#1f2937", "#2563eb", "#9ca3af"
 
 
 def write_report(
-    directory: Path, pipeline: StableDiffusion3Pipeline, model: DinaRewardModel, tests: dict[str, Groups], scale: float
+    directory: Path,
+    pipeline: StableDiffusion3Pipeline,
+    model: DinaRewardModel,
+    tests: dict[str, Groups],
+    settings: Settings,
 ) -> None:
     """Write `report.json` and its figures to `model/`.
 
@@ -41,17 +48,19 @@ def write_report(
         pipeline: generator.
         model: reward model in evaluation mode.
         tests: groups of the test sets "seen", "held_out" and "generated".
-        scale: scale of the build.
+        settings: amounts of the build.
     """
     folder = directory / "model"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
     # DIR stands for the local path, because the folder is published.
     head = {
         "kind": "world_build",
-        "command": f"python -m training.world.models.build --out DIR --scale {scale:g}",
+        "command": f"python -m training.world.models.build --out DIR {settings.flags}",
         "revision": weights_hash(folder),
-        "settings": {"scale": scale},
+        "settings": {**asdict(settings), "device": device, "torch": torch.__version__},
     }
     report = {name: measure(model, pipeline, groups) for name, groups in tests.items()}
+    report["generator"] = measure_generator(pipeline, captions=max(4, settings.test // 2))
     curve = [json.loads(line) for line in (directory / "learning_curve.jsonl").read_text().splitlines()]
     (folder / "report.json").write_text(json.dumps({**head, **report, "learning_curve": curve}, indent=2) + "\n")
     draw_pictures(pipeline, folder / "pictures.webp")

@@ -1,7 +1,10 @@
 """Stage four: train a DiNa reward model on the generator's first blocks with the package's trainer."""
 
 import json
+from concurrent.futures import Executor
 from pathlib import Path
+
+import torch
 
 from training.arguments import load_config
 from training.encode_world import write_pairs
@@ -9,11 +12,14 @@ from training.reward.trainer import RewardTrainingArguments
 from training.run_control import last_checkpoint
 from training.train_reward import DataArguments, ModelArguments, complete, prepare
 from training.world.groups import Groups, pairwise_accuracy
+from training.world.models.settings import Settings
 
 CONFIG = Path(__file__).parents[2] / "configs" / "small_world.yaml"
 
 
-def train_reward(directory: Path, groups: dict[str, Groups], validation: Groups) -> Path | None:
+def train_reward(
+    directory: Path, groups: dict[str, Groups], validation: Groups, settings: Settings, pool: Executor | None = None
+) -> Path | None:
     """
     Train with `configs/small_world.yaml` on the generator under `pipeline/`.
 
@@ -22,13 +28,17 @@ def train_reward(directory: Path, groups: dict[str, Groups], validation: Groups)
             validation accuracies to `learning_curve.jsonl`.
         groups: training groups by name.
         validation: groups that are evaluated during training.
+        settings: number of updates and pairs, and precision.
+        pool: processes that write the pairs, if there are any; see `drawing_pool`.
 
     Returns:
         The folder of the reward model, or None after a SIGTERM.
     """
     pairs = directory / "pairs"
     for name, members in {**groups, "validation": validation}.items():
-        write_pairs(members, pairs / name)
+        write_pairs(members, pairs / name, pool)
+    # Small batches need a smaller step; large ones need data from several processes.
+    large = settings.reward_batch > 64
     arguments = load_config(
         CONFIG,
         ModelArguments,
@@ -38,6 +48,13 @@ def train_reward(directory: Path, groups: dict[str, Groups], validation: Groups)
         train_data=[pairs / name for name in groups],
         validation_data=[pairs / "validation"],
         output_dir=directory / "reward_training",
+        max_steps=settings.reward_updates,
+        per_device_train_batch_size=settings.reward_batch,
+        learning_rate=6e-4 if large else 5e-4,
+        eval_steps=max(1, settings.reward_updates // 5),
+        dataloader_num_workers=8 if large else 0,
+        bf16=settings.bf16,
+        use_cpu=not torch.cuda.is_available(),
         report_to="none",
     )
     folder = complete(prepare(*arguments))

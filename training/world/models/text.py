@@ -1,6 +1,11 @@
 """Tokenizers and text encoders of the small world, with the architectures of Stable Diffusion 3."""
 
+from collections.abc import Sequence
+
 import numpy as np
+import torch
+from diffusers import StableDiffusion3Pipeline
+from torch import nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModelWithProjection,
@@ -72,3 +77,34 @@ def build_t5_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
             dropout_rate=0.0,
         )
     )
+
+
+def tokenize(pipeline: StableDiffusion3Pipeline, captions: Sequence[str]) -> torch.Tensor:
+    """Token ids of CLIP and of T5, [2, N, MAX_LENGTH]."""
+    distinct = list(dict.fromkeys(captions))
+    ids = [
+        tokenizer(
+            distinct, padding="max_length", max_length=MAX_LENGTH, truncation=True, return_tensors="pt"
+        ).input_ids
+        for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_3)
+    ]
+    rows = dict(zip(distinct, range(len(distinct)), strict=True))
+    return torch.stack(ids)[:, [rows[caption] for caption in captions]]
+
+
+class TextEncoders(nn.Module):
+    """The three text encoders of a pipeline, applied to the token ids of `tokenize`."""
+
+    def __init__(self, pipeline: StableDiffusion3Pipeline) -> None:
+        super().__init__()
+        self.clip = nn.ModuleList([pipeline.text_encoder, pipeline.text_encoder_2])
+        # T5 without its wrapper, which has two names for the embedding; a checkpoint stores a tensor only once.
+        self.t5 = pipeline.text_encoder_3.encoder
+
+    def forward(self, clip_ids: torch.Tensor, t5_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The embeddings [B, 2 * MAX_LENGTH, T5_WIDTH] and pooled embeddings [B, 2 * CLIP_WIDTH] that the pipeline's
+        `encode_prompt` returns for the captions."""
+        outputs = [encoder(clip_ids, output_hidden_states=True) for encoder in self.clip]
+        clip = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+        pooled = torch.cat([output.text_embeds for output in outputs], dim=-1)
+        return torch.cat([clip, self.t5(t5_ids).last_hidden_state], dim=1), pooled
