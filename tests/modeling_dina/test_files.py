@@ -1,10 +1,12 @@
 """Files and folders are complete or absent, and what has been computed is not computed again."""
 
+import resource
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 
-from modeling_dina.files import atomic_path, check_settings, load_or_compute, write_json, write_text
+from modeling_dina.files import Journal, atomic_path, check_settings, load_or_compute, write_json, write_text
 
 
 def write_file(path, text):
@@ -120,3 +122,37 @@ def test_several_runs_begin_a_folder_together(tmp_path):
             path = tmp_path / str(trial) / "settings.json"
             list(pool.map(lambda _, path=path: check_settings(path, {"size": 1}), range(8)))
             assert list(path.parent.iterdir()) == [path]
+
+
+@contextmanager
+def file_size_limit(size):
+    """Files of this process cannot become larger, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_results_that_do_not_fit_on_the_disk_leave_the_journal_as_it_was(tmp_path):
+    path = tmp_path / "journal"
+    journal = Journal(path, {"seed": 0})
+    journal.append({"result": 1})
+    before = path.read_bytes()
+    # The first bytes of the next line would fit.
+    with file_size_limit(len(before) + 5), pytest.raises(OSError, match="File too large"):
+        journal.append({"result": 2})
+    assert path.read_bytes() == before
+    journal.append({"result": 3})
+    assert Journal(path, {"seed": 0}).records == [{"result": 1}, {"result": 3}]
+
+
+def test_reading_a_journal_that_is_being_written_changes_nothing(tmp_path):
+    path = tmp_path / "journal"
+    Journal(path, {"seed": 0}).append({"result": 1})
+    with path.open("ab") as file:
+        file.write(b'{"resu')
+    before = path.read_bytes()
+    assert Journal.read(path) == [{"result": 1}]
+    assert path.read_bytes() == before
