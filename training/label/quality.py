@@ -137,6 +137,8 @@ def fit_noise(preferences: Preferences, names: Sequence[str]) -> dict[str, tuple
     Returns:
         For each annotator s_k and the bounds of its interval of 95 %, by a normal approximation for the log of s_k.
     """
+    if not names:
+        return {}
     # Votes for a and for b by pair and annotator, [P, K] each.
     own = [[by_name.get(name, []) for name in names] for by_name in preferences.values()]
     wins = torch.tensor([[sum(each) for each in row] for row in own], dtype=torch.float64).reshape(-1, len(names))
