@@ -1,12 +1,11 @@
 """Files and folders are complete or absent, and what has been computed is not computed again."""
 
-import resource
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import pytest
 
 from modeling_dina.files import Journal, atomic_path, check_settings, load_or_compute, write_json, write_text
+from tests.processes import file_size_limit
 
 
 def write_file(path, text):
@@ -122,17 +121,6 @@ def test_several_runs_begin_a_folder_together(tmp_path):
             path = tmp_path / str(trial) / "settings.json"
             list(pool.map(lambda _, path=path: check_settings(path, {"size": 1}), range(8)))
             assert list(path.parent.iterdir()) == [path]
-
-
-@contextmanager
-def file_size_limit(size):
-    """Files of this process cannot become larger, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_results_that_do_not_fit_on_the_disk_leave_the_journal_as_it_was(tmp_path):

@@ -16,6 +16,7 @@ import typer
 from datasets import disable_progress_bars
 
 from modeling_dina.files import Journal
+from modeling_dina.hub.push import check_repo_id
 from modeling_dina.options import check_folder, exit_on_bad_input, with_option_groups
 from training.candidate_options import CandidateOptions
 from training.label.export import write_export
@@ -67,6 +68,8 @@ def main(
     names = annotator or ["me"]
     with exit_on_bad_input():
         check_names(names)
+        if push_to is not None:
+            check_repo_id(push_to, "push_to")
         pictures.check()
         check_folder("out", out)
         candidates = pictures.load(out)

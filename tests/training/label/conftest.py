@@ -65,8 +65,8 @@ def label_server(manifest, tmp_path):
     `folder`."""
     servers = []
 
-    def label_server(*annotators, plan=None):
-        servers.append(LabelServer(manifest, tmp_path / "votes", annotators, plan or Plan(repeats=0)))
+    def label_server(*annotators, plan=None, port=0):
+        servers.append(LabelServer(manifest, tmp_path / "votes", annotators, plan or Plan(repeats=0), port))
         return servers[-1]
 
     yield label_server
@@ -77,7 +77,7 @@ def label_server(manifest, tmp_path):
 class LabelServer:
     """A running server of the page, and what it serves."""
 
-    def __init__(self, manifest, folder, annotators, plan):
+    def __init__(self, manifest, folder, annotators, plan, port):
         self.folder = folder
         self.unusable = []
         collected = collect_pairs(pair_images(*load_images(str(manifest)), None, 0), folder)
@@ -86,8 +86,9 @@ class LabelServer:
         order = range(len(collected.pairs))
         self.session = Session(collected.pairs, order, self._file, annotators, seed=0, plan=plan)
         application = build_application(self.session, on_unusable=lambda *unusable: self.unusable.append(unusable))
-        listening = open_socket("127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        listening = open_socket("127.0.0.1", port)
+        self.port = listening.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
         self._server = uvicorn.Server(uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=0))
         self._thread = Thread(target=self._server.run, kwargs={"sockets": [listening]}, daemon=True)
         self._thread.start()

@@ -197,6 +197,7 @@ def test_how_it_looks(label_server, open_vote):
     for name, url in (("links", "/"), ("finished", "/vote/ann")):
         if name == "finished":
             for done in range(4):
+                page.screenshot(path=SCREENSHOTS / f"label-pair-{done}.png")
                 page.keyboard.press("ArrowLeft")
                 wait_until_ready(page, done + 1)
         else:

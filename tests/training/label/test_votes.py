@@ -1,10 +1,10 @@
 """The file of votes: no vote is lost or counted twice, whatever happens to the process or the disk."""
 
 import json
-import resource
 
 import pytest
 
+from tests.processes import file_size_limit
 from training.label.votes import Vote, VoteFile, read_votes
 
 
@@ -76,14 +76,10 @@ def test_a_full_disk_changes_nothing(tmp_path, write_votes):
     file.vote(first)
     path = tmp_path / "votes.jsonl"
     before = path.read_bytes()
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, hard))
-    try:
+    with file_size_limit(len(before) + 10):
         for write in (lambda: file.vote(second), lambda: file.undo("ann")):
             with pytest.raises(OSError, match="File too large"):
                 write()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == before
     assert (file.next_number("ann"), file.tally.standing()) == (1, [first])
     file.vote(second)

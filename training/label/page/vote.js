@@ -24,7 +24,7 @@ function setReady(value) {
 }
 
 function timeLeft(seconds) {
-  if (seconds === null) return "";
+  if (!seconds) return "";
   const minutes = Math.round(seconds / 60);
   if (minutes < 1) return " · less than a minute left";
   if (minutes < 60) return ` · about ${minutes} min left`;
