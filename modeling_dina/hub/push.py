@@ -172,11 +172,11 @@ def check_model_folder(folder: str | Path) -> None:
         raise ValueError(f"folder: expected config.json and *.safetensors, got {folder} without them")
 
 
-def check_repo_id(repo_id: str, name: str = "repo_id") -> None:
-    """Raise a ValueError, which names the argument `name`, unless `repo_id` is well-formed."""
+def check_repo_id(repo_id: str) -> None:
+    """Raise a ValueError unless `repo_id` is well-formed."""
     validate_repo_id(repo_id)
     if "/" not in repo_id:
-        raise ValueError(f"{name}: expected owner/name, got {repo_id!r}")
+        raise ValueError(f"repo_id: expected owner/name, got {repo_id!r}")
 
 
 def _check_tag(tag: str) -> None:

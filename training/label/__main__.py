@@ -53,7 +53,7 @@ def main(
     ] = 0.1,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for phones in the network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="TCP port to listen on; 0 takes any free port.")] = 8010,
-    push_to: Annotated[
+    repo_id: Annotated[
         str | None,
         typer.Option(metavar="OWNER/NAME", help="Data set repository, created private, to which votes are pushed."),
     ] = None,
@@ -68,8 +68,8 @@ def main(
     names = annotator or ["me"]
     with exit_on_bad_input():
         check_names(names)
-        if push_to is not None:
-            check_repo_id(push_to, "push_to")
+        if repo_id is not None:
+            check_repo_id(repo_id)
         pictures.check()
         check_folder("out", out)
         candidates = pictures.load(out)
@@ -83,8 +83,8 @@ def main(
         session = Session(collected.pairs, order, votes, names, pictures.seed, plan)
         listening = open_socket(host, port)
         pusher = None
-        if push_to is not None:
-            pusher = VotePusher(out, push_to, every=push_every, annotators=push_annotators)
+        if repo_id is not None:
+            pusher = VotePusher(out, repo_id, every=push_every, annotators=push_annotators)
 
     def count() -> int:
         return len(votes.tally.standing())

@@ -121,7 +121,7 @@ def test_from_a_generator_to_pushed_votes(start, loopback_hub, tmp_path):
     arguments = ["--generator", EMBEDDED_MODEL, "--prompts", prompts, "--samples", 2, "--out", out, "--port", port]
     size = {"height": 64, "width": 64, "num_inference_steps": 2, "max_sequence_length": 14}
     arguments += ["--sampling", json.dumps(size), "--annotator", "annegret"]
-    arguments += ["--push-to", "owner/votes", "--push-every", 1]
+    arguments += ["--repo-id", "owner/votes", "--push-every", 1]
     environment = loopback_hub.environment(tmp_path / "home")
     api = f"http://127.0.0.1:{port}/api/annegret"
 
