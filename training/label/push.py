@@ -28,7 +28,7 @@ class VotePusher:
     Args:
         folder: folder of the votes. The export is in its subfolder `.export`.
         repo_id: "owner/name" of a data set repository, created as a private one.
-        every: number of new votes between two pushes.
+        every: number of votes and undos between two pushes.
         annotators: whether the names of annotators are pushed.
 
     Raises:
@@ -39,25 +39,27 @@ class VotePusher:
         self._folder = folder
         self._every = every
         self._annotators = annotators
-        self._pushed = 0
+        self._changes = 0
         self._pusher = CheckpointPusher(repo_id, folder, repo_type="dataset", unit="vote")
         # One at a time, because they write the same files.
         self._exporter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="export")
 
     def note(self, votes: int) -> None:
-        """Begin a push if there are enough new votes; `votes` is the number of those that stand."""
-        if votes - self._pushed >= self._every:
+        """Begin a push if there were enough changes, of which this is one; `votes` is the number of votes that
+        stand."""
+        self._changes += 1
+        if self._changes >= self._every:
+            self._changes = 0
             self._push(votes)
 
     def finish(self, votes: int) -> PushReport:
-        """Push the last votes, and wait for all pushes."""
-        if votes != self._pushed:
+        """Push the present votes, if there are any, and wait for all pushes."""
+        if votes:
             self._push(votes)
         self._exporter.shutdown()
         return self._pusher.finish()
 
     def _push(self, votes: int) -> None:
-        self._pushed = votes
         self._exporter.submit(self._export_and_push, votes)
 
     def _export_and_push(self, votes: int) -> None:

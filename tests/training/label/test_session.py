@@ -170,6 +170,12 @@ def test_annotators_share_the_pairs(start, tmp_path):
     )
 
 
+def test_a_pair_that_was_skipped_is_for_others(start):
+    session = start(1, plan=Plan(repeats=0, annotators_per_pair=1))
+    answer(session, "ann", "skip")
+    assert answer(session, "bob").pair.key == "p0"
+
+
 def test_time_left_is_that_of_a_typical_vote(start):
     session = start(7)
     assert session.progress("ann").seconds is None
