@@ -129,7 +129,7 @@ class Journal:
     def __init__(self, path: Path, settings: dict[str, Any]):
         header = _line(settings)
         content = path.read_bytes() if path.exists() else b""
-        whole = content[: content.rfind(b"\n") + 1]
+        whole = _whole_lines(content)
         self.path = path
         self.records: list[dict] = []
         if not whole and header.startswith(content):
@@ -146,12 +146,30 @@ class Journal:
             )
         os.truncate(path, len(whole))
 
+    @staticmethod
+    def read(path: Path) -> list[dict]:
+        """The results in a journal, which another process may be writing. The file is not changed.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: a complete line is no JSON.
+        """
+        return [json.loads(line) for line in _whole_lines(path.read_bytes()).splitlines()[1:]]
+
     def append(self, *records: dict[str, Any]) -> None:
-        """Write results, and wait until the disk has them."""
-        with self.path.open("ab") as file:
-            file.write(b"".join(_line(record) for record in records))
-            file.flush()
-            os.fsync(file.fileno())
+        """Write results, and wait until the disk has them. If that fails, for example because the disk is full, the
+        file stays as it was."""
+        content = b"".join(_line(record) for record in records)
+        # Without a buffer, whose rest would be written when the file is closed.
+        with self.path.open("ab", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            try:
+                while content:
+                    content = content[file.write(content) :]
+                os.fsync(file.fileno())
+            except BaseException:
+                file.truncate(end)
+                raise
 
     def remove(self) -> None:
         """Delete the file, once what it was for is written elsewhere."""
@@ -163,6 +181,11 @@ def _differences(expected: dict[str, Any], found: Any) -> str:
         return f"expected {expected}, got {found}"
     names = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
     return "; ".join(f"{name}: expected {expected.get(name)}, got {found.get(name)}" for name in names)
+
+
+def _whole_lines(content: bytes) -> bytes:
+    """The content without a last line that was cut off."""
+    return content[: content.rfind(b"\n") + 1]
 
 
 def _line(record: dict[str, Any]) -> bytes:

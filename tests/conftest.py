@@ -37,6 +37,19 @@ TINY_TRANSFORMER = {
 }
 
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+# The last four keep Chromium itself from making requests of its own.
+ARGUMENTS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
 WINGS = ("modeling_dina", "training", "model_card", "space")
 PROCESSES = 2
 
@@ -139,3 +152,50 @@ def connected_hub(loopback_hub, tmp_path, monkeypatch):
     monkeypatch.setattr(push, "RETRY_DELAYS", (0.01, 0.02, 0.04))
     yield loopback_hub
     huggingface_hub.close_session()
+
+
+# Of a module: while it is there, an event loop runs in the main thread, in which other tests start their own.
+@pytest.fixture(scope="module")
+def browser():
+    """A window of a browser that keeps its cache."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=ARGUMENTS)
+        yield browser.new_context(permissions=["clipboard-read", "clipboard-write"])
+        browser.close()
+
+
+@pytest.fixture
+def open_window(browser):
+    """Opens a page in a window of a given width. Errors on the console and requests to other hosts fail the test."""
+    pages, complaints = [], []
+
+    def open_window(url: str, width: int = 1280, **options):
+        """Without `options`, the windows share cache and clipboard; otherwise it has a context of its own."""
+        page = browser.browser.new_page(**options) if options else browser.new_page()
+        origin = "/".join(url.split("/")[:3])
+
+        def note_request(request):
+            if not request.url.startswith((origin, "data:", "blob:")):
+                complaints.append(f"request of {request.url}")
+
+        def note_message(message):
+            if message.type == "error":
+                complaints.append(message.text)
+
+        pages.append(page)
+        page.set_viewport_size({"width": width, "height": 900})
+        page.set_default_timeout(90_000)  # for a busy machine
+        page.on("request", note_request)
+        page.on("console", note_message)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(url)
+        return page
+
+    yield open_window
+    for page in pages:
+        page.close()
+    assert complaints == []

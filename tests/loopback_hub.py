@@ -103,7 +103,7 @@ class LoopbackHub:
     "validate", "preupload" (how is each file to be sent?), "lfs" (where to?), "upload", "commit", "tag", "download".
 
     Attributes:
-        repos: model repositories, by "owner/name".
+        repos: repositories, by "owner/name" for models and "datasets/owner/name" for data sets.
         requests: the kind of every request that came, in their order.
     """
 
@@ -114,7 +114,7 @@ class LoopbackHub:
         self._faults: list[Fault] = []
         self._socket = socket.create_server(("127.0.0.1", port))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        api, get, post = "/api/models/{owner}/{name}", ["GET"], ["POST"]
+        api, get, post = "/api/{kind}/{owner}/{name}", ["GET"], ["POST"]
         routes = [
             Route("/api/repos/create", self._serve("create", self._create), methods=post),
             Route("/api/validate-yaml", self._serve("validate", self._validate), methods=post),
@@ -124,11 +124,24 @@ class LoopbackHub:
             Route(api + "/tree/{revision}", self._serve("tree", self._tree), methods=get),
             Route(api + "/tree/{revision}/{path:path}", self._serve("tree", self._tree), methods=get),
             Route(api + "/preupload/{revision}", self._serve("preupload", self._preupload), methods=post),
-            Route("/{owner}/{name}.git/info/lfs/objects/batch", self._serve("lfs", self._lfs), methods=post),
+            *(
+                Route(
+                    f"{kind}/{{owner}}/{{name}}.git/info/lfs/objects/batch",
+                    self._serve("lfs", self._lfs),
+                    methods=post,
+                )
+                for kind in ("/{kind}", "")
+            ),
             Route("/lfs/{oid}", self._serve("upload", self._upload), methods=["PUT"]),
             Route(api + "/commit/{revision}", self._serve("commit", self._commit), methods=post),
             Route(api + "/tag/{revision}", self._serve("tag", self._tag), methods=post),
-            Route("/{owner}/{name}/resolve/{revision}/{path:path}", self._serve("download", self._download)),
+            *(
+                Route(
+                    f"{kind}/{{owner}}/{{name}}/resolve/{{revision}}/{{path:path}}",
+                    self._serve("download", self._download),
+                )
+                for kind in ("/{kind}", "")
+            ),
         ]
         config = uvicorn.Config(Starlette(routes=routes), log_level="critical", timeout_graceful_shutdown=0)
         self._server = uvicorn.Server(config)
@@ -213,7 +226,7 @@ class LoopbackHub:
             return _error(*refusal.args)
 
     def _repo(self, request: Request, *, to_write: bool = False) -> Repo:
-        repo = self.repos.get("{owner}/{name}".format(**request.path_params))
+        repo = self.repos.get(_repo_name(request.path_params))
         if not _is_known(request) and (repo is None or repo.private or to_write):
             raise _RefusedError(401, "Repository not found", "RepoNotFound")
         if repo is None:
@@ -231,10 +244,11 @@ class LoopbackHub:
         if not _is_known(request):
             raise _RefusedError(401, "Invalid username or password.")
         wanted = await request.json()
-        repo_id = f"{wanted['organization']}/{wanted['name']}"
+        place = {"kind": f"{wanted.get('type') or 'model'}s", "owner": wanted["organization"], "name": wanted["name"]}
+        repo_id = _repo_name(place)
         answer = {"url": f"{self.url}/{repo_id}", "name": repo_id}
         if repo_id in self.repos:
-            return JSONResponse({"error": "You already created this model repo", **answer}, status_code=409)
+            return JSONResponse({"error": "You already created this repo", **answer}, status_code=409)
         self.repos[repo_id] = Repo(private=wanted.get("visibility") == "private")
         self.repos[repo_id].add("initial commit", {".gitattributes": File(b"*.safetensors filter=lfs\n", False)})
         return JSONResponse(answer)
@@ -243,7 +257,7 @@ class LoopbackHub:
         return JSONResponse({"errors": [], "warnings": []})
 
     async def _info(self, request: Request) -> Response:
-        repo_id = "{owner}/{name}".format(**request.path_params)
+        repo_id = _repo_name(request.path_params)
         oid, commit = self._commit_of(request)
         files = [{"rfilename": path} for path in commit.files]
         private = self.repos[repo_id].private
@@ -316,7 +330,7 @@ class LoopbackHub:
             else:
                 raise _RefusedError(400, f"{key} is more than this Hub can")
         oid = repo.add(title, files)
-        url = "{}/{owner}/{name}/commit/{}".format(self.url, oid, **request.path_params)
+        url = f"{self.url}/{_repo_name(request.path_params)}/commit/{oid}"
         return JSONResponse({"success": True, "commitOid": oid, "commitUrl": url})
 
     async def _tag(self, request: Request) -> Response:
@@ -337,6 +351,12 @@ class LoopbackHub:
         if file.is_lfs:
             headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(len(file.content))}
         return Response(file.content, headers=headers, media_type="application/octet-stream")
+
+
+def _repo_name(place: dict[str, str]) -> str:
+    """Key of `LoopbackHub.repos`, from the parameters of a path."""
+    prefix = "datasets/" if place.get("kind") == "datasets" else ""
+    return f"{prefix}{place['owner']}/{place['name']}"
 
 
 class _RefusedError(Exception):

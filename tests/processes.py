@@ -1,10 +1,12 @@
-"""Processes that come to a sudden end, processes that begin without importing the libraries again, and their ports."""
+"""Processes that come to a sudden end, processes that begin without importing the libraries again, their ports, and
+a disk that is full."""
 
 import contextlib
 import importlib
 import multiprocessing
 import os
 import random
+import resource
 import runpy
 import signal
 import socket
@@ -115,6 +117,17 @@ def unused_port() -> int:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+
+
+@contextlib.contextmanager
+def file_size_limit(size: int):
+    """Context in which no file of this process becomes larger than `size` bytes, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def two_ranks() -> list[dict[str, str]]:

@@ -1,5 +1,5 @@
-"""Pushes checkpoints to the Hub in the background. Snapshots are hard links, which a thread uploads one after another;
-errors of the network do not reach the training."""
+"""Pushes checkpoints, or states of a data set, to the Hub in the background. Snapshots are hard links, which a thread
+uploads one after another; errors of the network do not reach the training."""
 
 import logging
 import os
@@ -14,7 +14,15 @@ from typing import NamedTuple
 
 from huggingface_hub.utils import disable_progress_bars
 
-from modeling_dina.hub.push import IGNORED_FILES, PushError, check_repo_id, published_files, push_folder, tag_commit
+from modeling_dina.hub.push import (
+    IGNORED_FILES,
+    PushError,
+    RepoType,
+    check_repo_id,
+    published_files,
+    push_folder,
+    tag_commit,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +39,7 @@ class PushReport:
         failed: the reason for each step that was not pushed.
         tag: tag of the last commit of `pushed`, or None.
         tag_fault: the reason why the requested tag was not created, or None.
+        unit: what is counted in place of steps.
     """
 
     repo_id: str
@@ -39,21 +48,21 @@ class PushReport:
     failed: dict[int, str] = field(default_factory=dict)
     tag: str | None = None
     tag_fault: str | None = None
+    unit: str = "step"
 
     def __str__(self) -> str:
-        lines = [f"pushed to {self.repo_id}: {_steps(self.pushed)}"]
+        lines = [f"pushed to {self.repo_id}: {self._steps(self.pushed)}"]
         if self.pushed:
             lines[0] += f", last commit {list(self.pushed.values())[-1]}" + (f", tag {self.tag}" if self.tag else "")
         if self.superseded:
-            lines.append(f"skipped because a newer checkpoint was ready: {_steps(self.superseded)}")
-        lines += [f"not pushed: step {step}: {reason}" for step, reason in self.failed.items()]
+            lines.append(f"skipped because a newer checkpoint was ready: {self._steps(self.superseded)}")
+        lines += [f"not pushed: {self.unit} {step}: {reason}" for step, reason in self.failed.items()]
         if self.tag_fault:
             lines.append(f"not tagged: {self.tag_fault}")
         return "\n".join(lines)
 
-
-def _steps(steps: Collection[int]) -> str:
-    return f"step{'s' if len(steps) > 1 else ''} {', '.join(map(str, steps))}" if steps else "nothing"
+    def _steps(self, steps: Collection[int]) -> str:
+        return f"{self.unit}{'s' if len(steps) > 1 else ''} {', '.join(map(str, steps))}" if steps else "nothing"
 
 
 class _Snapshot(NamedTuple):
@@ -74,23 +83,34 @@ class CheckpointPusher:
     raises exceptions. Later errors are logged and listed in the report.
 
     Args:
-        repo_id: "owner/name" of a model repository.
+        repo_id: "owner/name" of a repository.
         output_dir: output folder of the training, on the file system of the checkpoints. Snapshots are in its
             subfolder `.pushing`, which is emptied at the start and removed at the end.
         private: whether to create a private repository. An existing one keeps its visibility.
+        repo_type: kind of the repository.
+        unit: what is counted in place of steps, for messages of commits and for the report.
 
     Raises:
         ValueError: `repo_id` is malformed.
     """
 
-    def __init__(self, repo_id: str, output_dir: str | Path, *, private: bool = True):
+    def __init__(
+        self,
+        repo_id: str,
+        output_dir: str | Path,
+        *,
+        private: bool = True,
+        repo_type: RepoType = "model",
+        unit: str = "step",
+    ):
         check_repo_id(repo_id)
         self._private = private
+        self._repo_type: RepoType = repo_type
         self._snapshots = Path(output_dir, ".pushing")
         shutil.rmtree(self._snapshots, ignore_errors=True)
         disable_progress_bars()  # those of huggingface_hub would overwrite the training's progress bar
         self._changed = Condition()  # guards the attributes below
-        self._report = PushReport(repo_id)
+        self._report = PushReport(repo_id, unit=unit)
         self._uploading: _Snapshot | None = None
         self._waiting: _Snapshot | None = None
         self._tag: str | None = None
@@ -186,8 +206,9 @@ class CheckpointPusher:
                 snapshot.folder / "model",
                 self._report.repo_id,
                 private=self._private,
-                message=f"Step {snapshot.step}",
+                message=f"{self._report.unit.capitalize()} {snapshot.step}",
                 training_state=state if state.is_dir() else None,
+                repo_type=self._repo_type,
             )
         except Exception as error:
             with self._changed:
@@ -198,20 +219,20 @@ class CheckpointPusher:
                 self._uploading = None
                 self._report.pushed[snapshot.step] = commit.oid
                 self._report.failed.pop(snapshot.step, None)
-            logger.info("pushed step %d: %s", snapshot.step, commit.commit_url)
+            logger.info("pushed %s %d: %s", self._report.unit, snapshot.step, commit.commit_url)
 
     def _make_tag(self, tag: str) -> None:
         commits = list(self._report.pushed.values())
         try:
             if not commits:
                 raise PushError("nothing was pushed")
-            tag_commit(self._report.repo_id, tag, commits[-1])
+            tag_commit(self._report.repo_id, tag, commits[-1], self._repo_type)
             self._report.tag = tag
         except Exception as error:
             self._report.tag_fault = str(error)
 
     def _fail(self, step: int, reason: str) -> None:
-        logger.warning("step %d was not pushed: %s", step, reason)
+        logger.warning("%s %d was not pushed: %s", self._report.unit, step, reason)
         with self._changed:
             self._report.failed[step] = reason
 

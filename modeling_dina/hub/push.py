@@ -1,5 +1,5 @@
-"""Pushes a folder to a model repository on the Hub, private by default, in one commit, with retries on transient
-errors. huggingface_hub finds the token (`HF_TOKEN` or `hf auth login`) and the endpoint (`HF_ENDPOINT`)."""
+"""Pushes a folder to a model or data set repository on the Hub, private by default, in one commit, with retries on
+transient errors. huggingface_hub finds the token (`HF_TOKEN` or `hf auth login`) and the endpoint (`HF_ENDPOINT`)."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub import (
     CommitInfo,
@@ -27,6 +27,7 @@ from huggingface_hub.utils import httpx, validate_repo_id
 
 logger = logging.getLogger(__name__)
 
+RepoType = Literal["model", "dataset"]
 LAST_CHECKPOINT = "last-checkpoint"
 # Files and folders with these names are never published: hidden ones, including unfinished files of `atomic_path`;
 # journals of interrupted runs, `*.partial`; and temporary files.
@@ -60,8 +61,9 @@ def push_folder(
     tag: str | None = None,
     message: str = "Upload model",
     training_state: str | Path | None = None,
+    repo_type: RepoType = "model",
 ) -> CommitInfo:
-    """Push `published_files(folder)` to a model repository, in one commit. The folder is not changed.
+    """Push `published_files(folder)` to a repository, in one commit. The folder is not changed.
 
     Other files of the repository are not changed.
 
@@ -73,6 +75,7 @@ def push_folder(
         tag: new tag for the commit.
         message: commit message.
         training_state: folder that replaces `last-checkpoint/` in the same commit.
+        repo_type: kind of the repository.
 
     Returns:
         The commit, with its hash `oid` and its page `commit_url`; the previous commit if nothing has changed.
@@ -98,29 +101,29 @@ def push_folder(
 
     api = _hub()
     with _as_push_error(repo_id):
-        _ensure_repository(api, repo_id, private)
-        taken = _refs(api, repo_id) if tag is not None else {}
+        _ensure_repository(api, repo_id, private, repo_type)
+        taken = _refs(api, repo_id, repo_type) if tag is not None else {}
     if tag in taken:
         raise ValueError(f"tag: expected a new one, got {tag!r}, which {repo_id} has")
 
     with _as_push_error(repo_id):
         operations: list = [CommitOperationAdd(path, str(source)) for path, source in files.items()]
         # Not upload_folder: it may make several commits, and without hf_xet it does not retry its commit.
-        api.preupload_lfs_files(repo_id, operations, free_memory=False)
+        api.preupload_lfs_files(repo_id, operations, repo_type=repo_type, free_memory=False)
         if training_state is not None:
-            there = _retry(api.list_repo_files, repo_id)
+            there = _retry(api.list_repo_files, repo_id, repo_type=repo_type)
             stale = [path for path in there if path.startswith(f"{LAST_CHECKPOINT}/") and path not in files]
             operations += [CommitOperationDelete(path, is_folder=False) for path in stale]
-        commit = _retry(api.create_commit, repo_id, operations, commit_message=message)
+        commit = _retry(api.create_commit, repo_id, operations, commit_message=message, repo_type=repo_type)
     if tag is not None:
         try:
-            tag_commit(repo_id, tag, commit.oid)
+            tag_commit(repo_id, tag, commit.oid, repo_type)
         except PushError as error:
             raise PushError(f"{commit.commit_url} is pushed, but not tagged {tag}: {error}") from error
     return commit
 
 
-def tag_commit(repo_id: str, tag: str, commit: str) -> None:
+def tag_commit(repo_id: str, tag: str, commit: str, repo_type: RepoType = "model") -> None:
     """Tag a commit that has been pushed.
 
     Raises:
@@ -129,10 +132,10 @@ def tag_commit(repo_id: str, tag: str, commit: str) -> None:
     api = _hub()
     with _as_push_error(repo_id):
         try:
-            _retry(api.create_tag, repo_id, tag=tag, revision=commit)
+            _retry(api.create_tag, repo_id, tag=tag, revision=commit, repo_type=repo_type)
         except HfHubHTTPError as error:
             # An earlier attempt may have created the tag although its response was lost.
-            if error.response.status_code != 409 or _refs(api, repo_id).get(tag) != commit:
+            if error.response.status_code != 409 or _refs(api, repo_id, repo_type).get(tag) != commit:
                 raise
 
 
@@ -196,19 +199,19 @@ def _set_timeouts() -> None:
         set_client_factory(lambda: httpx.Client(event_hooks=hooks, follow_redirects=True, timeout=TIMEOUT))
 
 
-def _ensure_repository(api: HfApi, repo_id: str, private: bool) -> None:
+def _ensure_repository(api: HfApi, repo_id: str, private: bool, repo_type: RepoType) -> None:
     try:
-        found = _retry(api.repo_info, repo_id)
+        found = _retry(api.repo_info, repo_id, repo_type=repo_type)
     except RepositoryNotFoundError:
-        _retry(api.create_repo, repo_id, private=private, exist_ok=True)
+        _retry(api.create_repo, repo_id, private=private, exist_ok=True, repo_type=repo_type)
         return
     if bool(found.private) is not private:
         logger.warning("%s already exists and remains %s", repo_id, "private" if found.private else "public")
 
 
-def _refs(api: HfApi, repo_id: str) -> dict[str, str]:
+def _refs(api: HfApi, repo_id: str, repo_type: RepoType) -> dict[str, str]:
     """The commits of all branches and tags."""
-    refs = _retry(api.list_repo_refs, repo_id)
+    refs = _retry(api.list_repo_refs, repo_id, repo_type=repo_type)
     return {ref.name: ref.target_commit for ref in [*refs.branches, *refs.tags]}
 
 

@@ -69,6 +69,20 @@ def test_public_if_asked(connected_hub, output_dir):
     assert not connected_hub.repos["owner/name"].private
 
 
+def test_states_of_a_data_set(connected_hub, output_dir):
+    (output_dir / "pairs").mkdir()
+    (output_dir / "pairs" / "train.parquet").write_bytes(b"rows")
+    pusher = CheckpointPusher("owner/name", output_dir, repo_type="dataset", unit="vote")
+    pusher.push(output_dir / "pairs", 40)
+    report = pusher.finish(tag="v1")
+    assert list(connected_hub.repos) == ["datasets/owner/name"]
+    repo = connected_hub.repos["datasets/owner/name"]
+    assert repo.private
+    assert repo.titles() == ["Vote 40", "initial commit"]
+    assert repo.files("v1")["train.parquet"] == b"rows"
+    assert str(report) == f"pushed to owner/name: vote 40, last commit {repo.main}, tag v1"
+
+
 def test_a_newer_checkpoint_takes_the_place_of_one_that_waits(connected_hub, output_dir):
     connected_hub.fail("commit", delay=0.5)
     pusher = CheckpointPusher("owner/name", output_dir)

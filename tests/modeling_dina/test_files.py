@@ -4,7 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from modeling_dina.files import atomic_path, check_settings, load_or_compute, write_json, write_text
+from modeling_dina.files import Journal, atomic_path, check_settings, load_or_compute, write_json, write_text
+from tests.processes import file_size_limit
 
 
 def write_file(path, text):
@@ -120,3 +121,26 @@ def test_several_runs_begin_a_folder_together(tmp_path):
             path = tmp_path / str(trial) / "settings.json"
             list(pool.map(lambda _, path=path: check_settings(path, {"size": 1}), range(8)))
             assert list(path.parent.iterdir()) == [path]
+
+
+def test_results_that_do_not_fit_on_the_disk_leave_the_journal_as_it_was(tmp_path):
+    path = tmp_path / "journal"
+    journal = Journal(path, {"seed": 0})
+    journal.append({"result": 1})
+    before = path.read_bytes()
+    # The first bytes of the next line would fit.
+    with file_size_limit(len(before) + 5), pytest.raises(OSError, match="File too large"):
+        journal.append({"result": 2})
+    assert path.read_bytes() == before
+    journal.append({"result": 3})
+    assert Journal(path, {"seed": 0}).records == [{"result": 1}, {"result": 3}]
+
+
+def test_reading_a_journal_that_is_being_written_changes_nothing(tmp_path):
+    path = tmp_path / "journal"
+    Journal(path, {"seed": 0}).append({"result": 1})
+    with path.open("ab") as file:
+        file.write(b'{"resu')
+    before = path.read_bytes()
+    assert Journal.read(path) == [{"result": 1}]
+    assert path.read_bytes() == before

@@ -1,4 +1,4 @@
-"""The embedded model in this process, the Space in another process, and a browser. Both are started once."""
+"""The embedded model in this process, and the Space in another process, which is started once."""
 
 import json
 import os
@@ -12,19 +12,6 @@ import pytest
 
 from tests.processes import unused_port
 from tests.space.places import EXAMPLES, ROOT
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-# The last four keep Chromium itself from making requests of its own.
-ARGUMENTS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 
 
 @pytest.fixture(scope="session")
@@ -87,47 +74,13 @@ def _wait_for(url, process, log):
     raise AssertionError(f"the Space does not answer:\n{log.read_text()}")
 
 
-# Of a module: while it is there, an event loop runs in the main thread, in which other tests start their own.
-@pytest.fixture(scope="module")
-def browser():
-    """A window of a browser that keeps its cache."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=ARGUMENTS)
-        yield browser.new_context(permissions=["clipboard-read", "clipboard-write"])
-        browser.close()
-
-
 @pytest.fixture
-def open_page(browser, space_url):
-    """Opens the Space in a window of a given width. Errors on the console and requests to other hosts fail the
-    test."""
-    pages, complaints = [], []
-
-    def note_request(request):
-        if not request.url.startswith((space_url, "data:", "blob:")):
-            complaints.append(f"request of {request.url}")
-
-    def note_message(message):
-        if message.type == "error":
-            complaints.append(message.text)
+def open_page(open_window, space_url):
+    """Opens the Space in a window of a given width."""
 
     def open_page(width: int = 1280):
-        page = browser.new_page()
-        pages.append(page)
-        page.set_viewport_size({"width": width, "height": 900})
-        page.set_default_timeout(90_000)  # for a busy machine
-        page.on("request", note_request)
-        page.on("console", note_message)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.goto(space_url)
+        page = open_window(space_url, width)
         page.wait_for_selector("#compare-button")
         return page
 
-    yield open_page
-    for page in pages:
-        page.close()
-    assert complaints == []
+    return open_page

@@ -16,6 +16,9 @@ import model_card.write
 import tests.load.load_test
 import training.align.__main__
 import training.encode_latents
+import training.label.__main__
+import training.label.export
+import training.label.quality
 import training.label_pairs
 import training.preference_data.overlap
 import training.train_reward
@@ -39,6 +42,9 @@ MODULES = {
         *(
             training.train_reward,
             training.label_pairs,
+            training.label.__main__,
+            training.label.export,
+            training.label.quality,
             training.world.models.build,
             training.world.models.pixel_reward,
         ),
@@ -247,6 +253,13 @@ def test_bad_alignment(capsys, tmp_path, flags, message):
         ("training.encode_latents", "nowhere --out README.md/a --model x", "out: expected a folder"),
         ("training.label_pairs", "nowhere --out {} --scorer a:b", "scorer: expected module:function"),
         ("training.label_pairs", "nowhere.csv --out {} --scorer json:dumps", "source: cannot load nowhere.csv"),
+        ("training.label.__main__", "nowhere.csv --out {}", "source: cannot load nowhere.csv"),
+        ("training.label.__main__", "--out {}", "source, generator: expected one of them"),
+        ("training.label.__main__", "a.csv --out {} --annotator a/b", "annotator: expected letters"),
+        ("training.label.__main__", "a.csv --out {} --annotator a --annotator a", "annotator: expected different"),
+        ("training.label.__main__", "a.csv --out {} --repo-id votes", "repo_id: expected owner/name, got 'votes'"),
+        ("training.label.export", "{}", "out: expected a folder with votes"),
+        ("training.label.quality", "{}", "out: expected a folder with votes"),
         ("training.preference_data.overlap", "nowhere.json b --format hpdv3", "train: cannot load nowhere.json"),
         ("training.world.models.build", "--out README.md", "out: expected a folder"),
         ("training.world.models.pixel_reward", "--out README.md", "out: expected a folder"),

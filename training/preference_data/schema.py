@@ -1,13 +1,17 @@
 """The schema of preference data: a prompt, two images or two cached latents, and a soft target."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Features, Image, Value
+
+from modeling_dina.files import atomic_path, write_text
 
 _LABELS = {
     # Probability that a is preferred: 1 or 0 for a single vote, the share of several votes, or 0.5 for a tie.
@@ -62,6 +66,14 @@ def _refuse(dataset: Dataset, name: str, values: np.ndarray, is_wrong: np.ndarra
     if is_wrong.any():
         row = int(is_wrong.argmax())
         raise ValueError(f"{name}: expected numbers {expected}, got {values[row]} in row {row} of {len(dataset)}")
+
+
+def write_pairs(folder: Path, pairs: Dataset, failures: Sequence[dict[str, str]]) -> None:
+    """Write pairs to `folder`/data, as a data set that `datasets` can load, and {"name", "error"} of failures to
+    `folder`/errors.jsonl."""
+    write_text(folder / "errors.jsonl", "".join(json.dumps(failure) + "\n" for failure in failures))
+    with atomic_path(folder / "data" / "train-00000-of-00001.parquet") as path:
+        pairs.to_parquet(path)
 
 
 def fingerprint(dataset: Dataset, columns: Sequence[str] = ("prompt", "target")) -> str:
