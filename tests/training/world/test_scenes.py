@@ -97,14 +97,15 @@ def test_edit_changes_what_is_asked_for(seed):
 
 
 def test_pictures_are_functions_of_seed_and_index():
-    first, second = Pictures(seed=5, size=4, defect_share=0.5), Pictures(seed=5, size=4, defect_share=0.5)
+    first, second = Pictures(seed=5, defect_share=0.5), Pictures(seed=5, defect_share=0.5)
     for index in (3, 0):
         assert first.draw(index)[0] == second.draw(index)[0]
         np.testing.assert_array_equal(first.draw(index)[1], second.draw(index)[1])
-    assert (first.draw(0)[1] != Pictures(seed=6, size=4).draw(0)[1]).any()
-    item = first[0]["pixel_values"]
-    assert item.shape == (3, 64, 64)
-    assert item.abs().max() <= 1
+    assert (first.draw(0)[1] != Pictures(seed=6).draw(0)[1]).any()
+    many = first.draw_many(range(2))
+    assert many.pictures.shape == (2, 64, 64, 3)
+    np.testing.assert_array_equal(many.pictures[1], first.draw(1)[1])
+    assert many.captions == [first.draw(index)[0].caption for index in range(2)]
 
 
 @pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.__name__)

@@ -92,7 +92,7 @@ def test_benchmark():
     ],
 )
 def test_single_pictures(seed, defect_share, expected):
-    drawn = [Pictures(seed=seed, size=1000, defect_share=defect_share).draw(index) for index in range(8)]
+    drawn = [Pictures(seed, defect_share).draw(index) for index in range(8)]
     assert digests([text.caption for text, _ in drawn], [image for _, image in drawn], [])[:2] == expected
 
 

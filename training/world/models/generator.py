@@ -15,8 +15,8 @@ from training.world.models.settings import Settings
 from training.world.models.stage import Batches, train_stage
 
 HEADS, HEAD_WIDTH = 5, 32
-# Shift of the noise levels, in training and in sampling, as in Stable Diffusion 3: a latent of 16 x 16 loses its shapes
-# only above sigma 0.6, so that most of the content is decided above.
+# Shift of the noise levels, in training and in sampling, as in Stable Diffusion 3: a latent of 16 x 16 loses its
+# shapes only above sigma 0.6, so that the content is decided above.
 SHIFT = 3.0
 # Share of training pictures with a defect, so that the generator also learns defects, like one trained on web data.
 DEFECT_SHARE = 0.1
@@ -31,6 +31,7 @@ class FlowMatchingObjective(nn.Module):
         super().__init__()
         self.transformer = pipeline.transformer
         self.text_encoders = text.TextEncoders(pipeline)
+        self.no_text: torch.Tensor
         self.register_buffer("no_text", text.tokenize(pipeline, [""]), persistent=False)
 
     def forward(self, latents: torch.Tensor, clip_ids: torch.Tensor, t5_ids: torch.Tensor) -> dict[str, torch.Tensor]:

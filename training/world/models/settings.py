@@ -1,6 +1,7 @@
 """Sizes of a build of the small world."""
 
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,15 @@ class Settings:
 
     def scaled(self, factor: float) -> "Settings":
         """The same settings with all amounts times `factor`, for a trial. A batch is at most as large as its set."""
-        amounts = {
+        amounts: dict[str, Any] = {
             name: max(4, round(factor * value))
             for name, value in asdict(self).items()
             if type(value) is int and not name.endswith("_batch")
         }
         sets = {"autoencoder": "autoencoder_pictures", "generator": "generator_pictures", "reward": "rendered"}
-        batches = {f"{part}_batch": min(getattr(self, f"{part}_batch"), amounts[of]) for part, of in sets.items()}
+        batches: dict[str, Any] = {
+            f"{part}_batch": min(getattr(self, f"{part}_batch"), amounts[of]) for part, of in sets.items()
+        }
         return replace(self, **amounts, **batches, scale=factor)
 
     @property

@@ -7,7 +7,9 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from modeling_dina.identity import weights_hash
+from training.world.drawing import drawing_pool
 from training.world.models.build import build, build_models
+from training.world.models.settings import PRESETS
 
 
 @pytest.mark.slow
@@ -19,12 +21,16 @@ def test_build_in_miniature(tmp_path):
     report = json.loads((model / "report.json").read_text())
     assert [point["step"] for point in report.pop("learning_curve")]
     head = {name: report.pop(name) for name in ("kind", "command", "revision", "settings")}
+    settings = head.pop("settings")
+    assert (settings["preset"], settings["scale"], settings["generator_updates"]) == ("cpu", 0.0001, 4)
     assert head == {
         "kind": "world_build",
-        "command": "python -m training.world.models.build --out DIR --scale 0.0001",
+        "command": "python -m training.world.models.build --out DIR --preset cpu --scale 0.0001",
         "revision": weights_hash(model),
-        "settings": {"scale": 0.0001},
     }
+    generator = report.pop("generator")
+    assert 0 < generator["utility"] < generator["rendered_utility"] < 6
+    assert sum(each["captions"] for each in generator["kinds"].values()) == 4
     assert set(report) == {"seen", "held_out", "generated"}
     for measured in report.values():
         for values in [*measured["ensembles"].values(), *measured["levels"].values()]:
@@ -42,5 +48,6 @@ def test_build_in_miniature(tmp_path):
         tmp_path / "reward_training" / "model" / "model.safetensors",
     ]
     times = [path.stat().st_mtime_ns for path in trained]
-    build_models(tmp_path, 0.0001)
+    with drawing_pool(1) as pool:
+        build_models(tmp_path, PRESETS["cpu"].scaled(0.0001), pool)
     assert [path.stat().st_mtime_ns for path in trained] == times

@@ -5,19 +5,9 @@ import shutil
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 
 from training.world.latents import SHARD_SIZE, Shard, build_shards, load_shards
-from training.world.models.stage import train_stage
-
-
-class Points(Dataset):
-    def __len__(self):
-        return 80
-
-    def __getitem__(self, index):
-        x = torch.randn(3, generator=torch.Generator().manual_seed(index))
-        return {"x": x, "y": x.sum()}
+from training.world.models.stage import AVERAGED, Batches, train_stage
 
 
 class Line(nn.Module):
@@ -36,8 +26,43 @@ class Line(nn.Module):
         return {"loss": (nn.functional.dropout(self.linear(x)).squeeze(-1) - y).square().mean()}
 
 
-def train(module, directory):
-    train_stage(module, Points(), directory, batch_size=4, learning_rate=0.01, save_steps=5, disable_tqdm=True)
+def points(updates: int = 20) -> Batches:
+    x = torch.randn(80, 3, generator=torch.Generator().manual_seed(0))
+    return Batches({"x": x, "y": x.sum(dim=1)}, updates=updates, batch_size=4)
+
+
+def train(module, directory, **arguments):
+    options = {"learning_rate": 0.01, "save_steps": 5, "disable_tqdm": True}
+    train_stage(module, points(), directory, **options | arguments)
+
+
+def test_batches_are_rows_chosen_by_seed_and_update():
+    batch, again, other = points()[3], points()[3], points()[4]
+    assert batch["x"].shape == (4, 3)
+    assert torch.equal(batch["x"], again["x"])
+    assert not torch.equal(batch["x"], other["x"])
+    assert torch.equal(batch["y"], batch["x"].sum(dim=1))
+
+
+def test_the_weights_at_the_end_are_averaged(tmp_path):
+    """With a decay of 0.5 and a constant gradient, by the recursion of the average, worked out step by step."""
+
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x, y):
+            return {"loss": self.weight.sum()}
+
+    module = Constant()
+    options = {"optim": "sgd", "learning_rate": 1.0, "lr_scheduler_type": "constant", "ema_decay": 0.5}
+    train_stage(module, points(updates=3), tmp_path, weight_decay=0.0, disable_tqdm=True, **options)
+    average = 0.0
+    # The decay of update t is (1 + t) / (10 + t) with t = 0, 1, 2, below 0.5; the first update copies the weights.
+    for weight, decay in zip((-1.0, -2.0, -3.0), (0.0, 2 / 11, 3 / 12), strict=True):
+        average = decay * average + (1 - decay) * weight
+    assert module.weight.item() == pytest.approx(average)
 
 
 def test_interrupted_stage_ends_with_the_same_weights(tmp_path):
@@ -49,7 +74,7 @@ def test_interrupted_stage_ends_with_the_same_weights(tmp_path):
         train(Line(fails_at=13), tmp_path / "cut")
     # As if the machine had stopped while the newest checkpoint was being written.
     shutil.copytree(tmp_path / "cut" / "checkpoint-10", tmp_path / "cut" / "checkpoint-12")
-    (tmp_path / "cut" / "checkpoint-12" / "trainer_state.json").unlink()
+    (tmp_path / "cut" / "checkpoint-12" / AVERAGED).unlink()
     resumed = Line()
     train(resumed, tmp_path / "cut")
     assert resumed.steps == 10
