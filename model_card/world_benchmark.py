@@ -1,15 +1,18 @@
-"""The small world as a benchmark. It needs no data: pictures are rendered, and their true utility is known."""
+"""The small world as two benchmarks. They need no data: pictures are rendered, and their true utility is known."""
 
+from dataclasses import replace
 from functools import partial
+from itertools import product
 
 from PIL import Image
 
 from modeling_dina.evaluation.benchmarks import Benchmark, Ties
 from modeling_dina.evaluation.benchmarks.preference_set import Item, PreferenceSet
-from training.world.groups import FIRST, SECOND, Groups
+from training.world.groups import FIRST, FLAWS, SECOND, Groups, draw_flawed
 from training.world.seeds import Seed
 
 GROUPS = 500
+FLAWED_PAIRS = 100  # of each kind
 
 
 def read_world(limit: int | None = None) -> PreferenceSet:
@@ -36,6 +39,25 @@ def read_world(limit: int | None = None) -> PreferenceSet:
     return preferences
 
 
+def read_flaws(limit: int | None = None) -> PreferenceSet:
+    """
+    Draw pairs of a picture that shows its caption and one that differs from it by a single flaw. The categories are
+    the kinds of flaws; the picture without the flaw is always the better one.
+
+    Args:
+        limit: number of pairs of each kind; None means `FLAWED_PAIRS`.
+    """
+    preferences = PreferenceSet()
+    for flaw, index in product(FLAWS, range(FLAWED_PAIRS if limit is None else limit)):
+        description, *pictures = draw_flawed(Seed.FLAWS, index, flaw)
+        clean, flawed = (
+            Item(description.caption, f"{flaw} {index}, {name}", partial(Image.fromarray, picture))
+            for name, picture in zip(("clean", "flawed"), pictures, strict=True)
+        )
+        preferences.add_pair(f"{flaw} {index}", clean, flawed, 1.0, category=flaw)
+    return preferences
+
+
 WORLD = Benchmark(
     lambda folder, limit: read_world(limit),
     ties=Ties.half,
@@ -43,3 +65,4 @@ WORLD = Benchmark(
     needs_data=False,
     command="python -m model_card.evaluate_preferences",
 )
+WORLD_FLAWS = replace(WORLD, read=lambda folder, limit: read_flaws(limit))

@@ -9,12 +9,15 @@ import numpy as np
 import torch
 
 from training.world.annotators import ANNOTATORS, expected_agreement, true_preference, vote
-from training.world.defects import spoil
-from training.world.scenes import Description, arrange, draw, edit, sample_description
+from training.world.defects import DEFECTS, spoil
+from training.world.scenes import Description, arrange, draw, edit, edits, sample_description
 from training.world.seeds import Seed
 from training.world.utility import true_utility
 
 GROUP_SIZE = 4
+DEFECTS_BY_NAME = {defect.__name__.replace("_", " "): defect for defect in DEFECTS}
+# Respects in which a picture does not show its caption, and defects.
+FLAWS = ("color", "shape", "number", "size", "relation", "swap colors", *DEFECTS_BY_NAME)
 # Indices of the first and of the second picture of every pair in a group.
 FIRST, SECOND = (index.tolist() for index in np.triu_indices(GROUP_SIZE, 1))
 
@@ -39,6 +42,31 @@ def draw_group(seed: int, index: int, held_out: bool = False) -> tuple[Descripti
     rng = np.random.default_rng((seed, index))
     description = sample_description(rng, held_out)
     return description, np.stack(candidates(description, GROUP_SIZE, rng))
+
+
+def draw_flawed(seed: int, index: int, flaw: str) -> tuple[Description, np.ndarray, np.ndarray]:
+    """
+    Draw a picture that shows its caption, and one that differs from it by one flaw.
+
+    Args:
+        seed: seed of the set.
+        index: index of the pair in the set.
+        flaw: one of `FLAWS`.
+
+    Returns:
+        The description, and the clean and the flawed picture, RGB uint8 [64, 64, 3]. Both have the same positions,
+        tints and background where their things allow it.
+    """
+    rng = np.random.default_rng((seed, FLAWS.index(flaw), index))
+    description = sample_description(rng)
+    while flaw not in DEFECTS_BY_NAME and flaw not in edits(description):
+        description = sample_description(rng)
+    shared = int(rng.integers(2**32))
+    clean = draw(arrange(description, np.random.default_rng(shared)))
+    if flaw in DEFECTS_BY_NAME:
+        return description, clean, DEFECTS_BY_NAME[flaw](clean, rng.uniform(0.15, 1.0), rng)
+    flawed = draw(arrange(edit(description, rng, flaw), np.random.default_rng(shared)))
+    return description, clean, flawed
 
 
 def candidates(description: Description, count: int, rng: np.random.Generator) -> list[np.ndarray]:

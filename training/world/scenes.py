@@ -176,33 +176,50 @@ def _tint(color: str, rng: np.random.Generator) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def edit(description: Description, rng: np.random.Generator) -> Description:
-    """A description that differs from the given one in one respect.
+def edits(description: Description) -> list[str]:
+    """The respects in which `edit` can change a description."""
+    things = description.things
+    possible = ["color", "shape", "number"]
+    if any(thing.size for thing in things):
+        possible.append("size")
+    if description.relation:
+        possible.append("relation")
+    if len(things) == 2 and things[0].color != things[1].color and things[0].shape != things[1].shape:
+        possible.append("swap colors")
+    return possible
+
+
+def edit(description: Description, rng: np.random.Generator, respect: str | None = None) -> Description:
+    """
+    A description that differs from the given one in one respect.
 
     It contains a held-out combination only if the given description contains one.
+
+    Args:
+        description: description to change.
+        rng: random generator.
+        respect: one of `edits(description)`; None draws one.
     """
     while True:
-        edited = _edit_once(description, rng)
-        if description.held_out or not edited.held_out:
+        edited = _edit_once(description, rng, respect)
+        if edited is not None and (description.held_out or not edited.held_out):
             return edited
 
 
-def _edit_once(description: Description, rng: np.random.Generator) -> Description:
+def _edit_once(description: Description, rng: np.random.Generator, respect: str | None) -> Description | None:
+    """An edited description, or None if the random thing has no size to change."""
     things = list(description.things)
     index = int(rng.integers(len(things)))
     thing = things[index]
-    edits = ["color", "shape", "number"]
-    if thing.size:
-        edits.append("size")
-    if description.relation:
-        edits.append("relation")
-    if len(things) == 2 and things[0].color != things[1].color and things[0].shape != things[1].shape:
-        edits.append("swap colors")
-    match edits[rng.integers(len(edits))]:
+    possible = [each for each in edits(description) if each != "size" or thing.size]
+    chosen = possible[rng.integers(len(possible))] if respect is None else respect
+    match chosen:
         case "color":
             things[index] = dataclasses.replace(thing, color=_other(COLORS, thing.color, rng))
         case "shape":
             things[index] = dataclasses.replace(thing, shape=_other(SHAPES, thing.shape, rng))
+        case "size" if not thing.size:
+            return None
         case "size":
             things[index] = dataclasses.replace(thing, size=_other(SIZES, thing.size, rng))
         case "number" if len(things) == 3 or (len(things) == 2 and rng.random() < 0.5):

@@ -38,6 +38,7 @@ class Seed(IntEnum):
     TEST_GENERATOR = 24, "Captions for testing the generator; the pictures rendered for them have a third number, 1."
 
     BENCHMARK = 40, "Groups of the benchmark `world`; every other group has a held-out combination."
+    FLAWS = 43, "Pairs of the benchmark `world_flaws`. The kind of flaw is the second number."
     ALIGNMENT_EVALUATION = 41, "Evaluation prompts of every alignment run."
     # The seed of the run is the second number. The committed alignment study used 40 instead of 42.
     ALIGNMENT_PROMPTS = 42, "Training prompts of an alignment run."
