@@ -15,7 +15,7 @@ from modeling_dina.evaluation.calibration import Calibration, fit_calibration
 from modeling_dina.evaluation.rewards import Rewards
 from modeling_dina.evaluation.statistics import agreement, bins, calibration_error
 from modeling_dina.modeling_dina import EnsembleFeatures
-from modeling_dina.thurstone_dina import pair_statistics, precision_weights
+from modeling_dina.thurstone_dina import precision_weights
 from training.reward.evaluation import Encoder
 from training.world.groups import FIRST, GROUP_SIZE, Groups
 
@@ -211,10 +211,7 @@ def quintiles(rewards: Rewards, pairs: Pairs) -> dict[str, Any]:
     increasing disagreement, with the error rate against a fresh annotator and the part of it that is "avoidable",
     which an annotator's noise does not explain; and their rise from the first to the last, as contributions of each
     group, whose mean it is."""
-    assert rewards.variance is not None
-    a, b = (torch.from_numpy(rewards.samples[..., side]) for side in (pairs.a, pairs.b))
-    law = torch.from_numpy(rewards.variance), torch.from_numpy(rewards.weights)
-    disagreement = pair_statistics(a, b, *law).disagreement.numpy()
+    disagreement = rewards.statistics(pairs).disagreement.numpy()
     error = 1 - agreement(rewards.difference(pairs), pairs.target, ties="half")
     avoidable = error - np.minimum(pairs.target, 1 - pairs.target)
     measures = {"disagreement": disagreement, "error": error, "avoidable": avoidable}
