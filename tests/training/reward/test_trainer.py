@@ -223,6 +223,15 @@ def test_the_backbone_may_stay(train, output_dir, backbone):
         )
 
 
+def test_an_adapter_without_a_named_base_is_saved_with_all_weights(train, output_dir):
+    """As in the configuration of the small world, whose model is in the folder of its base."""
+    sizes = "num_layers: 1, visual_layers: [1], text_layers: [1], head_width: 16, max_sequence_length: 14"
+    train("--reward_config", f"{{{sizes}, base_model: null}}", "--backbone", "lora", "--max_steps", 1)
+    checkpoint = DinaRewardModel.from_pretrained(output_dir / "checkpoint-1")
+    assert not checkpoint.config.adapter_only
+    assert DinaRewardModel.from_pretrained(output_dir / "model").config.lora is None
+
+
 def test_an_unreadable_pair_is_no_bad_configuration(train, pairs_folder, tmp_path):
     """What goes wrong while training goes on keeps its traceback."""
     with pytest.raises(ValueError, match=r"latents: expected \.npy bytes"):
