@@ -203,6 +203,29 @@ def prepare(
         )
     else:
         validation_pairs, args.eval_strategy = None, "no"
+    # The Trainer's own push omits the model's code, and stops training if the Hub is unavailable.
+    pushes, args.push_to_hub = args.push_to_hub and args.process_index == 0, False
+    card = card_settings(model_arguments, data_arguments, args)
+    trainer = new_trainer(objective, model_arguments, args, pairs, validation_pairs, card)
+    if checkpoint is not None:
+        trainer.resume(checkpoint)
+    if pushes:
+        trainer.pusher = CheckpointPusher(
+            str(args.hub_model_id), trainer.output_dir, private=args.hub_private_repo is not False
+        )
+    return trainer
+
+
+def new_trainer(
+    objective: PreferenceObjective,
+    model_arguments: ModelArguments,
+    args: RewardTrainingArguments,
+    pairs: Dataset,
+    validation_pairs: Dataset | None = None,
+    card: dict[str, Any] | None = None,
+) -> RewardTrainer:
+    """A trainer of the objective on pairs, with the text encoders of the base model; arguments as in `RewardTrainer`.
+    Raises a ValueError if these cannot be loaded."""
     with loading("base_model", model_arguments.base_model):
         pipeline_class = PIPELINES[objective.model.config.backbone_type].pipeline_class
         pipeline = pipeline_class.from_pretrained(
@@ -211,9 +234,7 @@ def prepare(
             transformer=None,
             dtype=objective.model.compute_dtype,
         ).to(args.device)
-    # The Trainer's own push omits the model's code, and stops training if the Hub is unavailable.
-    pushes, args.push_to_hub = args.push_to_hub and args.process_index == 0, False
-    trainer = RewardTrainer(
+    return RewardTrainer(
         objective,
         args,
         # Not that of a scorer, which caches prompts: rounding would depend on the earlier ones.
@@ -221,15 +242,8 @@ def prepare(
         noise_levels=model_arguments.noise_levels,
         pairs=pairs,
         validation_pairs=validation_pairs,
-        card_settings=card_settings(model_arguments, data_arguments, args),
+        card_settings=card,
     )
-    if checkpoint is not None:
-        trainer.resume(checkpoint)
-    if pushes:
-        trainer.pusher = CheckpointPusher(
-            str(args.hub_model_id), trainer.output_dir, private=args.hub_private_repo is not False
-        )
-    return trainer
 
 
 def complete(trainer: RewardTrainer) -> Path | None:
