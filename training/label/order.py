@@ -32,7 +32,7 @@ JOURNAL = "order.jsonl"
 
 
 def order_rows(
-    order: Order,
+    order: str,
     prompts: Sequence[str],
     *,
     seed: int,
