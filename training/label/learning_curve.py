@@ -23,7 +23,7 @@ from transformers.hf_argparser import HfArg
 from modeling_dina import DinaRewardModel
 from modeling_dina.evaluation.statistics import agreement, calibration_error, clustered_mean
 from modeling_dina.files import atomic_path, check_settings, load_or_compute, write_json
-from modeling_dina.options import check_folder, exit_on_bad_input
+from modeling_dina.options import check_folder, exit_on_bad_input, loading
 from training.arguments import parse
 from training.label.ceiling import annotator_ceiling
 from training.label.curve_figure import draw_curve
@@ -241,8 +241,9 @@ def describe(results: dict[str, Any]) -> str:
 
 def read_ceiling(folder: Path) -> dict[str, Any] | None:
     """`annotator_ceiling` of the votes in a folder of `training.label`."""
-    prompts = {key: pair.prompt for key, pair in read_pairs(folder).items()}
-    return annotator_ceiling(preferences_by_pair(read_votes(folder)), prompts)
+    with loading("votes", folder):
+        pairs, votes = read_pairs(folder), read_votes(folder)
+    return annotator_ceiling(preferences_by_pair(votes), {key: pair.prompt for key, pair in pairs.items()})
 
 
 def main(argv: Sequence[str] | None = None) -> None:

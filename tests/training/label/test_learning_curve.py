@@ -185,8 +185,17 @@ def test_a_run_resumes(arguments, output_dir, capsys):
     assert "optimizer: expected" in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize(("flag", "value"), [("folds", "1"), ("sizes", "2")])
-def test_settings_that_are_refused(arguments, flag, value, capsys):
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("folds", "1", "folds: expected at least 2"),
+        ("sizes", "2", "sizes: expected at least 3"),
+        ("votes", "nowhere", "votes: cannot load nowhere"),
+        ("output_dir", "README.md", "output_dir: expected a folder"),
+    ],
+)
+def test_settings_that_are_refused(arguments, output_dir, flag, value, message, capsys):
     with pytest.raises(SystemExit):
         main([*arguments, f"--{flag}", value])
-    assert f"{flag}: expected at least" in capsys.readouterr().err
+    assert f"Error: {message}" in capsys.readouterr().err
+    assert not output_dir.exists()
