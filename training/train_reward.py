@@ -18,7 +18,7 @@ from transformers import set_seed
 from transformers.hf_argparser import HfArg
 
 from modeling_dina import DinaConfig, DinaRewardModel
-from modeling_dina.backbone_dina import backbone_class, read_backbone_type
+from modeling_dina.backbone_dina import backbone_class, is_adapter_key, read_backbone_type
 from modeling_dina.conditioning_dina import encode_prompts
 from modeling_dina.hub.background import CheckpointPusher
 from modeling_dina.options import check_model, exit_on_bad_input, loading
@@ -33,6 +33,13 @@ from training.reward.trainer import RewardTrainer, RewardTrainingArguments
 from training.run_control import TERMINATED, checkpoint_to_resume
 
 BACKBONE_TRAINING = ("lora", "frozen", "full")
+# Fields of `DinaConfig` that a training takes over from the reward model that it goes on from.
+INHERITED_FIELDS = (
+    *("num_layers", "visual_layers", "text_layers", "head_width", "num_queries", "num_attention_heads"),
+    *("head_dropout", "project_in", "logistic", "timestep_scale", "max_sequence_length"),
+    *("variance_slope", "variance_floor", "temperature", "score_mean", "score_std"),
+    *("default_sigmas", "default_num_draws", "ensemble_mode"),
+)
 LAST_SECONDS = 20.0  # a scheduler that ends a job by SIGTERM gives it about 30
 
 
@@ -43,6 +50,11 @@ class ModelArguments:
     base_model: str = HfArg(help="Diffusers pipeline, a folder or a Hub id, whose first blocks become the backbone.")
     base_revision: str | None = HfArg(
         default=None, help="Git revision of base_model on the Hub; the main branch if unset."
+    )
+    start_from: str | None = HfArg(
+        default=None,
+        help="Reward model, a folder or a Hub id, from which the training goes on: its backbone and head replace the "
+        "blocks of base_model and the new head, and its configuration the defaults of reward_config.",
     )
     reward_config: str = HfArg(
         default="{}", help="Fields of DinaConfig that differ from its defaults, as a JSON or YAML mapping."
@@ -142,17 +154,49 @@ def build_objective(arguments: ModelArguments) -> PreferenceObjective:
         with loading("base_model", arguments.base_model):
             family = read_backbone_type(arguments.base_model, arguments.base_revision)
     dtype = "float32" if arguments.backbone == "full" else arguments.backbone_dtype
+    fields = arguments.config_fields(family)
+    start = None if arguments.start_from is None else load_start(arguments.start_from)
+    if start is not None:
+        fields = {name: getattr(start.config, name) for name in INHERITED_FIELDS} | fields
     try:
         with names_reward_config():
             model = DinaRewardModel.from_backbone(
                 arguments.base_model,
                 revision=arguments.base_revision,
                 dtype=getattr(torch, dtype),
-                **arguments.config_fields(family),
+                **fields,
             )
     except OSError as error:
         raise ValueError(f"base_model: cannot load {arguments.base_model}: {error}") from error
+    if start is not None:
+        take_weights(model, start)
     return make_trainable(model, arguments)
+
+
+def load_start(source: str) -> DinaRewardModel:
+    """The reward model from which the training goes on, without LoRA layers; raises a ValueError if it cannot be
+    loaded."""
+    check_model(source, "start_from")
+    with loading("start_from", source):
+        model = DinaRewardModel.from_pretrained(source, dtype="auto")
+    model.merge_adapter()
+    return model
+
+
+def take_weights(model: DinaRewardModel, start: DinaRewardModel) -> None:
+    """Replace a model's backbone and head by those of another reward model; a LoRA stays on top of the new weights.
+    Raises a ValueError if the sizes differ."""
+    own, given = model.state_dict(), start.state_dict()
+    # The name of a weight under a LoRA has one more part.
+    names = {name: name.replace(".base_layer.", ".") for name in own if not is_adapter_key(name)}
+    same = {name for name, other in names.items() if other in given and given[other].shape == own[name].shape}
+    if different := sorted((names.keys() - same) | (given.keys() - set(names.values()))):
+        raise ValueError(
+            f"start_from: expected a reward model with the sizes of base_model and reward_config, got "
+            f"{start.name_or_path}, which differs in {different[:3]} …"
+        )
+    model.load_state_dict({name: given[other] for name, other in names.items()}, strict=False)
+    model.config.base_model = None  # whose blocks are no longer those of the model
 
 
 def make_trainable(model: DinaRewardModel, arguments: ModelArguments) -> PreferenceObjective:
@@ -203,6 +247,29 @@ def prepare(
         )
     else:
         validation_pairs, args.eval_strategy = None, "no"
+    # The Trainer's own push omits the model's code, and stops training if the Hub is unavailable.
+    pushes, args.push_to_hub = args.push_to_hub and args.process_index == 0, False
+    card = card_settings(model_arguments, data_arguments, args)
+    trainer = new_trainer(objective, model_arguments, args, pairs, validation_pairs, card)
+    if checkpoint is not None:
+        trainer.resume(checkpoint)
+    if pushes:
+        trainer.pusher = CheckpointPusher(
+            str(args.hub_model_id), trainer.output_dir, private=args.hub_private_repo is not False
+        )
+    return trainer
+
+
+def new_trainer(
+    objective: PreferenceObjective,
+    model_arguments: ModelArguments,
+    args: RewardTrainingArguments,
+    pairs: Dataset,
+    validation_pairs: Dataset | None = None,
+    card: dict[str, Any] | None = None,
+) -> RewardTrainer:
+    """A trainer of the objective on pairs, with the text encoders of the base model; arguments as in `RewardTrainer`.
+    Raises a ValueError if these cannot be loaded."""
     with loading("base_model", model_arguments.base_model):
         pipeline_class = PIPELINES[objective.model.config.backbone_type].pipeline_class
         pipeline = pipeline_class.from_pretrained(
@@ -211,9 +278,7 @@ def prepare(
             transformer=None,
             dtype=objective.model.compute_dtype,
         ).to(args.device)
-    # The Trainer's own push omits the model's code, and stops training if the Hub is unavailable.
-    pushes, args.push_to_hub = args.push_to_hub and args.process_index == 0, False
-    trainer = RewardTrainer(
+    return RewardTrainer(
         objective,
         args,
         # Not that of a scorer, which caches prompts: rounding would depend on the earlier ones.
@@ -221,15 +286,8 @@ def prepare(
         noise_levels=model_arguments.noise_levels,
         pairs=pairs,
         validation_pairs=validation_pairs,
-        card_settings=card_settings(model_arguments, data_arguments, args),
+        card_settings=card,
     )
-    if checkpoint is not None:
-        trainer.resume(checkpoint)
-    if pushes:
-        trainer.pusher = CheckpointPusher(
-            str(args.hub_model_id), trainer.output_dir, private=args.hub_private_repo is not False
-        )
-    return trainer
 
 
 def complete(trainer: RewardTrainer) -> Path | None:
@@ -259,8 +317,10 @@ def card_settings(
     model_arguments: ModelArguments, data_arguments: DataArguments, args: RewardTrainingArguments
 ) -> dict[str, Any]:
     """The training settings to list in the model card."""
+    start = model_arguments.start_from
     return {
         "pairs": ", ".join(Path(source).name for source in data_arguments.train_data),
+        **({} if start is None else {"start": f"the reward model {Path(start).name}"}),
         "trained weights": {
             "lora": f"head, and LoRA of rank {model_arguments.lora_rank} on the backbone",
             "frozen": "head",

@@ -130,7 +130,7 @@ def fit_calibration(rewards: Rewards, pairs: Pairs, current: Calibration) -> Cal
     if not len(scores) or not scores.std() > 0:
         raise ValueError(f"data: expected images with different scores, got {len(scores)} images with equal scores")
 
-    variance = _known_variance(rewards)
+    variance = rewards.known_variance
 
     def loss(log_factor: float) -> float:
         scaled = Rewards(rewards.samples, rewards.weights, variance * math.exp(2 * log_factor))
@@ -156,13 +156,7 @@ def recalibrated(rewards: Rewards, old: Calibration, new: Calibration) -> Reward
     """Convert rewards from one calibration to another."""
     raw = rewards.samples * old.score_std + old.score_mean
     factor = (new.temperature / new.score_std) / (old.temperature / old.score_std)
-    return Rewards((raw - new.score_mean) / new.score_std, rewards.weights, _known_variance(rewards) * factor**2)
-
-
-def _known_variance(rewards: Rewards) -> np.ndarray:
-    if rewards.variance is None:
-        raise TypeError("rewards: expected rewards with a variance, got None")
-    return rewards.variance
+    return Rewards((raw - new.score_mean) / new.score_std, rewards.weights, rewards.known_variance * factor**2)
 
 
 def split_by_cluster(pairs: Pairs, seed: int) -> tuple[Pairs, Pairs]:

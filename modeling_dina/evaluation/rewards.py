@@ -15,7 +15,7 @@ from modeling_dina.evaluation.benchmarks.preference_set import Pairs
 from modeling_dina.evaluation.lrm import LRM, PREFIX
 from modeling_dina.evaluation.statistics import logistic_log_probabilities
 from modeling_dina.identity import scoring_settings
-from modeling_dina.thurstone_dina import log_probabilities, precision_weights
+from modeling_dina.thurstone_dina import PairStatistics, log_probabilities, pair_statistics, precision_weights
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,13 @@ class Rewards:
         """Weighted means over levels and draws, [N]."""
         return np.tensordot(self.weights, self.samples.mean(axis=1), axes=1)
 
+    @property
+    def known_variance(self) -> np.ndarray:
+        """The variance; raises a TypeError if there is none."""
+        if self.variance is None:
+            raise TypeError("rewards: expected rewards with a variance, got None")
+        return self.variance
+
     def difference(self, pairs: Pairs) -> np.ndarray:
         """Score of a minus score of b, [pairs]; NaN without both scores."""
         scores = self.scores
@@ -50,6 +57,11 @@ class Rewards:
         a, b = self.samples[..., pairs.a], self.samples[..., pairs.b]
         log_win, log_loss = log_probabilities(*map(torch.from_numpy, (a, b, self.variance, self.weights)))
         return log_win.numpy(), log_loss.numpy()
+
+    def statistics(self, pairs: Pairs) -> PairStatistics:
+        """Win probability and uncertainty of pairs, tensors [pairs]; NaN without both scores. Needs a variance."""
+        a, b = self.samples[..., pairs.a], self.samples[..., pairs.b]
+        return pair_statistics(*map(torch.from_numpy, (a, b, self.known_variance, self.weights)))
 
 
 class RewardEvaluator(Protocol):

@@ -12,6 +12,7 @@ import model_card.evaluate_preferences
 import model_card.measure_cost
 import model_card.studies.alignment.__main__
 import model_card.studies.method.__main__
+import model_card.studies.orders.__main__
 import model_card.write
 import tests.load.load_test
 import training.align.__main__
@@ -49,7 +50,7 @@ MODULES = {
             training.world.models.pixel_reward,
         ),
         *(model_card.studies.alignment.__main__, model_card.evaluate_preferences, model_card.measure_cost),
-        *(model_card.studies.method.__main__, model_card.write),
+        *(model_card.studies.method.__main__, model_card.studies.orders.__main__, model_card.write),
     )
 }
 
@@ -275,6 +276,8 @@ def test_bad_alignment(capsys, tmp_path, flags, message):
         ("model_card.studies.alignment.__main__", "--out {} --pipeline nowhere", "pipeline: expected a folder"),
         ("model_card.studies.method.__main__", "--out README.md", "out: expected a folder"),
         ("model_card.studies.method.__main__", "--out {} --pipeline nowhere", "pipeline: expected a folder"),
+        ("model_card.studies.orders.__main__", "--out README.md", "out: expected a folder"),
+        ("model_card.studies.orders.__main__", "--out {} --pipeline nowhere", "pipeline: expected a folder"),
         ("model_card.measure_cost", "--resolution 17", "resolution: expected a multiple of 16"),
         ("model_card.measure_cost", "--dtype int8", "dtype: expected float32"),
         ("model_card.evaluate_preferences", "--benchmark hpdv3 --out {}.json --data nowhere", "data: "),

@@ -6,6 +6,7 @@ import pytest
 
 from training.align.arguments import AlignArguments
 from training.align.run import ALGORITHMS
+from training.label.learning_curve import CurveArguments
 from training.reward.trainer import RewardTrainingArguments
 from training.train_reward import DataArguments, ModelArguments
 
@@ -13,6 +14,7 @@ CLASSES = (
     ModelArguments,
     DataArguments,
     RewardTrainingArguments,
+    CurveArguments,
     AlignArguments,
     *(algorithm.Arguments for algorithm in ALGORITHMS.values()),
 )

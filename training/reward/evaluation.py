@@ -1,9 +1,13 @@
 """Agreement of a reward model with held-out preferences, by noise level and with the ensemble."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 
+from modeling_dina.evaluation.benchmarks.preference_set import Pairs
+from modeling_dina.evaluation.rewards import Rewards
 from modeling_dina.evaluation.statistics import agreement
 from modeling_dina.modeling_dina import DinaEnsembleOutput
 from modeling_dina.pipelines_dina import EncodedPrompts
@@ -11,6 +15,47 @@ from modeling_dina.thurstone_dina import PairStatistics, pair_statistics, precis
 
 Reward = Callable[..., DinaEnsembleOutput]
 Encoder = Callable[[list[str]], EncodedPrompts]
+
+
+def _score_batches(
+    reward: Reward, batches: Iterable[dict], encode_prompts: Encoder, **ensemble: Any
+) -> Iterator[tuple[dict, DinaEnsembleOutput]]:
+    """Batches of `PairLoader` with the rewards of their images a, then b; `ensemble` are arguments of `reward`."""
+    for batch in batches:
+        conditioning = encode_prompts(batch["prompt"]).repeat(2)
+        latents = batch["latents"].to(conditioning.prompt_embeds.device)
+        yield batch, reward(latents.flatten(0, 1), *conditioning, **ensemble)
+
+
+@torch.no_grad()
+def score_pairs(
+    reward: Reward, batches: Iterable[dict], encode_prompts: Encoder, **ensemble: Any
+) -> tuple[Rewards, Pairs]:
+    """
+    Rewards of the images of pairs, with the pairs and their targets, for the statistics of `modeling_dina.evaluation`.
+
+    Args:
+        reward, batches, encode_prompts: as in `sum_agreement`.
+        ensemble: further arguments of `DinaRewardModel.reward`; without any, the model's defaults.
+
+    Returns:
+        Rewards of all images, and pairs in the order of their rows. Pairs of one prompt are a cluster.
+    """
+    samples, targets, prompts, rows = [], [], [], []
+    for batch, output in _score_batches(reward, batches, encode_prompts, **ensemble):
+        assert output.samples is not None
+        assert output.variance is not None
+        assert output.weights is not None
+        variance, weights = (each.double().cpu().numpy() for each in (output.variance, output.weights))
+        samples.append(torch.stack(output.samples.chunk(2, dim=-1)).double().cpu())
+        targets.append(batch["target"].double())
+        prompts += batch["prompt"]
+        rows += batch["index"]
+    order, places = np.argsort(rows), np.arange(len(rows))
+    images = torch.cat(samples, dim=-1)[..., order]  # [2, K, N, pairs]
+    target, cluster = torch.cat(targets).numpy()[order], np.unique(prompts, return_inverse=True)[1][order]
+    pairs = Pairs(cluster, places, places + len(rows), target, target, np.full(len(rows), ""))
+    return Rewards(torch.cat([*images], dim=-1).numpy(), weights, variance), pairs
 
 
 @torch.no_grad()
@@ -40,13 +85,9 @@ def sum_agreement(
         the weight.
     """
     sums: dict[str, torch.Tensor] = {}
-    for batch in batches:
-        conditioning = encode_prompts(batch["prompt"]).repeat(2)
-        device = conditioning.prompt_embeds.device
-        latents, target, weight = (batch[name].to(device) for name in ("latents", "target", "weight"))
-        options = {"sigmas": sigmas, "num_draws": num_draws}
-        ensemble = reward(latents.flatten(0, 1), *conditioning, mode=mode, with_levels=True, **options)
-
+    options: dict[str, Any] = {"mode": mode, "sigmas": sigmas, "num_draws": num_draws, "with_levels": True}
+    for batch, ensemble in _score_batches(reward, batches, encode_prompts, **options):
+        target, weight = (batch[name].to(ensemble.scores.device) for name in ("target", "weight"))
         assert ensemble.level_samples is not None
         assert ensemble.level_variance is not None
         samples_a, samples_b = ensemble.level_samples.chunk(2, dim=-1)

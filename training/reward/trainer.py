@@ -341,7 +341,9 @@ class RewardTrainer(Trainer):
         state = {**(state_dict or objective.state_dict()), **averaged}
         weights = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
         model = objective.model
-        model.save_pretrained(folder, state_dict=weights, adapter_only=model.config.lora is not None)
+        # Without a named base, such as that of a model inside its pipeline's folder, all weights have to be saved.
+        adapter_only = model.config.lora is not None and model.config.base_model is not None
+        model.save_pretrained(folder, state_dict=weights, adapter_only=adapter_only)
         self._write_card(folder, model.config, folder.name)
 
     def _write_card(self, folder: Path, config: Any, name: str) -> None:

@@ -46,5 +46,9 @@ class Seed(IntEnum):
     STUDY_TRAIN = 50, "Training groups of the method study."
     STUDY_SEEN = 51, "Test groups of the method study."
     STUDY_HELD_OUT = 52, "Test groups of the method study with held-out combinations."
+    ORDER_POOL = 53, "Groups to vote on in the study of orders."
+    ORDER_TEST = 54, "Test groups of the study of orders."
+    # The seed of the run is the second number.
+    ORDER_VOTES = 55, "Votes in the study of orders."
 
     EXAMPLES = 2026, "Layouts of the Space's example pairs; layout 0 also draws its example groups."

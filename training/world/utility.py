@@ -54,8 +54,12 @@ def true_utility(description: Description, image: np.ndarray) -> float:
     cleanness of the picture.
     """
     decomposition = decompose(image)
-    quality = math.exp(-decomposition.defect / DEFECT_SCALE)
-    return FIDELITY_WEIGHT * fidelity(description, decomposition.regions) + QUALITY_WEIGHT * quality
+    return FIDELITY_WEIGHT * fidelity(description, decomposition.regions) + QUALITY_WEIGHT * quality(decomposition)
+
+
+def quality(decomposition: Decomposition) -> float:
+    """Cleanness of a picture, in [0, 1]: `exp(-defect / 0.12)`."""
+    return math.exp(-decomposition.defect / DEFECT_SCALE)
 
 
 def fidelity(description: Description, regions: tuple[Region, ...]) -> float:

@@ -1,6 +1,6 @@
 """Measurements of a trained variant: its rewards of pictures whose true utility is known, and statistics of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from modeling_dina.evaluation.calibration import Calibration, fit_calibration
 from modeling_dina.evaluation.rewards import Rewards
 from modeling_dina.evaluation.statistics import agreement, bins, calibration_error
 from modeling_dina.modeling_dina import EnsembleFeatures
-from modeling_dina.thurstone_dina import pair_statistics, precision_weights
+from modeling_dina.thurstone_dina import precision_weights
 from training.reward.evaluation import Encoder
 from training.world.groups import FIRST, GROUP_SIZE, Groups
 
@@ -79,21 +79,29 @@ class LevelRewards:
 Reader = Callable[[Groups, tuple[float, ...], int, str], LevelRewards]
 
 
+@torch.no_grad()
+def compute_features(
+    model: DinaRewardModel, encode: Encoder, groups: Groups, sigmas: tuple[float, ...], draws: int
+) -> Iterator[EnsembleFeatures]:
+    """Features of the images of groups, in batches of groups; all draws of a batch are in memory."""
+    assert groups.latents is not None
+    for start in range(0, len(groups), GROUPS_PER_BATCH):
+        rows = slice(start, start + GROUPS_PER_BATCH)
+        clean = groups.latents[rows].flatten(0, 1).float().to(model.device)
+        captions = groups.captions[rows]
+        conditioning = encode(captions).take([row for row in range(len(captions)) for _ in range(GROUP_SIZE)])
+        levels, features = model.features(clean, *conditioning, sigmas=sigmas, num_draws=draws)
+        yield EnsembleFeatures(levels, list(features))
+
+
 def latent_reader(model: DinaRewardModel, encode: Encoder, thurstone: bool) -> Reader:
     """A reader that computes all ways to combine levels and draws with one pass of the backbone. `thurstone` says
     whether the rewards follow Thurstone's law."""
 
     @torch.no_grad()
     def read(groups: Groups, sigmas: tuple[float, ...], draws: int, reads: str) -> LevelRewards:
-        assert groups.latents is not None
         batches = []
-        for start in range(0, len(groups), GROUPS_PER_BATCH):
-            rows = slice(start, start + GROUPS_PER_BATCH)
-            clean = groups.latents[rows].flatten(0, 1).float().to(model.device)
-            captions = groups.captions[rows]
-            conditioning = encode(captions).take([row for row in range(len(captions)) for _ in range(GROUP_SIZE)])
-            levels, features = model.features(clean, *conditioning, sigmas=sigmas, num_draws=draws)
-            every = list(features)
+        for levels, every in compute_features(model, encode, groups, sigmas, draws):
             prefixes = [EnsembleFeatures(levels[:k], [draw[:k] for draw in every]) for k in range(1, len(sigmas) + 1)]
             joint = [model.combine(prefix, "features")["samples"] for prefix in prefixes]
             batches.append((model.combine(prefixes[-1], "mean")["samples"], torch.cat(joint)))
@@ -211,10 +219,7 @@ def quintiles(rewards: Rewards, pairs: Pairs) -> dict[str, Any]:
     increasing disagreement, with the error rate against a fresh annotator and the part of it that is "avoidable",
     which an annotator's noise does not explain; and their rise from the first to the last, as contributions of each
     group, whose mean it is."""
-    assert rewards.variance is not None
-    a, b = (torch.from_numpy(rewards.samples[..., side]) for side in (pairs.a, pairs.b))
-    law = torch.from_numpy(rewards.variance), torch.from_numpy(rewards.weights)
-    disagreement = pair_statistics(a, b, *law).disagreement.numpy()
+    disagreement = rewards.statistics(pairs).disagreement.numpy()
     error = 1 - agreement(rewards.difference(pairs), pairs.target, ties="half")
     avoidable = error - np.minimum(pairs.target, 1 - pairs.target)
     measures = {"disagreement": disagreement, "error": error, "avoidable": avoidable}

@@ -1,11 +1,12 @@
 """Agreement and Brier scores against what the model's own samples say, pair by pair."""
 
+import numpy as np
 import pytest
 import torch
 
 from modeling_dina.pipelines_dina import EncodedPrompts
 from modeling_dina.thurstone_dina import win_probability
-from training.reward.evaluation import mean_agreement, sum_agreement
+from training.reward.evaluation import mean_agreement, score_pairs, sum_agreement
 
 SIGMAS = [0.2, 0.6]
 
@@ -92,3 +93,33 @@ def conditioning(prompts):
     seeds = [torch.Generator().manual_seed(ord(prompt)) for prompt in prompts]
     embeds = [torch.randn(8, 12, generator=seed) for seed in seeds]
     return EncodedPrompts(torch.stack([each[:7] for each in embeds]), torch.stack([each[7, :10] for each in embeds]))
+
+
+def test_rewards_of_pairs_are_in_the_order_of_their_rows(tiny_model, batch):
+    """Two batches whose rows alternate, against the statistics of all pairs together."""
+    parts = [
+        {
+            name: values[:, rows] if name == "latents" else [values[row] for row in rows]
+            for name, values in batch.items()
+        }
+        | {"index": rows, "target": batch["target"][rows]}
+        for rows in ([3, 1], [0, 2])
+    ]
+    table = dict(zip(batch["prompt"], encode(batch["prompt"]).split(), strict=True))
+
+    def look_up(prompts):
+        return EncodedPrompts.join(table[prompt] for prompt in prompts)
+
+    options = {"mode": "mean", "sigmas": SIGMAS, "num_draws": 2}
+    rewards, pairs = score_pairs(tiny_model.reward, parts, look_up, **options)
+    assert pairs.target.tolist() == batch["target"].tolist()
+    assert len(set(pairs.cluster)) == 4
+    with torch.no_grad():
+        conditioning = look_up(batch["prompt"]).repeat(2)
+        expected = tiny_model.reward(batch["latents"].flatten(0, 1), *conditioning, **options)
+    a, b = expected.scores.chunk(2)
+    assert rewards.difference(pairs) == pytest.approx((a - b).numpy(), abs=1e-5)
+    # The same Brier score as that of the sums over a batch.
+    brier = mean_agreement(sum_agreement(tiny_model.reward, [batch], look_up, **options))["brier_ensemble"]
+    error = (rewards.statistics(pairs).win_probability.numpy() - pairs.target) ** 2
+    assert np.average(error, weights=batch["weight"]) == pytest.approx(brier, abs=1e-5)

@@ -223,6 +223,35 @@ def test_the_backbone_may_stay(train, output_dir, backbone):
         )
 
 
+def test_an_adapter_without_a_named_base_is_saved_with_all_weights(train, output_dir):
+    """As in the configuration of the small world, whose model is in the folder of its base."""
+    sizes = "num_layers: 1, visual_layers: [1], text_layers: [1], head_width: 16, max_sequence_length: 14"
+    train("--reward_config", f"{{{sizes}, base_model: null}}", "--backbone", "lora", "--max_steps", 1)
+    checkpoint = DinaRewardModel.from_pretrained(output_dir / "checkpoint-1")
+    assert not checkpoint.config.adapter_only
+    assert DinaRewardModel.from_pretrained(output_dir / "model").config.lora is None
+
+
+@pytest.mark.parametrize("backbone", ["lora", "frozen"])
+def test_training_goes_on_from_a_reward(train, output_dir, backbone):
+    """Without a step of the optimizer, the result is the reward that the training began with."""
+    flags = ["--reward_config", "{}", "--backbone", backbone, "--backbone_dtype", "float32"]
+    train("--start_from", EMBEDDED, *flags, "--max_steps", 1, "--warmup_steps", 0, "--learning_rate", 0)
+    start, final = (DinaRewardModel.from_pretrained(source) for source in (EMBEDDED, output_dir / "model"))
+    assert final.config.base_model is None
+    assert final.config.default_sigmas == start.config.default_sigmas
+    inputs = torch.randn(2, 16, 8, 8), torch.randn(2, 28, start.config.transformer_config["joint_attention_dim"])
+    pooled = torch.randn(2, start.config.transformer_config["pooled_projection_dim"])
+    scores = [model.eval().reward(*inputs, pooled).scores for model in (start, final)]
+    torch.testing.assert_close(*scores, atol=1e-4, rtol=1e-4)
+
+
+def test_a_reward_of_other_sizes_is_no_start(train, output_dir, capsys):
+    with pytest.raises(SystemExit):
+        train("--start_from", EMBEDDED)
+    assert "start_from: expected a reward model with the sizes" in capsys.readouterr().err
+
+
 def test_an_unreadable_pair_is_no_bad_configuration(train, pairs_folder, tmp_path):
     """What goes wrong while training goes on keeps its traceback."""
     with pytest.raises(ValueError, match=r"latents: expected \.npy bytes"):
