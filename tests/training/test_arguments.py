@@ -259,6 +259,8 @@ def test_bad_alignment(capsys, tmp_path, flags, message):
         ("training.label.__main__", "a.csv --out {} --annotator a/b", "annotator: expected letters"),
         ("training.label.__main__", "a.csv --out {} --annotator a --annotator a", "annotator: expected different"),
         ("training.label.__main__", "a.csv --out {} --repo-id votes", "repo_id: expected owner/name, got 'votes'"),
+        ("training.label.__main__", "a.csv --out {} --order entropy", "model: expected a reward model"),
+        ("training.label.__main__", "a.csv --out {} --model m", "model: expected none with the order random"),
         ("training.label.export", "{}", "out: expected a folder with votes"),
         ("training.label.quality", "{}", "out: expected a folder with votes"),
         ("training.preference_data.overlap", "nowhere.json b --format hpdv3", "train: cannot load nowhere.json"),

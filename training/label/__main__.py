@@ -20,7 +20,8 @@ from modeling_dina.hub.push import check_repo_id
 from modeling_dina.options import check_folder, exit_on_bad_input, with_option_groups
 from training.candidate_options import CandidateOptions
 from training.label.export import write_export
-from training.label.pairs import collect_pairs, random_order, record_pairs
+from training.label.order import OrderOptions
+from training.label.pairs import collect_pairs, record_pairs
 from training.label.push import VotePusher
 from training.label.server import build_application, link, open_socket, serve
 from training.label.session import Plan, Session
@@ -62,6 +63,7 @@ def main(
         bool, typer.Option("--push-annotators", help="Also push the names of annotators.")
     ] = False,
     *,
+    ordering: OrderOptions,
     pictures: CandidateOptions,
 ) -> None:
     """Collect votes on pairs of pictures. Pictures that cannot be read are reported, and their pairs skipped."""
@@ -71,14 +73,15 @@ def main(
         if repo_id is not None:
             check_repo_id(repo_id)
         pictures.check()
+        ordering.check()
         check_folder("out", out)
         candidates = pictures.load(out)
         votes = VoteFile(out)
         collected = collect_pairs(candidates, out)
         record_pairs(out, collected.pairs)
-        unusable = open_unusable(out, collected.failures)
-        # The order in which pairs are presented is chosen here.
-        order = random_order(collected.pairs, pictures.seed)
+        scored = [(pair.prompt, pair.image_a, pair.image_b) for pair in collected.pairs]
+        order, failures = ordering.rows(scored, out, seed=pictures.seed)
+        unusable = open_unusable(out, collected.failures + failures)
         plan = Plan(repeats, goal, annotators_per_pair)
         session = Session(collected.pairs, order, votes, names, pictures.seed, plan)
         listening = open_socket(host, port)

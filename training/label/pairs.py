@@ -6,11 +6,9 @@ its contents: votes belong to it even if files are moved, and the same pair from
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
-
-import numpy as np
 
 from modeling_dina.files import write_text
 from training.preference_data.candidates import Candidates
@@ -121,8 +119,3 @@ def read_pairs(folder: Path) -> dict[str, Pair]:
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"out: expected a folder with pairs, got {folder}: {error}") from error
     return {pair.key: pair for pair in pairs}
-
-
-def random_order(pairs: Sequence[Pair], seed: int) -> list[int]:
-    """Indices of the pairs in a random order, which is determined by the seed."""
-    return np.random.default_rng(seed).permutation(len(pairs)).tolist()

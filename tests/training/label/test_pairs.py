@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from training.label.pairs import collect_pairs, random_order, read_pairs, record_pairs
+from training.label.pairs import collect_pairs, read_pairs, record_pairs
 from training.preference_data.candidates import Candidates, load_images, load_paired_images, pair_images
 
 
@@ -81,10 +81,3 @@ def test_pairs_of_an_earlier_start_stay(tmp_path, make_pairs):
 def test_a_folder_without_pairs(tmp_path):
     with pytest.raises(ValueError, match="out: expected a folder with pairs"):
         read_pairs(tmp_path)
-
-
-def test_random_order_is_seeded(make_pairs):
-    pairs = make_pairs(50)
-    orders = [random_order(pairs, seed) for seed in (0, 0, 1)]
-    assert orders[0] == orders[1] != orders[2]
-    assert sorted(orders[0]) == list(range(50))
