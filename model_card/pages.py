@@ -18,6 +18,7 @@ from typer.main import get_command
 from model_card.studies.alignment import report as alignment
 from model_card.studies.alignment.variants import VARIANTS
 from model_card.studies.method import report as method
+from model_card.studies.orders import report as orders
 from model_card.studies.page import interval, markdown
 from modeling_dina.cli.app import app
 from modeling_dina.files import write_text
@@ -32,6 +33,8 @@ RESULTS = {
     "world": "modeling_dina/tiny/report.json",
     "method": "model_card/results/world_study/results.json",
     "alignment": "model_card/results/alignment_study/results.json",
+    "orders": "model_card/results/order_study/results.json",
+    "flaws": "model_card/results/flaws_world.json",
     "cost 512": "model_card/results/cost_sd35_medium_512.json",
     "cost 1024": "model_card/results/cost_sd35_medium_1024.json",
     **{f"cost {name}": f"model_card/results/presets/{name}.json" for name in PRESETS},
@@ -105,6 +108,15 @@ def agreement(*, short: bool = False) -> str:
         ]
     header = ("agreement with a fresh annotator", "seen combinations", "held-out combinations", "generated pictures")
     return table(header, lines)
+
+
+def flaws() -> str:
+    """How often the embedded default prefers the picture without a flaw, by the kind of flaw."""
+    lines = [
+        (name, f"{each['accuracy']:.2f} [{each['interval'][0]:.2f}, {each['interval'][1]:.2f}]")
+        for name, each in read_results("flaws")["categories"].items()
+    ]
+    return table(("flaw", "the picture without it is preferred"), lines)
 
 
 def verdicts() -> str:
@@ -334,6 +346,9 @@ PARTS: dict[str, Callable[[], str]] = {
     "alignment costs": lambda: markdown(alignment.costs_table(read_results("alignment")["variants"])),
     "alignment rewards": lambda: markdown(alignment.rewards_table(read_results("alignment")["reward_models"])),
     "alignment full size": update_cost,
+    "orders accuracy": lambda: markdown(orders.accuracy_table(read_results("orders"))),
+    "orders gains": lambda: markdown(orders.gains_table(read_results("orders")["orders"])),
+    "flaws": flaws,
 }
 
 
