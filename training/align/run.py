@@ -135,7 +135,7 @@ def load_models(arguments: AlignArguments, device: torch.device) -> tuple[Policy
         family = read_backbone_type(arguments.policy, arguments.policy_revision)
     with loading("reward_model", arguments.reward_model):
         reward = read_reward_family(arguments.reward_model, arguments.reward_revision, arguments.reward_backbone)
-    check_families(family, arguments.policy, reward, arguments.reward_model)
+    check_families(ALGORITHMS[arguments.algorithm], family, arguments.policy, reward, arguments.reward_model)
 
     def load(name: str, kind: Any, revision: str | None, **options) -> Any:
         source = getattr(arguments, name)
