@@ -33,6 +33,7 @@ from .backbone_dina import (
     merge_lora,
     read_backbone_type,
     read_transformer_config,
+    share_base_weights,
 )
 from .conditioning_dina import (
     HUB_OPTIONS,
@@ -444,6 +445,47 @@ class DinaRewardModel(DinaPreTrainedModel):
         if self.config.lora is not None:
             merge_lora(self.backbone)
             self.config.lora = None
+
+    def sharing(self, pipe) -> "DinaRewardModel":
+        """Let this model read the base weights of a generator instead of its own copy of them, in place, and move its
+        other weights, such as those of the LoRA and the head, to the generator's device.
+
+        Every base weight that equals the generator's is shared and frozen; scores do not change. The generator's
+        modules, adapters and hooks stay as they are, so that both may run in several threads. Sharing ends when either
+        model is moved or converted. Operations that change the generator's base weights in place, such as its full
+        training, change the reward too.
+
+        ```python
+        >>> model = DinaRewardModel.from_pretrained("path/or/hub-id", dtype=pipe.dtype).sharing(pipe)
+        ```
+
+        Args:
+            pipe: a diffusers pipeline of the reward's family and dtype, which is not offloaded. It may have LoRA
+                adapters, but they must not be fused into its weights.
+
+        Returns:
+            This model.
+
+        Raises:
+            ValueError: the pipeline has no base weight that equals the reward's.
+        """
+        name = self.backbone.component
+        transformer = getattr(pipe, name, None)
+        if not isinstance(transformer, self.backbone.transformer_class):
+            raise ValueError(
+                f"pipe: expected a pipeline with a {self.backbone.transformer_class.__name__} under {name!r}, got "
+                f"{type(transformer).__name__}"
+            )
+        if any(weight.is_meta for weight in (*transformer.parameters(), *self.parameters())):
+            raise ValueError(
+                "pipe: expected a generator and a reward with their weights in memory, got offloaded ones"
+            )
+        if not share_base_weights(self.backbone, transformer):
+            raise ValueError(
+                f"pipe: expected the generator that the reward is based on, in {self.compute_dtype}, got one in "
+                f"{transformer.dtype} without any base weight of the reward's"
+            )
+        return self.to(transformer.device)
 
     @property
     def compute_dtype(self) -> torch.dtype:

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
 
 from modeling_dina import DinaRewardModel
-from modeling_dina.backbone_dina import read_backbone_type
+from modeling_dina.backbone_dina import read_backbone_type, share_base_weights
 from modeling_dina.options import check_model, loading
 from modeling_dina.pipelines_dina import PIPELINES
 from training.align.algorithm import Algorithm, AlgorithmArguments, Samples
@@ -153,6 +153,7 @@ def load_models(arguments: AlignArguments, device: torch.device) -> tuple[Policy
         max_sequence_length=model.config.max_sequence_length,
         resolution=arguments.resolution,
     )
+    share_base_weights(model.backbone, policy.transformer)  # no weight that they have in common is trained
     if arguments.gradient_checkpointing:
         policy.transformer.enable_gradient_checkpointing()
     return policy, model

@@ -183,6 +183,15 @@ def test_a_reward_of_another_family_is_refused_before_weights_are_read(settings,
         assert f"sd3 of {refused_run[0].reward_model}" in str(caught.value)
 
 
+def test_policy_and_reward_share_their_base_weights(settings, tmp_path):
+    save_tiny_folder("sd", tmp_path)
+    fields = {"policy": str(tmp_path), "reward_model": str(tmp_path), "resolution": HEIGHT}
+    policy, model = load_models(settings("refl", **fields)[0], torch.device("cpu"))
+    theirs = {weight.data_ptr() for weight in policy.transformer.parameters()}
+    assert model.backbone.down_blocks[0].resnets[0].conv1.weight.data_ptr() in theirs
+    assert not {weight.data_ptr() for weight in model.head.parameters()} & theirs
+
+
 @pytest.mark.parametrize("algorithm", ["refl", "diffusion_dpo"])
 def test_a_run_on_a_variance_preserving_path(settings, algorithm, tmp_path):
     folder = str(tmp_path / "sdxl")
