@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import model_card.evaluate_preferences
 import model_card.measure_cost
 import model_card.studies.alignment.__main__
+import model_card.studies.distillation.__main__
 import model_card.studies.method.__main__
 import model_card.write
 import tests.load.load_test
@@ -43,7 +44,7 @@ MODULES = {
             training.world.models.pixel_reward,
         ),
         *(model_card.studies.alignment.__main__, model_card.evaluate_preferences, model_card.measure_cost),
-        *(model_card.studies.method.__main__, model_card.write),
+        *(model_card.studies.distillation.__main__, model_card.studies.method.__main__, model_card.write),
     )
 }
 
