@@ -47,6 +47,7 @@ from .conditioning_dina import (
 from .configuration_dina import ENSEMBLE_MODES, DinaConfig
 from .noising_dina import NoisePath, check_seeds, path_from_scheduler, shared_noise
 from .official_dina import describe_adapter, is_official, read_official
+from .pipelines_dina import EncodedPrompts
 from .reward_head_dina import RewardHead
 from .thurstone_dina import noise_variance, precision_weights
 from .weights_dina import TransformerWeights, allocate
@@ -550,6 +551,7 @@ class DinaRewardModel(DinaPreTrainedModel):
         seed: int | Sequence[int] = 0,
         noise: torch.Tensor | None = None,
         with_levels: bool = False,
+        level_batching: bool = False,
     ) -> DinaEnsembleOutput:
         """Compute the noise-ensembled reward of clean latents, with gradients to the latents.
 
@@ -568,12 +570,15 @@ class DinaRewardModel(DinaPreTrainedModel):
             noise: noise to use in place of a seed, [N, B or 1, C, H, W], or [B or 1, C, H, W] for one draw.
             with_levels: also return `level_samples` in mode "features", which takes one more head pass per level and
                 draw.
+            level_batching: process the levels of a draw in one pass of the backbone instead of K. This is faster for
+                few samples, takes the memory of K B samples, and changes scores by rounding only.
 
         Raises:
             ValueError: an argument has a wrong shape or range; the message names it.
         """
         conditioning = (prompt_embeds, pooled_prompt_embeds, prompt_embeds_mask)
-        features = self.features(latents, *conditioning, sigmas=sigmas, num_draws=num_draws, seed=seed, noise=noise)
+        options: dict[str, Any] = {"sigmas": sigmas, "num_draws": num_draws, "seed": seed, "noise": noise}
+        features = self.features(latents, *conditioning, **options, level_batching=level_batching)
         return self.combine(features, mode, with_levels=with_levels)
 
     def features(
@@ -587,6 +592,7 @@ class DinaRewardModel(DinaPreTrainedModel):
         num_draws: int | None = None,
         seed: int | Sequence[int] = 0,
         noise: torch.Tensor | None = None,
+        level_batching: bool = False,
     ) -> EnsembleFeatures:
         """Compute the backbone's features at every noise level and draw; arguments are as in `reward`. Iterating over
         `draws` computes one draw at a time, so that only one has to be in memory."""
@@ -596,11 +602,14 @@ class DinaRewardModel(DinaPreTrainedModel):
         levels = self._levels(sigmas, len(latents)).to(latents.device)
         per_sample = levels if levels.ndim == 2 else levels[:, None].expand(-1, len(latents))
 
-        def at(sigma: torch.Tensor, draw: torch.Tensor) -> Features:
-            noisy_latents = self.noise_path.add_noise(latents, draw, sigma)
-            return self._features(noisy_latents, sigma, *conditioning)
+        def at(draw: torch.Tensor) -> list[Features]:
+            noisy = (self.noise_path.add_noise(latents, draw, sigma) for sigma in per_sample)
+            if not level_batching:
+                return [self._features(*each, *conditioning) for each in zip(noisy, per_sample, strict=True)]
+            together = EncodedPrompts(*conditioning).repeat(len(per_sample))
+            return self._features(torch.cat(list(noisy)), per_sample.flatten(), *together).chunk(len(per_sample))
 
-        return EnsembleFeatures(levels, ([at(sigma, draw) for sigma in per_sample] for draw in noise))
+        return EnsembleFeatures(levels, map(at, noise))
 
     def combine(
         self, features: EnsembleFeatures, mode: str | None = None, *, with_levels: bool = False
