@@ -17,7 +17,6 @@ from typing import Annotated, NamedTuple
 import torch
 import typer
 from diffusers import SD3Transformer2DModel
-from peft import LoraConfig
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -37,7 +36,7 @@ from modeling_dina import DinaConfig, DinaRewardModel
 from modeling_dina.files import write_json
 from modeling_dina.options import EMBEDDED_MODEL, check_output, exit_on_bad_input
 from modeling_dina.presets_dina import PRESETS, SD35_MEDIUM
-from training.align.generators import generator_of
+from training.align.generators import SD3Generator
 from training.costs import count_flops, count_parameters, input_shapes, kept_bytes, weight_bytes
 
 SMALL = "small"  # the embedded default
@@ -173,8 +172,7 @@ def policy(model: DinaRewardModel, inputs: Inputs, dtype: torch.dtype) -> Conten
     with torch.device(model.device):
         transformer = SD3Transformer2DModel.from_config(model.config.transformer_config).requires_grad_(False)
         nn.Module.to(transformer, dtype)  # as in `build_decoder`
-        targets = list(generator_of(transformer).lora_targets)
-        transformer.add_adapter(LoraConfig(r=POLICY_RANK, lora_alpha=2 * POLICY_RANK, target_modules=targets))
+        SD3Generator(transformer, model.config.scheduler_config).add_adapter(POLICY_RANK, 2 * POLICY_RANK)
 
     def step(latents):
         timestep = torch.full((len(latents),), 500.0, device=latents.device)

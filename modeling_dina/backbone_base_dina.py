@@ -36,6 +36,18 @@ class Features(NamedTuple):
     conditioning: torch.Tensor
     text_mask: torch.Tensor | None = None
 
+    def chunk(self, count: int) -> list["Features"]:
+        """The features of `count` batches of one size that were computed as one."""
+        visual, text = ([layer.chunk(count) for layer in part] for part in (self.visual, self.text))
+        conditioning = self.conditioning.chunk(count)
+        masks = [None] * count if self.text_mask is None else self.text_mask.chunk(count)
+
+        def at(index: int) -> Features:
+            tokens = [[layer[index] for layer in part] for part in (visual, text)]
+            return Features(tokens[0], tokens[1], conditioning[index], masks[index])
+
+        return [at(index) for index in range(count)]
+
 
 class Dimensions(NamedTuple):
     """Sizes that the configuration of a transformer determines.

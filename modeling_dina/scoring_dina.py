@@ -142,7 +142,8 @@ class DinaScorer:
     Scores images for prompts.
 
     The pipeline encodes prompts and images. It may lack its transformer. It is never modified, so that a generator or
-    other scorers can share it. Several threads may share a scorer.
+    other scorers can share it, except that a VAE that overflows in float16 is in float32 while it runs. Several
+    threads may share a scorer.
 
     Args:
         model: a `DinaRewardModel` in evaluation mode.
@@ -151,6 +152,7 @@ class DinaScorer:
         batch_size: number of images and prompts that are decoded, encoded and scored at a time. It limits memory and
             does not affect scores.
         max_pixels: larger images are shrunk to this area in pixels; None uses the transformer's training resolution.
+        level_batching: as in `DinaRewardModel.reward`.
 
     Attributes:
         size_limits: arguments of `images_dina.fit_size`, which determine the size at which an image is scored.
@@ -160,7 +162,9 @@ class DinaScorer:
             the model's config.
     """
 
-    def __init__(self, model, pipeline, *, batch_size: int = 8, max_pixels: int | None = None):
+    def __init__(
+        self, model, pipeline, *, batch_size: int = 8, max_pixels: int | None = None, level_batching: bool = False
+    ):
         sizes = model.config.dimensions
         if latent_channels(pipeline.vae) != sizes.latent_channels:
             raise ValueError(
@@ -185,6 +189,7 @@ class DinaScorer:
         self.pipeline = pipeline
         self.batch_size = batch_size
         self.max_pixels = max_pixels
+        self.level_batching = level_batching
         self.size_limits = {
             "multiple": multiple,
             "max_pixels": max_pixels,
@@ -203,6 +208,7 @@ class DinaScorer:
         revision: str | None = None,
         batch_size: int = 8,
         max_pixels: int | None = None,
+        level_batching: bool = False,
         **options,
     ) -> "DinaScorer":
         """
@@ -213,7 +219,7 @@ class DinaScorer:
             device: device of model and pipeline; None uses the CPU, or the devices of `device_map`.
             dtype: dtype of model and pipeline; None uses that of the weights.
             revision: branch, tag or commit of the Hub repository.
-            batch_size, max_pixels: as in the class.
+            batch_size, max_pixels, level_batching: as in the class.
             options: further arguments of `DinaRewardModel.from_pretrained`, such as `backbone`,
                 `cache_dir`, `token`, `local_files_only`, `subfolder` or `device_map`. Hub options are also used for
                 the pipeline.
@@ -228,7 +234,8 @@ class DinaScorer:
         )
         if device is not None:
             model = model.to(device)
-        return cls(model, load_pipeline(model), batch_size=batch_size, max_pixels=max_pixels)
+        pipeline = load_pipeline(model)
+        return cls(model, pipeline, batch_size=batch_size, max_pixels=max_pixels, level_batching=level_batching)
 
     def score(
         self,
@@ -354,6 +361,7 @@ class DinaScorer:
             raise ValueError(f"prompts, {name}: expected one prompt for each, got {len(prompts)} and {count}")
         seeds = check_seeds(seed, count)
 
+        options = {**options, "level_batching": self.level_batching}
         parts, order = [], []
         for indices, batch in self._batches(count, images, latents):
             encoded = self._encode_prompts([prompts[index] for index in indices])

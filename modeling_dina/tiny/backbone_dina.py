@@ -67,6 +67,8 @@ def merge_lora(backbone: nn.Module) -> None:
     """Merge every LoRA layer into its base weight, in place, and replace it by the plain layer."""
     for name, module in list(backbone.named_modules()):
         if isinstance(module, BaseTunerLayer):
+            base: Any = module.get_base_layer()
+            base.weight.data = base.weight.data.clone()  # the weight may be shared with a generator
             module.merge()
             backbone.set_submodule(name, module.get_base_layer())
     backbone.requires_grad_(True)
@@ -109,6 +111,36 @@ def load_base_weights(backbone: nn.Module, weights: Mapping[str, torch.Tensor], 
             base[key].copy_(value)
     if wrong:
         raise ValueError(f"{origin} lacks weights of the backbone:\n  " + "\n  ".join(sorted(wrong)))
+
+
+def share_base_weights(backbone: nn.Module, transformer: nn.Module) -> int:
+    """Replace the backbone's base weights that equal those of a whole transformer by these, without a copy, and freeze
+    them. Modules, adapters and hooks of the transformer stay as they are.
+
+    Args:
+        transformer: the diffusers transformer, which may have adapters.
+
+    Returns:
+        The number of bytes that are now shared.
+    """
+    theirs = {
+        key.replace(".base_layer.", "."): value
+        for key, value in transformer.state_dict().items()
+        if not is_adapter_key(key)
+    }
+    shared = 0
+    for path, module in backbone.named_modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, own in tensors.items():
+                value = theirs.get(f"{path}.{name}".removeprefix(".").replace(".base_layer.", "."))
+                if own is None or value is None or (own.shape, own.dtype) != (value.shape, value.dtype):
+                    continue
+                if torch.equal(own.to(value.device), value):
+                    tensors[name] = (
+                        nn.Parameter(value, requires_grad=False) if isinstance(own, nn.Parameter) else value
+                    )
+                    shared += value.nbytes
+    return shared
 
 
 def read_backbone_type(source: str, revision: str | None = None, **hub) -> str:
@@ -180,4 +212,5 @@ __all__ = [
     "merge_lora",
     "read_backbone_type",
     "read_transformer_config",
+    "share_base_weights",
 ]

@@ -33,6 +33,7 @@ from .backbone_dina import (
     merge_lora,
     read_backbone_type,
     read_transformer_config,
+    share_base_weights,
 )
 from .conditioning_dina import (
     HUB_OPTIONS,
@@ -46,6 +47,7 @@ from .conditioning_dina import (
 from .configuration_dina import ENSEMBLE_MODES, DinaConfig
 from .noising_dina import NoisePath, check_seeds, path_from_scheduler, shared_noise
 from .official_dina import describe_adapter, is_official, read_official
+from .pipelines_dina import EncodedPrompts
 from .reward_head_dina import RewardHead
 from .thurstone_dina import noise_variance, precision_weights
 from .weights_dina import TransformerWeights, allocate
@@ -445,6 +447,47 @@ class DinaRewardModel(DinaPreTrainedModel):
             merge_lora(self.backbone)
             self.config.lora = None
 
+    def sharing(self, pipe) -> "DinaRewardModel":
+        """Let this model read the base weights of a generator instead of its own copy of them, in place, and move its
+        other weights, such as those of the LoRA and the head, to the generator's device.
+
+        Every base weight that equals the generator's is shared and frozen; scores do not change. The generator's
+        modules, adapters and hooks stay as they are, so that both may run in several threads. Sharing ends when either
+        model is moved or converted. Operations that change the generator's base weights in place, such as its full
+        training, change the reward too.
+
+        ```python
+        >>> model = DinaRewardModel.from_pretrained("path/or/hub-id", dtype=pipe.dtype).sharing(pipe)
+        ```
+
+        Args:
+            pipe: a diffusers pipeline of the reward's family and dtype, which is not offloaded. It may have LoRA
+                adapters, but they must not be fused into its weights.
+
+        Returns:
+            This model.
+
+        Raises:
+            ValueError: the pipeline has no base weight that equals the reward's.
+        """
+        name = self.backbone.component
+        transformer = getattr(pipe, name, None)
+        if not isinstance(transformer, self.backbone.transformer_class):
+            raise ValueError(
+                f"pipe: expected a pipeline with a {self.backbone.transformer_class.__name__} under {name!r}, got "
+                f"{type(transformer).__name__}"
+            )
+        if any(weight.is_meta for weight in (*transformer.parameters(), *self.parameters())):
+            raise ValueError(
+                "pipe: expected a generator and a reward with their weights in memory, got offloaded ones"
+            )
+        if not share_base_weights(self.backbone, transformer):
+            raise ValueError(
+                f"pipe: expected the generator that the reward is based on, in {self.compute_dtype}, got one in "
+                f"{transformer.dtype} without any base weight of the reward's"
+            )
+        return self.to(transformer.device)
+
     @property
     def compute_dtype(self) -> torch.dtype:
         """The floating-point dtype that the backbone computes in. `dtype` is that of a stored weight, which may not
@@ -508,6 +551,7 @@ class DinaRewardModel(DinaPreTrainedModel):
         seed: int | Sequence[int] = 0,
         noise: torch.Tensor | None = None,
         with_levels: bool = False,
+        level_batching: bool = False,
     ) -> DinaEnsembleOutput:
         """Compute the noise-ensembled reward of clean latents, with gradients to the latents.
 
@@ -526,12 +570,15 @@ class DinaRewardModel(DinaPreTrainedModel):
             noise: noise to use in place of a seed, [N, B or 1, C, H, W], or [B or 1, C, H, W] for one draw.
             with_levels: also return `level_samples` in mode "features", which takes one more head pass per level and
                 draw.
+            level_batching: process the levels of a draw in one pass of the backbone instead of K. This is faster for
+                few samples, takes the memory of K B samples, and changes scores by rounding only.
 
         Raises:
             ValueError: an argument has a wrong shape or range; the message names it.
         """
         conditioning = (prompt_embeds, pooled_prompt_embeds, prompt_embeds_mask)
-        features = self.features(latents, *conditioning, sigmas=sigmas, num_draws=num_draws, seed=seed, noise=noise)
+        options: dict[str, Any] = {"sigmas": sigmas, "num_draws": num_draws, "seed": seed, "noise": noise}
+        features = self.features(latents, *conditioning, **options, level_batching=level_batching)
         return self.combine(features, mode, with_levels=with_levels)
 
     def features(
@@ -545,6 +592,7 @@ class DinaRewardModel(DinaPreTrainedModel):
         num_draws: int | None = None,
         seed: int | Sequence[int] = 0,
         noise: torch.Tensor | None = None,
+        level_batching: bool = False,
     ) -> EnsembleFeatures:
         """Compute the backbone's features at every noise level and draw; arguments are as in `reward`. Iterating over
         `draws` computes one draw at a time, so that only one has to be in memory."""
@@ -554,11 +602,14 @@ class DinaRewardModel(DinaPreTrainedModel):
         levels = self._levels(sigmas, len(latents)).to(latents.device)
         per_sample = levels if levels.ndim == 2 else levels[:, None].expand(-1, len(latents))
 
-        def at(sigma: torch.Tensor, draw: torch.Tensor) -> Features:
-            noisy_latents = self.noise_path.add_noise(latents, draw, sigma)
-            return self._features(noisy_latents, sigma, *conditioning)
+        def at(draw: torch.Tensor) -> list[Features]:
+            noisy = (self.noise_path.add_noise(latents, draw, sigma) for sigma in per_sample)
+            if not level_batching:
+                return [self._features(*each, *conditioning) for each in zip(noisy, per_sample, strict=True)]
+            together = EncodedPrompts(*conditioning).repeat(len(per_sample))
+            return self._features(torch.cat(list(noisy)), per_sample.flatten(), *together).chunk(len(per_sample))
 
-        return EnsembleFeatures(levels, ([at(sigma, draw) for sigma in per_sample] for draw in noise))
+        return EnsembleFeatures(levels, map(at, noise))
 
     def combine(
         self, features: EnsembleFeatures, mode: str | None = None, *, with_levels: bool = False

@@ -31,6 +31,24 @@ class NoisePath(ABC):
 
     @staticmethod
     @abstractmethod
+    def velocity(latents: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """The direction of the path from `latents` to `noise`, both [B, C, H, W], at level `sigma` ([B] or scalar)."""
+
+    @staticmethod
+    @abstractmethod
+    def predict_clean(state: torch.Tensor, velocity: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """The clean latents of the path through `state` in the direction `velocity`, both [B, C, H, W]."""
+
+    @staticmethod
+    @abstractmethod
+    def step(
+        state: torch.Tensor, velocity: torch.Tensor, sigma: torch.Tensor, sigma_next: torch.Tensor
+    ) -> torch.Tensor:
+        """The state at level `sigma_next` ([B]) of the path through `state` at `sigma` ([B]) in the direction
+        `velocity`: one deterministic sampler step."""
+
+    @staticmethod
+    @abstractmethod
     def from_flow(level: torch.Tensor) -> torch.Tensor:
         """The sigma of this path, of any shape, at which latents have the same signal-to-noise ratio as at `level` of
         a rectified flow.
@@ -71,6 +89,21 @@ class RectifiedFlow(NoisePath):
         return self.num_timesteps * sigma
 
     @staticmethod
+    def velocity(latents, noise, sigma):
+        """v = noise - x0."""
+        return noise - latents
+
+    @staticmethod
+    def predict_clean(state, velocity, sigma):
+        """x0 = x - sigma v."""
+        return state - _per_sample(sigma, state) * velocity
+
+    @staticmethod
+    def step(state, velocity, sigma, sigma_next):
+        """The Euler step x' = x + (sigma' - sigma) v."""
+        return state + _per_sample(sigma_next - sigma, state) * velocity
+
+    @staticmethod
     def from_flow(level):
         return level
 
@@ -85,6 +118,26 @@ class VariancePreserving(NoisePath):
     def add_noise(self, latents, noise, sigma):
         sigma = _per_sample(sigma, latents)
         return (1 - sigma.square()).sqrt() * latents + sigma * noise
+
+    @staticmethod
+    def velocity(latents, noise, sigma):
+        """v = sqrt(abar) noise - sigma x0 (arXiv 2202.00512, appendix D)."""
+        sigma = _per_sample(sigma, latents)
+        return (1 - sigma.square()).sqrt() * noise - sigma * latents
+
+    @staticmethod
+    def predict_clean(state, velocity, sigma):
+        """x0 = sqrt(abar) x - sigma v."""
+        sigma = _per_sample(sigma, state)
+        return (1 - sigma.square()).sqrt() * state - sigma * velocity
+
+    @staticmethod
+    def step(state, velocity, sigma, sigma_next):
+        """The DDIM step without noise, x' = sqrt(abar') x0 + sigma' noise (arXiv 2010.02502, equation 12)."""
+        clean = VariancePreserving.predict_clean(state, velocity, sigma)
+        sigma, sigma_next = _per_sample(sigma, state), _per_sample(sigma_next, state)
+        noise = sigma * state + (1 - sigma.square()).sqrt() * velocity
+        return (1 - sigma_next.square()).sqrt() * clean + sigma_next * noise
 
     def timestep(self, sigma):
         """The discrete step whose noise level is nearest to `sigma`."""

@@ -180,6 +180,25 @@ def test_scores_depend_on_neither_batch_nor_padding(family, mode):
         assert (everything - together)[:2].abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("options", [{"mode": "features", "with_levels": True}, {"mode": "precision"}])
+def test_levels_in_one_batch_change_no_score(family, options):
+    """Also with levels of each sample; the backbone runs once for each draw."""
+    model, inputs = tiny_reward(family), tiny_inputs(family)
+    passes = []
+    model.backbone.register_forward_hook(lambda module, arguments, output: passes.append(len(arguments[0])))
+    for sigmas in ([0.2, 0.5, 0.7], torch.tensor([[0.2, 0.3, 0.4], [0.5, 0.6, 0.7]])):
+        gradients = []
+        for level_batching in (False, True):
+            inputs["latents"] = inputs["latents"].detach().requires_grad_()
+            output = model.reward(**inputs, **options, sigmas=sigmas, num_draws=2, level_batching=level_batching)
+            output.scores.sum().backward()
+            gradients.append((output, inputs["latents"].grad))
+        for name, value in gradients[0][0].items():
+            torch.testing.assert_close(gradients[1][0][name], value, rtol=0, atol=1e-5)
+        torch.testing.assert_close(gradients[1][1], gradients[0][1], rtol=1e-3, atol=1e-5)
+    assert passes == [*[3] * 6, *[9] * 2, *[3] * 4, *[6] * 2]
+
+
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*:FutureWarning")
 def test_gradient_checkpointing_changes_no_gradient(family):
     model, inputs = tiny_reward(family), tiny_inputs(family)

@@ -2,14 +2,20 @@
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
 from modeling_dina.noising_dina import RectifiedFlow, VariancePreserving, path_from_scheduler, shared_noise
 
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
-DDPM = {"_class_name": "DDPMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+DDPM = {
+    "_class_name": "DDPMScheduler",
+    "clip_sample": False,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+}
 
 
 def test_rectified_flow_is_a_straight_line():
@@ -45,6 +51,31 @@ def test_variance_preserving_agrees_with_the_scheduler():
     noisy = path.add_noise(latents, noise, path.sigmas[timesteps])
     torch.testing.assert_close(noisy, scheduler.add_noise(latents, noise, timesteps))
     assert path.timestep(path.sigmas[timesteps]).tolist() == [0, 400, 999]
+
+
+def test_a_deterministic_step_of_a_variance_preserving_path_is_that_of_ddim():
+    """Against the library's scheduler, for a prediction of the velocity."""
+    path, scheduler = path_from_scheduler(DDPM), DDIMScheduler.from_config(DDPM, prediction_type="v_prediction")
+    scheduler.set_timesteps(10)
+    state, velocity = torch.randn(2, 1, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    sigma, sigma_next = path.sigmas[[700]], path.sigmas[[600]]
+    expected = scheduler.step(velocity, 700, state, eta=0.0)
+    clean = scheduler.step(velocity, 700, state).pred_original_sample
+    torch.testing.assert_close(path.step(state, velocity, sigma, sigma_next), expected.prev_sample)
+    torch.testing.assert_close(path.predict_clean(state, velocity, sigma), clean)
+    latents, noise = torch.randn(2, 1, 2, 4, 4, generator=torch.Generator().manual_seed(1))
+    expected = scheduler.get_velocity(latents, noise, torch.tensor([700]))
+    torch.testing.assert_close(path.velocity(latents, noise, sigma), expected)
+
+
+@pytest.mark.parametrize("config", [FLOW, DDPM])
+def test_a_step_stays_on_the_path(config):
+    path, sigma = path_from_scheduler(config), torch.tensor([0.9, 0.4])
+    latents, noise = torch.randn(2, 2, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    state, velocity = path.add_noise(latents, noise, sigma), path.velocity(latents, noise, sigma)
+    torch.testing.assert_close(path.predict_clean(state, velocity, sigma), latents)
+    expected = path.add_noise(latents, noise, sigma / 2)
+    torch.testing.assert_close(path.step(state, velocity, sigma, sigma / 2), expected)
 
 
 def test_levels_of_a_rectified_flow_have_the_same_signal_to_noise():

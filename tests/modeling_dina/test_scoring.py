@@ -82,6 +82,16 @@ def test_compare(scorer, images):
     assert same.difference_error == pytest.approx(0, abs=1e-6)
 
 
+def test_levels_in_one_batch(scorer, images):
+    passes = []
+    hook = scorer.model.backbone.register_forward_hook(lambda *_: passes.append(None))
+    batched = type(scorer)(scorer.model, scorer.pipeline, level_batching=True)
+    scores = [each.score(prompts=["a cat"], images=images[:1]).scores for each in (scorer, batched)]
+    hook.remove()
+    torch.testing.assert_close(scores[1], scores[0], rtol=0, atol=1e-5)
+    assert len(passes) == 1 + len(scorer.model.config.default_sigmas) > 2
+
+
 def test_rank(scorer, images):
     result = scorer.rank(prompt="a cat", images=images, num_draws=2)
     assert result.scores[result.order].tolist() == sorted(result.scores.tolist(), reverse=True)

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import model_card.evaluate_preferences
 import model_card.measure_cost
 import model_card.studies.alignment.__main__
+import model_card.studies.distillation.__main__
 import model_card.studies.method.__main__
 import model_card.studies.orders.__main__
 import model_card.write
@@ -51,6 +52,7 @@ MODULES = {
         ),
         *(model_card.studies.alignment.__main__, model_card.evaluate_preferences, model_card.measure_cost),
         *(model_card.studies.method.__main__, model_card.studies.orders.__main__, model_card.write),
+        model_card.studies.distillation.__main__,
     )
 }
 

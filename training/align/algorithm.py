@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
+from modeling_dina.noising_dina import shared_noise
 from training.align.policy import Conditioning, Policy
 from training.align.rewards import Gate, Reward, RewardOutput
 
@@ -107,6 +108,7 @@ class Algorithm(ABC):
     """
 
     Arguments: ClassVar[type[AlgorithmArguments]]
+    needs_flow: ClassVar[bool] = False  # whether it is defined only for generators on a rectified flow
     needs_gradient: ClassVar[bool] = False
     averages: ClassVar[int] = 1  # averages of the policy's weights, the trainer's included
 
@@ -236,6 +238,11 @@ class GroupAlgorithm(Algorithm):
         advantages = group_advantages(scores, group.prompt, everywhere[everywhere.isfinite()].std())
         limit = self.arguments.advantage_clip
         return group.weights * advantages.clamp(-limit, limit)
+
+
+def seeded_noise(seeds: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    """Noise for latents [B, C, H, W] from one seed per sample, [B]. Storing seeds instead of noise saves memory."""
+    return shared_noise(latents.shape[1:], 1, seeds.tolist())[0].to(latents.device)
 
 
 def group_advantages(scores: torch.Tensor, group: torch.Tensor, std: torch.Tensor) -> torch.Tensor:

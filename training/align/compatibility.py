@@ -7,11 +7,12 @@ import torch
 from transformers.utils import cached_file
 
 from modeling_dina import DinaConfig, DinaRewardModel
-from modeling_dina.backbone_dina import backbone_class, read_backbone_type
+from modeling_dina.backbone_dina import read_backbone_type
 from modeling_dina.conditioning_dina import encode_prompts, load_pipeline
 from modeling_dina.latents_dina import encode_images
 from modeling_dina.official_dina import is_official, official_fields
-from training.align.generators import GENERATORS
+from training.align.algorithm import Algorithm
+from training.align.generators import GENERATORS, generator_of
 
 PROBE = "a large red circle left of a small blue square"
 # Relative. Half precision rounds by a thousandth; outputs of different encoders differ by about their own norm.
@@ -32,9 +33,11 @@ def read_reward_family(source: str, revision: str | None = None, backbone: str |
     return read_backbone_type(backbone or official_fields(Path(str(path)).parent)[1])
 
 
-def check_families(policy_family: str, policy: str, reward_family: str, reward: str) -> None:
-    """Raise a ValueError if a policy and a reward model are of different families, or of one that alignment does not
-    support; the message names them."""
+def check_families(
+    algorithm: type[Algorithm], policy_family: str, policy: str, reward_family: str, reward: str
+) -> None:
+    """Raise a ValueError if a policy and a reward model are of different families, or of one that alignment or the
+    algorithm does not support; the message names them."""
     if policy_family != reward_family:
         raise ValueError(
             f"policy, reward_model: expected the same family of diffusion models, got {policy_family} of {policy} and "
@@ -42,6 +45,11 @@ def check_families(policy_family: str, policy: str, reward_family: str, reward: 
         )
     if policy_family not in GENERATORS:
         raise ValueError(f"policy: expected a generator of {sorted(GENERATORS)}, got {policy_family} of {policy}")
+    if algorithm.needs_flow and not GENERATORS[policy_family].is_flow:
+        raise ValueError(
+            f"algorithm: expected one that supports variance-preserving generators, because the policy {policy} is of "
+            f"the family {policy_family}, got {algorithm.__name__}, which is defined only for flow matching"
+        )
 
 
 def check_compatible(pipeline: Any, policy: str, model: DinaRewardModel, reward: str) -> None:
@@ -56,15 +64,15 @@ def check_compatible(pipeline: Any, policy: str, model: DinaRewardModel, reward:
         ValueError: the two do not match; the message names both, and what differs.
     """
     expected = model.config.dimensions
-    generator = backbone_class(model.config.backbone_type).describe(pipeline.transformer.config)
+    sizes = generator_of(pipeline).dimensions
     for name, meaning in (
         ("latent_channels", "latent channels"),
         ("text_width", "width of prompt_embeds"),
         ("pooled_width", "width of pooled_prompt_embeds"),
     ):
-        if getattr(generator, name) != getattr(expected, name):
+        if getattr(sizes, name) != getattr(expected, name):
             raise ValueError(
-                f"policy, reward_model: expected the same {meaning}, got {getattr(generator, name)} of {policy} and "
+                f"policy, reward_model: expected the same {meaning}, got {getattr(sizes, name)} of {policy} and "
                 f"{getattr(expected, name)} of {reward}"
             )
     if model.conditioning_location()[0] == pipeline.config["_name_or_path"]:

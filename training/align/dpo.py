@@ -6,10 +6,15 @@ import torch
 from torch.nn.functional import logsigmoid
 from transformers.hf_argparser import HfArg
 
-from modeling_dina.noising_dina import rectified_flow_state
 from modeling_dina.thurstone_dina import win_probability
-from training.align.algorithm import AlgorithmArguments, Evaluations, Experience, GroupAlgorithm, calls_per_step
-from training.align.flow_matching import flow_matching_error, logit_normal_levels, seeded_noise
+from training.align.algorithm import (
+    AlgorithmArguments,
+    Evaluations,
+    Experience,
+    GroupAlgorithm,
+    calls_per_step,
+    seeded_noise,
+)
 
 
 @dataclass
@@ -46,7 +51,7 @@ def dpo_loss(
     """-log sigmoid(-beta/2 [(l_w - l_l) - (l_w_ref - l_l_ref)]), [B].
 
     Args:
-        error_chosen, error_rejected: the policy's flow-matching errors l_w and l_l under the same noise, [B].
+        error_chosen, error_rejected: the policy's denoising errors l_w and l_l under the same noise, [B].
         reference_chosen, reference_rejected: the errors of the initial generator.
         beta: weight of the reference.
     """
@@ -81,7 +86,7 @@ class DiffusionDPO(GroupAlgorithm):
         }
         items = {name: values.repeat_interleave(arguments.levels, dim=0) for name, values in pairs.items()}
         count = len(items["prompt"])
-        items["sigma"] = logit_normal_levels(count, draws.generator).to(scores.device)
+        items["sigma"] = self.policy.generator.training_levels(count, draws.generator).to(scores.device)
         items["noise_seed"] = torch.randint(2**31, (count,), generator=draws.generator, device="cpu").to(scores.device)
         metrics = group.metrics | {"win_probability": probability.nanmean().item()}
         return Experience(conditioning, items, metrics).select(items["weight"].isfinite())
@@ -95,13 +100,13 @@ class DiffusionDPO(GroupAlgorithm):
         return batch["weight"] * loss, {"implicit_accuracy": right}
 
     def _errors(self, batch: Experience) -> tuple[torch.Tensor, torch.Tensor]:
-        """Flow-matching errors [B] of the chosen and of the rejected samples, under the same noise."""
-        noise = seeded_noise(batch["noise_seed"], batch["chosen"])
+        """Denoising errors [B] of the chosen and of the rejected samples, under the same noise."""
+        noise, policy = seeded_noise(batch["noise_seed"], batch["chosen"]), self.policy
         sigma, conditioning = batch["sigma"], batch.item_conditioning
         errors = []
         for latents in (batch["chosen"], batch["rejected"]):
-            velocity = self.policy.velocity(rectified_flow_state(latents, noise, sigma), sigma, conditioning)
-            errors.append(flow_matching_error(velocity, latents, noise))
+            velocity = policy.velocity(policy.path.add_noise(latents, noise, sigma), sigma, conditioning)
+            errors.append(policy.generator.error(velocity, policy.path.velocity(latents, noise, sigma), sigma))
         return errors[0], errors[1]
 
 

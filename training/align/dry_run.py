@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig
 
 from modeling_dina import DinaConfig, DinaRewardModel
 from modeling_dina.backbone_dina import backbone_class
@@ -16,7 +15,7 @@ from training import costs
 from training.align.algorithm import AlgorithmArguments
 from training.align.arguments import AlignArguments
 from training.align.compatibility import check_families
-from training.align.generators import generator_of
+from training.align.generators import GENERATORS
 from training.align.run import ALGORITHMS
 from training.reward.dry_run import offline_config, offline_fields
 
@@ -39,18 +38,21 @@ class Cost:
         config = offline_reward(arguments.reward_model, arguments.reward_backbone, arguments.policy)
         policy = offline_fields(arguments.policy, name="policy")
         family, transformer_config = policy["backbone_type"], policy["transformer_config"]
-        check_families(family, arguments.policy, config.backbone_type, arguments.reward_model)
         dtype, algorithm = getattr(torch, arguments.dtype), ALGORITHMS[arguments.algorithm]
+        check_families(algorithm, family, arguments.policy, config.backbone_type, arguments.reward_model)
+        if arguments.gradient_checkpointing and backbone_class(family).component == "unet":
+            raise ValueError(
+                "gradient_checkpointing: expected false for the dry run of a UNet, whose blocks differ in size, so "
+                "that its memory with checkpointing is unknown, got true"
+            )
         side = arguments.resolution // LATENT_FACTOR if arguments.resolution else None
         with torch.device("meta"):
             transformer = backbone_class(family).transformer_class.from_config(transformer_config)
             transformer.requires_grad_(False)
             for weight in transformer.parameters():
                 weight.data = weight.data.to(dtype)
-            generator, rank, alpha = generator_of(transformer), arguments.lora_rank, arguments.lora_alpha
-            targets = list(generator.lora_targets)
-            lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)  # type: ignore[arg-type]
-            transformer.add_adapter(lora)
+            generator = GENERATORS[family](transformer, policy.get("scheduler_config", config.scheduler_config))
+            generator.add_adapter(arguments.lora_rank, arguments.lora_alpha)
             reward = DinaRewardModel(config).requires_grad_(False)
             reward.backbone.to(dtype)
             shapes = costs.input_shapes(generator.dimensions, config.max_sequence_length, side)

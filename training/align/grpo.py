@@ -66,6 +66,7 @@ class FlowGRPO(GroupAlgorithm):
     """Group-relative policy optimisation of a flow's stochastic steps."""
 
     Arguments = FlowGRPOArguments
+    needs_flow = True
 
     def check(self) -> None:
         super().check()

@@ -6,10 +6,15 @@ import torch
 from diffusers.training_utils import EMAModel
 from transformers.hf_argparser import HfArg
 
-from modeling_dina.noising_dina import rectified_flow_state
-from training.align.algorithm import AlgorithmArguments, Evaluations, Experience, GroupAlgorithm, calls_per_step
-from training.align.flow_matching import seeded_noise
-from training.align.rollout import predict_clean
+from modeling_dina.noising_dina import NoisePath
+from training.align.algorithm import (
+    AlgorithmArguments,
+    Evaluations,
+    Experience,
+    GroupAlgorithm,
+    calls_per_step,
+    seeded_noise,
+)
 from training.run_control import averaged_weights
 
 
@@ -52,6 +57,7 @@ def nft_loss(
     sigma: torch.Tensor,
     optimality: torch.Tensor,
     beta: float,
+    path: NoisePath,
 ) -> torch.Tensor:
     """(rho L+ + (1 - rho) L-) / b, [B], with v+ = b v + (1 - b) v_old, v- = (1 + b) v_old - b v and
     L± = mean (x0hat± - x0)^2 / stop-gradient of max(mean |x0hat± - x0|, 1e-5).
@@ -62,10 +68,11 @@ def nft_loss(
         latents: x0, the samples.
         sigma: [B].
         optimality: rho [B] in [0, 1], the quality of a sample relative to its group.
+        path: noise path of the policy.
     """
 
     def error(implicit: torch.Tensor) -> torch.Tensor:
-        difference = predict_clean(state, implicit, sigma) - latents
+        difference = path.predict_clean(state, implicit, sigma) - latents
         scale = difference.detach().abs().mean(dim=(1, 2, 3)).clamp(min=1e-5)
         return difference.square().mean(dim=(1, 2, 3)) / scale
 
@@ -119,11 +126,11 @@ class DiffusionNFT(GroupAlgorithm):
         parts = []
         for rows in torch.arange(len(experience)).split(self.batch_size):
             batch = experience.select(rows)
-            parts.append(self.policy.velocity(_states(batch), batch["sigma"], batch.item_conditioning))
+            parts.append(self.policy.velocity(self._states(batch), batch["sigma"], batch.item_conditioning))
         return torch.cat(parts) if parts else experience["latents"]
 
     def loss(self, batch, seed):
-        arguments, states = self.arguments, _states(batch)
+        arguments, states = self.arguments, self._states(batch)
         velocity = self.policy.velocity(states, batch["sigma"], batch.item_conditioning)
         loss = arguments.advantage_clip * nft_loss(
             velocity,
@@ -133,14 +140,20 @@ class DiffusionNFT(GroupAlgorithm):
             batch["sigma"],
             batch["optimality"],
             arguments.beta,
+            self.policy.path,
         )
         metrics = {}
         if arguments.kl_weight:
             with torch.no_grad(), self.policy.reference():
                 reference = self.policy.velocity(states, batch["sigma"], batch.item_conditioning)
-            metrics["kl"] = (velocity - reference).square().mean(dim=(1, 2, 3))
+            metrics["kl"] = self.policy.generator.error(velocity, reference, batch["sigma"])
             loss = loss + arguments.kl_weight * metrics["kl"]
         return loss, metrics
+
+    def _states(self, batch: Experience) -> torch.Tensor:
+        """The noisy latents at which a batch is trained."""
+        latents, noise = batch["latents"], seeded_noise(batch["noise_seed"], batch["latents"])
+        return self.policy.path.add_noise(latents, noise, batch["sigma"])
 
     def after_update(self) -> None:
         self.old.step(self.policy.parameters)
@@ -150,8 +163,3 @@ class DiffusionNFT(GroupAlgorithm):
 
     def load_state_dict(self, state):
         self.old.load_state_dict(state)
-
-
-def _states(batch: Experience) -> torch.Tensor:
-    """The noisy latents at which a batch is trained."""
-    return rectified_flow_state(batch["latents"], seeded_noise(batch["noise_seed"], batch["latents"]), batch["sigma"])

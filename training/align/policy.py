@@ -1,4 +1,4 @@
-"""The generator to align: a diffusers pipeline of a known family with a LoRA adapter on its transformer."""
+"""The generator to align: a diffusers pipeline of a known family with a LoRA adapter on its transformer or UNet."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from diffusers.training_utils import cast_training_params
 from diffusers.utils.torch_utils import randn_tensor
-from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import save_file
 
 from modeling_dina.conditioning_dina import encode_prompts
 from modeling_dina.latents_dina import decode_latents
@@ -43,13 +45,15 @@ class Policy:
     """A frozen generator with a trainable LoRA adapter.
 
     Args:
-        pipeline: generator of a known family, to whose transformer the adapter is added.
+        pipeline: generator of a known family, to whose transformer or UNet the adapter is added.
         rank, alpha: rank and scale of the LoRA.
         max_sequence_length: number of text tokens, as in the reward model.
         resolution: side of the generated images in pixels; None uses the transformer's default.
 
     Attributes:
+        transformer: the transformer or UNet.
         generator: the conventions of the generator's family.
+        path: the generator's noise path.
         parameters: the trainable parameters, those of the LoRA.
 
     Raises:
@@ -65,13 +69,12 @@ class Policy:
         max_sequence_length: int,
         resolution: int | None = None,
     ) -> None:
-        self.pipeline, self.transformer = pipeline, pipeline.transformer
-        self.generator = generator_of(pipeline.transformer)
+        self.pipeline, self.generator = pipeline, generator_of(pipeline)
+        self.transformer, self.path = self.generator.transformer, self.generator.path
         for part in pipeline.components.values():
             if isinstance(part, torch.nn.Module):
                 part.eval().requires_grad_(False)
-        lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(self.generator.lora_targets))  # type: ignore[arg-type]
-        self.transformer.add_adapter(lora)
+        self.generator.add_adapter(rank, alpha)
         cast_training_params(self.transformer, dtype=torch.float32)
         self.parameters = [parameter for parameter in self.transformer.parameters() if parameter.requires_grad]
         self.max_sequence_length = max_sequence_length
@@ -83,7 +86,7 @@ class Policy:
                 f"{factor * sizes.max_side}, got {side}"
             )
         self.latent_shape = (sizes.latent_channels, side // factor, side // factor)
-        self._empty = self.encode([""])
+        self._empty = self._unconditional()
 
     @property
     def device(self) -> torch.device:
@@ -93,6 +96,13 @@ class Policy:
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Text embeddings of B prompts."""
         return Conditioning(tuple(prompts), encode_prompts(self.pipeline, prompts, self.max_sequence_length))
+
+    def _unconditional(self) -> EncodedPrompts:
+        """Embeddings for the second evaluation of classifier-free guidance, as in the pipeline by default."""
+        empty = self.encode([""]).embeddings
+        if self.pipeline.config.get("force_zeros_for_empty_prompt"):  # of SDXL
+            return EncodedPrompts(*(None if part is None else torch.zeros_like(part) for part in empty))  # type: ignore[arg-type]
+        return empty
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Decode latents [B, C, H, W] to images [B, 3, height, width] in about [-1, 1], differentiably."""
@@ -104,19 +114,15 @@ class Policy:
         return randn_tensor(shape, generator=generator, device=self.device, dtype=torch.float32)
 
     def sigmas(self, num_steps: int) -> torch.Tensor:
-        """The pipeline's `num_steps + 1` noise levels in descending order, from 1 to 0."""
-        scheduler = self.pipeline.scheduler
-        scheduler.set_timesteps(
-            num_steps, **self.generator.schedule(scheduler.config, num_steps, self.latent_shape[-1])
-        )
-        return scheduler.sigmas.clone()
+        """The pipeline's `num_steps + 1` noise levels in descending order, from the initial noise to the samples."""
+        return self.generator.sigmas(self.pipeline.scheduler, num_steps, self.latent_shape[-1])
 
     def velocity(
         self, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning, guidance_scale: float = 1.0
     ) -> torch.Tensor:
         """Velocity [B, C, H, W] in float32 at noisy latents [B, C, H, W] and levels [B], with guidance if the scale is
         not 1."""
-        return self.generator.velocity(latents, sigma, conditioning.embeddings, guidance_scale, self._empty.embeddings)
+        return self.generator.velocity(latents, sigma, conditioning.embeddings, guidance_scale, self._empty)
 
     def sample(
         self,
@@ -138,26 +144,33 @@ class Policy:
             def velocity(latents, sigma, selected=selected):
                 return self.velocity(latents, sigma, selected, guidance_scale)
 
-            parts.append(rollout(velocity, noise[rows], sigmas, dynamics, stochastic, generator))
+            parts.append(rollout(velocity, noise[rows], sigmas, self.path, dynamics, stochastic, generator))
         return Rollout(*(torch.cat(values, dim=1) for values in zip(*parts, strict=True)))
 
     @contextmanager
     def reference(self) -> Iterator[None]:
         """Context in which the adapter is disabled, so that the policy is the initial generator."""
-        self.transformer.disable_adapters()
+        layers = [module for module in self.transformer.modules() if isinstance(module, BaseTunerLayer)]
+        for layer in layers:
+            layer.enable_adapters(False)
         try:
             yield
         finally:
-            self.transformer.enable_adapters()
+            for layer in layers:
+                layer.enable_adapters(True)
 
     def save_adapter(self, folder: Path) -> None:
-        """Write the LoRA in the format of `pipeline.load_lora_weights(folder)`."""
-        self.pipeline.save_lora_weights(
-            folder,
-            transformer_lora_layers=get_peft_model_state_dict(self.transformer),
-            # Without this, loading the LoRA sets alpha to the rank.
-            transformer_lora_adapter_metadata=self.transformer.peft_config["default"].to_dict(),
-        )
+        """Write the LoRA in the format of `pipeline.load_lora_weights(folder)`, or of `PeftModel.from_pretrained` if
+        the pipeline cannot load any."""
+        state, config = self.state_dict(), self.transformer.peft_config["default"]
+        if hasattr(self.pipeline, "save_lora_weights"):
+            prefix = f"{self.generator.component}_lora"
+            # Without the metadata, loading the LoRA sets alpha to the rank.
+            options = {f"{prefix}_layers": state, f"{prefix}_adapter_metadata": config.to_dict()}
+            return self.pipeline.save_lora_weights(folder, **options)
+        config.save_pretrained(folder)
+        weights = {f"base_model.model.{name}": value.contiguous() for name, value in state.items()}
+        save_file(weights, Path(folder) / "adapter_model.safetensors")
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Weights of the LoRA, for a checkpoint."""

@@ -10,10 +10,9 @@ from typing import Literal
 import torch
 from transformers.hf_argparser import HfArg
 
-from modeling_dina.noising_dina import rectified_flow_state
+from modeling_dina.noising_dina import NoisePath
 from training.align.algorithm import Algorithm, AlgorithmArguments, Evaluations, Experience, calls_per_step
-from training.align.flow_matching import logit_normal_levels
-from training.align.rollout import Velocity, euler_step, predict_clean
+from training.align.rollout import Velocity
 
 
 @dataclass
@@ -62,14 +61,15 @@ class ReFLArguments(AlgorithmArguments):
 
 
 def differentiable_steps(
-    velocity: Velocity, latents: torch.Tensor, sigmas: torch.Tensor
+    velocity: Velocity, latents: torch.Tensor, sigmas: torch.Tensor, path: NoisePath
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """K Euler steps with gradient.
+    """K deterministic steps with gradient.
 
     Args:
         velocity: velocity of the policy with its conditioning.
         latents: [B, C, H, W], the states at `sigmas[:, 0]`.
         sigmas: [B, K + 1], noise levels in descending order.
+        path: noise path of the policy.
 
     Returns:
         The state after the steps, and the clean latents that the last step predicts, both [B, C, H, W].
@@ -77,8 +77,8 @@ def differentiable_steps(
     clean = latents
     for sigma, sigma_next in zip(sigmas.T[:-1], sigmas.T[1:], strict=True):
         direction = velocity(latents, sigma)
-        clean = predict_clean(latents, direction, sigma)
-        latents = euler_step(latents, direction, sigma, sigma_next)
+        clean = path.predict_clean(latents, direction, sigma)
+        latents = path.step(latents, direction, sigma, sigma_next)
     return latents, clean
 
 
@@ -138,7 +138,7 @@ class ReFL(Algorithm):
         def velocity(latents, sigma):
             return self.policy.velocity(latents, sigma, conditioning)
 
-        state, clean = differentiable_steps(velocity, batch["latents"], sigmas)
+        state, clean = differentiable_steps(velocity, batch["latents"], sigmas, self.policy.path)
         if self.arguments.scores_clean:
             output = self.reward(clean if self.arguments.scored == "clean" else state, conditioning, seed=seed)
         else:
@@ -155,16 +155,16 @@ class ReFL(Algorithm):
         """Mean squared distance [count] of the velocity to that of the initial generator, at noised samples of this
         generator. `seed` determines the samples and their noise levels.
 
-        For samples without guidance, its expectation equals that of the flow-matching error up to a constant. For
-        samples with guidance, the flow-matching error would teach the policy the guidance.
+        For samples without guidance, its expectation equals that of the denoising error up to a constant. For samples
+        with guidance, the denoising error would teach the policy the guidance.
         """
-        generator = torch.Generator().manual_seed(seed)
+        generator, policy = torch.Generator().manual_seed(seed), self.policy
         assert self.reference_samples is not None
         latents, conditioning = self.reference_samples
         rows = torch.randint(len(latents), (count,), generator=generator, device="cpu").to(latents.device)
-        sigma = logit_normal_levels(count, generator).to(latents.device)
-        states = rectified_flow_state(latents[rows], self.policy.noise(count, generator), sigma)
+        sigma = policy.generator.training_levels(count, generator).to(latents.device)
+        states = policy.path.add_noise(latents[rows], policy.noise(count, generator), sigma)
         conditioning = conditioning.select(rows)
-        with torch.no_grad(), self.policy.reference():
-            expected = self.policy.velocity(states, sigma, conditioning)
-        return (self.policy.velocity(states, sigma, conditioning) - expected).square().mean(dim=(1, 2, 3))
+        with torch.no_grad(), policy.reference():
+            expected = policy.velocity(states, sigma, conditioning)
+        return policy.generator.error(policy.velocity(states, sigma, conditioning), expected, sigma)

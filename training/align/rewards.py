@@ -79,7 +79,7 @@ class Reward(ABC):
 
 
 class DinaReward(Reward):
-    """A frozen DiNa latent reward model, which shares no weights or adapters with a policy.
+    """A frozen DiNa latent reward model, which shares no adapters with a policy.
 
     Args:
         model: reward model; it is set to evaluation mode, and its parameters are frozen.

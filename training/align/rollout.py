@@ -1,5 +1,5 @@
-"""Rollouts of a rectified flow, x_s = (1 - s) x0 + s eps with velocity v ~ eps - x0: the deterministic Euler step, and
-two stochastic steps with log-probabilities for policy gradients."""
+"""Rollouts of a policy: deterministic steps on its noise path, and two stochastic steps of a rectified flow,
+x_s = (1 - s) x0 + s eps with velocity v ~ eps - x0, with log-probabilities for policy gradients."""
 
 import math
 from abc import ABC, abstractmethod
@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import torch
 
+from modeling_dina.noising_dina import NoisePath
+
 # Maps noisy latents [B, C, H, W] and sigma [B] to velocities [B, C, H, W]; includes the conditioning.
 Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -16,18 +18,6 @@ Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 def per_sample(values: torch.Tensor) -> torch.Tensor:
     """Reshape [B] to [B, 1, 1, 1], for products with latents."""
     return values.reshape(-1, 1, 1, 1)
-
-
-def predict_clean(latents: torch.Tensor, velocity: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """Clean latents predicted by a velocity, x0hat = x - s v. Latents and velocity [B, C, H, W], sigma [B]."""
-    return latents - per_sample(sigma) * velocity
-
-
-def euler_step(
-    latents: torch.Tensor, velocity: torch.Tensor, sigma: torch.Tensor, sigma_next: torch.Tensor
-) -> torch.Tensor:
-    """Euler step of the probability-flow ODE, x' = x + (s' - s) v. Latents and velocity [B, C, H, W], sigmas [B]."""
-    return latents + per_sample(sigma_next - sigma) * velocity
 
 
 class Transition(NamedTuple):
@@ -130,6 +120,7 @@ def rollout(
     velocity: Velocity,
     noise: torch.Tensor,
     sigmas: torch.Tensor,
+    path: NoisePath,
     dynamics: Dynamics | None = None,
     stochastic: Sequence[int] = (),
     generator: torch.Generator | None = None,
@@ -140,7 +131,8 @@ def rollout(
         velocity: velocity of the policy with its conditioning.
         noise: [B, C, H, W], the state at `sigmas[0]`.
         sigmas: T + 1 noise levels in descending order.
-        dynamics: dynamics of the stochastic steps; all others are Euler steps.
+        path: noise path of the policy.
+        dynamics: dynamics of the stochastic steps; all others are deterministic.
         stochastic: indices of the stochastic steps, counted from 0.
         generator: CPU generator of the noise, so that rollouts are equal on every device.
     """
@@ -150,7 +142,7 @@ def rollout(
         sigma, sigma_next = (sigmas[index].expand(len(noise)).to(noise.device) for index in (step, step + 1))
         direction = velocity(states[-1], sigma)
         if dynamics is None or step not in stochastic:
-            states.append(euler_step(states[-1], direction, sigma, sigma_next))
+            states.append(path.step(states[-1], direction, sigma, sigma_next))
             continue
         transition = dynamics.transition(states[-1], direction, sigma, sigma_next)
         draw = torch.randn(noise.shape, generator=generator, dtype=torch.float32, device="cpu").to(noise.device)

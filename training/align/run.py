@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
 
 from modeling_dina import DinaRewardModel
-from modeling_dina.backbone_dina import read_backbone_type
+from modeling_dina.backbone_dina import read_backbone_type, share_base_weights
 from modeling_dina.options import check_model, loading
 from modeling_dina.pipelines_dina import PIPELINES
 from training.align.algorithm import Algorithm, AlgorithmArguments, Samples
@@ -135,7 +135,7 @@ def load_models(arguments: AlignArguments, device: torch.device) -> tuple[Policy
         family = read_backbone_type(arguments.policy, arguments.policy_revision)
     with loading("reward_model", arguments.reward_model):
         reward = read_reward_family(arguments.reward_model, arguments.reward_revision, arguments.reward_backbone)
-    check_families(family, arguments.policy, reward, arguments.reward_model)
+    check_families(ALGORITHMS[arguments.algorithm], family, arguments.policy, reward, arguments.reward_model)
 
     def load(name: str, kind: Any, revision: str | None, **options) -> Any:
         source = getattr(arguments, name)
@@ -153,6 +153,7 @@ def load_models(arguments: AlignArguments, device: torch.device) -> tuple[Policy
         max_sequence_length=model.config.max_sequence_length,
         resolution=arguments.resolution,
     )
+    share_base_weights(model.backbone, policy.transformer)  # no weight that they have in common is trained
     if arguments.gradient_checkpointing:
         policy.transformer.enable_gradient_checkpointing()
     return policy, model

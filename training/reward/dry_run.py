@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
+from diffusers import DDIMScheduler
 
 from modeling_dina import DinaConfig, DinaRewardModel
 from modeling_dina.backbone_dina import backbone_class, read_backbone_type, read_transformer_config
@@ -22,7 +23,7 @@ ADAM_8BIT_BYTES = 2
 def offline_fields(source: str, given: dict[str, Any] | None = None, *, name: str = "base_model") -> dict[str, Any]:
     """
     The family and the configurations of a diffusion model, without access to the Hub: "backbone_type",
-    "transformer_config" and, of a published model, further fields of `DinaConfig`.
+    "transformer_config", "scheduler_config" if there is one and, of a published model, further fields of `DinaConfig`.
 
     Args:
         source: folder or Hub id.
@@ -37,7 +38,10 @@ def offline_fields(source: str, given: dict[str, Any] | None = None, *, name: st
         return {"backbone_type": "sd3", **given}
     if os.path.isdir(source):
         family = given.get("backbone_type") or read_backbone_type(source)
-        return {"backbone_type": family, "transformer_config": read_transformer_config(family, source)[0], **given}
+        read = {"backbone_type": family, "transformer_config": read_transformer_config(family, source)[0]}
+        if (Path(source) / "scheduler").is_dir():
+            read["scheduler_config"] = DDIMScheduler.load_config(source, subfolder="scheduler")  # of any scheduler
+        return {**read, **given}
     presets = {preset["conditioning_source"]: preset for preset in PRESETS.values()}
     if source not in presets:
         raise ValueError(f"{name}: expected a folder or one of {sorted(presets)} for a dry run, got {source}")

@@ -156,6 +156,11 @@ class Groups:
     def __len__(self) -> int:
         return len(self.captions)
 
+    def first(self, count: int) -> "Groups":
+        """The first `count` groups, without pictures."""
+        latents = None if self.latents is None else self.latents[:count]
+        return Groups(self.captions[:count], self.utilities[:count], latents=latents)
+
     @property
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """Indices [6 G] of the first and of the second picture of all pairs within groups, among all 4 G pictures."""

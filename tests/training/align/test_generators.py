@@ -1,22 +1,36 @@
 """Alignment of every family: velocities and noise levels against the stock pipeline, updates, and what is saved."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from diffusers import DDIMScheduler, EulerDiscreteScheduler
+from peft import PeftModel
+from safetensors.torch import load_file
 
 from modeling_dina import DinaConfig
 from modeling_dina.backbone_dina import BACKBONES
 from modeling_dina.presets_dina import PRESETS
-from tests.families import MAX_SEQUENCE_LENGTH, randomised, save_tiny_folder, tiny_pipeline, tiny_reward
+from tests.families import (
+    MAX_SEQUENCE_LENGTH,
+    VARIANCE_PRESERVING,
+    randomised,
+    save_tiny_folder,
+    tiny_pipeline,
+    tiny_reward,
+)
 from tests.official_layout import write_official
 from training.align.algorithm import Draws
 from training.align.compatibility import read_reward_family
+from training.align.dpo import DiffusionDPO, DiffusionDPOArguments
 from training.align.dry_run import Cost, offline_reward
-from training.align.generators import GENERATORS
+from training.align.generators import GENERATORS, generator_of
 from training.align.grpo import FlowGRPO, FlowGRPOArguments
+from training.align.nft import DiffusionNFT, DiffusionNFTArguments
 from training.align.policy import Policy
 from training.align.refl import ReFL, ReFLArguments
 from training.align.rewards import DinaReward
-from training.align.run import load_models
+from training.align.run import load_models, run
 
 PROMPTS = ["abc", "a longer text"]
 HEIGHT = 64
@@ -24,7 +38,7 @@ HEIGHT = 64
 
 def stock(family):
     pipeline = tiny_pipeline(family)
-    randomised(pipeline.transformer)
+    randomised(getattr(pipeline, BACKBONES[family].component))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -40,28 +54,62 @@ def guided(family, scale):
     if family == "zimage":
         return {"guidance_scale": scale - 1}
     if family == "qwenimage":
-        return {"true_cfg_scale": scale, "negative_prompt": [""] * len(PROMPTS)}
+        return {"true_cfg_scale": scale, "negative_prompt": [""] * len(PROMPTS)} if scale != 1 else {}
     return {"guidance_scale": scale}
+
+
+def further(family):
+    """Further arguments of the stock pipeline."""
+    length = {} if family in ("sd", "sdxl") else {"max_sequence_length": MAX_SEQUENCE_LENGTH[family]}
+    return length | ({"use_resolution_binning": False} if family == "pixart" else {})
+
+
+def scheduled(family, scheduler_class, **changed):
+    """The stock pipeline with another scheduler of the same noise levels."""
+    pipeline = stock(family)
+    pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config, **changed)
+    return pipeline
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 @pytest.mark.parametrize("family", GENERATORS)
 def test_samples_are_those_of_the_stock_pipeline(family, scale):
-    policy = new_policy(family)
+    check_samples(family, scale, new_policy(family), stock(family))
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_samples_of_the_published_schedulers(prediction):
+    """Whose samples are at the least noise level, not at the end of the path."""
+    changed = {"prediction_type": prediction, "set_alpha_to_one": False}
+    policy = new_policy("sd", scheduled("sd", DDIMScheduler, **changed))
+    check_samples("sd", 3.0, policy, scheduled("sd", DDIMScheduler, **changed))
+    assert policy.sigmas(4)[-1] == policy.path.sigmas[0] > 0
+
+
+def test_samples_of_another_scheduler_are_those_of_ddim():
+    policy = new_policy("sdxl", scheduled("sdxl", EulerDiscreteScheduler, timestep_spacing="leading"))
+    check_samples("sdxl", 3.0, policy, scheduled("sdxl", DDIMScheduler))
+
+
+def test_a_prediction_of_clean_latents_is_refused():
+    with pytest.raises(ValueError, match=r"policy: expected .* prediction_type .*, got 'sample'"):
+        new_policy("sd", scheduled("sd", DDIMScheduler, prediction_type="sample"))
+
+
+def check_samples(family, scale, policy, pipeline):
+    """The policy's samples must be those of the stock pipeline."""
     noise = policy.noise(2, torch.Generator().manual_seed(0))
-    pipeline = stock(family)
     packed = hasattr(pipeline, "_pack_latents")
     latents = pipeline._pack_latents(noise, *noise.shape) if packed else noise.clone()
-    options = guided(family, scale) if scale != 1 or family != "qwenimage" else {}
     expected = pipeline(
         list(PROMPTS),
         height=HEIGHT,
         width=HEIGHT,
         latents=latents,
         num_inference_steps=4,
-        max_sequence_length=MAX_SEQUENCE_LENGTH[family],
         output_type="latent",
-        **options,
+        **guided(family, scale),
+        **further(family),
     ).images
     if packed:
         expected = pipeline._unpack_latents(expected, HEIGHT, HEIGHT, pipeline.vae_scale_factor).reshape(noise.shape)
@@ -83,16 +131,23 @@ def updated(policy, algorithm, own):
     return loss
 
 
-@pytest.mark.parametrize(
-    ("algorithm", "own"),
-    [
-        (ReFL, ReFLArguments(num_steps=3, first_step=1, last_step=1, scored="state", guidance_scale=2.0)),
-        (FlowGRPO, FlowGRPOArguments(num_steps=3, group_size=2, window=1, window_end=2, guidance_scale=2.0)),
-    ],
-)
-@pytest.mark.parametrize("family", GENERATORS)
-def test_an_update_changes_the_lora_that_the_stock_pipeline_reads(family, algorithm, own, tmp_path):
-    policy = new_policy(family)
+UPDATES = {
+    "prfl": (ReFL, ReFLArguments(num_steps=3, first_step=1, last_step=1, scored="state", guidance_scale=2.0)),
+    "refl": (ReFL, ReFLArguments(num_steps=3, first_step=1, last_step=1, scored="clean", guidance_scale=2.0)),
+    "dpo": (DiffusionDPO, DiffusionDPOArguments(num_steps=3, group_size=2, guidance_scale=2.0)),
+    "nft": (DiffusionNFT, DiffusionNFTArguments(num_steps=3, group_size=2, levels=2, guidance_scale=2.0)),
+    "grpo": (FlowGRPO, FlowGRPOArguments(num_steps=3, group_size=2, window=1, window_end=2, guidance_scale=2.0)),
+}
+CASES = [
+    *((family, "grpo" if generator.is_flow else "nft") for family, generator in GENERATORS.items()),
+    *((family, "prfl") for family in GENERATORS),
+    *((family, name) for family in VARIANCE_PRESERVING for name in ("refl", "dpo")),
+]
+
+
+@pytest.mark.parametrize(("family", "name"), CASES)
+def test_an_update_changes_the_lora_that_the_stock_pipeline_reads(family, name, tmp_path):
+    policy, (algorithm, own) = new_policy(family), UPDATES[name]
     before = {name: value.clone() for name, value in policy.state_dict().items()}
     assert updated(policy, algorithm, own).isfinite().all()
     after = policy.state_dict()
@@ -102,13 +157,14 @@ def test_an_update_changes_the_lora_that_the_stock_pipeline_reads(family, algori
 
     policy.save_adapter(tmp_path)
     pipeline = stock(family)
-    pipeline.load_lora_weights(tmp_path)
+    if family == "pixart":  # its pipeline loads no LoRA
+        PeftModel.from_pretrained(pipeline.transformer, tmp_path)
+    else:
+        pipeline.load_lora_weights(tmp_path)
     conditioning, noise = policy.encode(PROMPTS), policy.noise(2, torch.Generator().manual_seed(1))
     with torch.no_grad():
         ours = policy.velocity(noise, torch.tensor([0.7, 0.2]), conditioning)
-        theirs = type(policy.generator)(pipeline.transformer).velocity(
-            noise, torch.tensor([0.7, 0.2]), conditioning.embeddings
-        )
+        theirs = generator_of(pipeline).velocity(noise, torch.tensor([0.7, 0.2]), conditioning.embeddings)
         with policy.reference():
             initial = policy.velocity(noise, torch.tensor([0.7, 0.2]), conditioning)
     torch.testing.assert_close(ours, theirs)
@@ -119,19 +175,51 @@ def test_a_reward_of_another_family_is_refused_before_weights_are_read(settings,
     """Of the policy there is only a configuration."""
     folder = tmp_path / "flux"
     tiny_pipeline("flux").transformer.save_config(folder / "transformer")
-    run = settings("refl", policy=str(folder))
-    for refused in (lambda: load_models(run[0], torch.device("cpu")), lambda: Cost(*run)):
+    refused_run = settings("refl", policy=str(folder))
+    for refused in (lambda: load_models(refused_run[0], torch.device("cpu")), lambda: Cost(*refused_run)):
         with pytest.raises(ValueError, match="policy, reward_model: expected the same family") as caught:
             refused()
         assert f"flux of {folder}" in str(caught.value)
-        assert f"sd3 of {run[0].reward_model}" in str(caught.value)
+        assert f"sd3 of {refused_run[0].reward_model}" in str(caught.value)
 
 
-def test_a_family_without_a_generator_is_refused(settings, tmp_path):
+def test_policy_and_reward_share_their_base_weights(settings, tmp_path):
     save_tiny_folder("sd", tmp_path)
-    run = settings("refl", policy=str(tmp_path), reward_model=str(tmp_path))
-    for refused in (lambda: load_models(run[0], torch.device("cpu")), lambda: Cost(*run)):
+    fields = {"policy": str(tmp_path), "reward_model": str(tmp_path), "resolution": HEIGHT}
+    policy, model = load_models(settings("refl", **fields)[0], torch.device("cpu"))
+    theirs = {weight.data_ptr() for weight in policy.transformer.parameters()}
+    assert model.backbone.down_blocks[0].resnets[0].conv1.weight.data_ptr() in theirs
+    assert not {weight.data_ptr() for weight in model.head.parameters()} & theirs
+
+
+@pytest.mark.parametrize("algorithm", ["refl", "diffusion_dpo"])
+def test_a_run_on_a_variance_preserving_path(settings, algorithm, tmp_path):
+    folder = str(tmp_path / "sdxl")
+    save_tiny_folder("sdxl", folder)
+    brief = {"updates": 1, "prompts_per_update": 2, "eval_samples": 2, "eval_steps": 2, "resolution": HEIGHT}
+    own = {"num_steps": 3} | ({"first_step": 1, "last_step": 2} if algorithm == "refl" else {"group_size": 2})
+    arguments, own = settings(algorithm, own, policy=folder, reward_model=folder, gradient_checkpointing=True, **brief)
+    assert run(arguments, own).update == 1
+    adapter = load_file(Path(arguments.output_dir) / "adapter" / "pytorch_lora_weights.safetensors")
+    assert all(name.startswith("unet.") for name in adapter)
+    with pytest.raises(ValueError, match="gradient_checkpointing: expected false for the dry run of a UNet"):
+        Cost(arguments, own)
+
+
+def test_a_family_without_a_generator_is_refused(settings, tmp_path, monkeypatch):
+    monkeypatch.delitem(GENERATORS, "sd")
+    save_tiny_folder("sd", tmp_path)
+    refused_run = settings("refl", policy=str(tmp_path), reward_model=str(tmp_path))
+    for refused in (lambda: load_models(refused_run[0], torch.device("cpu")), lambda: Cost(*refused_run)):
         with pytest.raises(ValueError, match=r"policy: expected a generator of .*'flux'.*, got sd of"):
+            refused()
+
+
+def test_an_algorithm_of_flow_matching_is_refused_on_a_variance_preserving_path(settings, tmp_path):
+    save_tiny_folder("sd", tmp_path)
+    refused_run = settings("flow_grpo", policy=str(tmp_path), reward_model=str(tmp_path))
+    for refused in (lambda: load_models(refused_run[0], torch.device("cpu")), lambda: Cost(*refused_run)):
+        with pytest.raises(ValueError, match=r"algorithm: expected .* family sd, got FlowGRPO"):
             refused()
 
 
@@ -152,7 +240,8 @@ def test_the_family_of_a_published_checkpoint_is_read_from_its_backbone(family, 
     model = tiny_reward(family)
     official = str(write_official(tmp_path / "official", model, backbone_model_id="owner/unknown"))
     base = str(tmp_path / "base")
-    tiny_pipeline(family).transformer.save_config(f"{base}/transformer")
+    component = BACKBONES[family].component
+    getattr(tiny_pipeline(family), component).save_config(f"{base}/{component}")
     assert read_reward_family(official, backbone=base) == family
     config = offline_reward(official, base, policy=base)
     assert (config.backbone_type, config.visual_layers) == (family, model.config.visual_layers)

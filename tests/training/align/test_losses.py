@@ -4,16 +4,20 @@ import math
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from torch.distributions import Normal, kl_divergence
 
-from modeling_dina.noising_dina import rectified_flow_state
-from training.align.algorithm import group_advantages
+from modeling_dina.noising_dina import RectifiedFlow
+from tests.families import SCHEDULERS, tiny_transformer
+from training.align.algorithm import group_advantages, seeded_noise
 from training.align.dpo import dpo_loss
-from training.align.flow_matching import flow_matching_error, logit_normal_levels, seeded_noise
+from training.align.generators import GENERATORS
 from training.align.grpo import clipped_objective, transition_distance
 from training.align.nft import nft_loss
 from training.align.refl import differentiable_steps, held_loss
-from training.align.rollout import CPS, SDE, predict_clean, rollout
+from training.align.rollout import CPS, SDE, rollout
+
+FLOW = RectifiedFlow({})
 
 
 def filled(value: float, count: int = 1) -> torch.Tensor:
@@ -80,6 +84,7 @@ def test_nft_by_hand():
         torch.tensor([0.5]),
         torch.tensor([0.75]),
         beta=0.5,
+        path=FLOW,
     )
     assert loss.item() == pytest.approx((0.75 * 0.45 + 0.25 * 0.75) / 0.5)
 
@@ -90,10 +95,10 @@ def test_nft_moves_towards_good_samples_and_from_bad_ones(optimality):
     generator = torch.Generator().manual_seed(0)
     latents, noise, old = torch.randn(3, 2, 4, 3, 3, generator=generator)
     sigma = torch.tensor([0.3, 0.8])
-    state = rectified_flow_state(latents, noise, sigma)
+    state = FLOW.add_noise(latents, noise, sigma)
     velocity = old.clone().requires_grad_()
-    nft_loss(velocity, old, state, latents, sigma, torch.full((2,), optimality), 1.0).sum().backward()
-    error = predict_clean(state, old, sigma) - latents
+    nft_loss(velocity, old, state, latents, sigma, torch.full((2,), optimality), 1.0, FLOW).sum().backward()
+    error = FLOW.predict_clean(state, old, sigma) - latents
     scale = error.abs().mean(dim=(1, 2, 3), keepdim=True)
     towards = -2 * sigma.reshape(2, 1, 1, 1) * error / error[0].numel() / scale
     torch.testing.assert_close(velocity.grad, (2 * optimality - 1) * towards)
@@ -102,9 +107,8 @@ def test_nft_moves_towards_good_samples_and_from_bad_ones(optimality):
 def test_nft_of_an_exact_prediction_is_finite():
     latents, noise, sigma = filled(0.2), filled(1.0), torch.tensor([0.5])
     velocity = (noise - latents).requires_grad_()
-    loss = nft_loss(
-        velocity, noise - latents, rectified_flow_state(latents, noise, sigma), latents, sigma, torch.ones(1), 1.0
-    )
+    state = FLOW.add_noise(latents, noise, sigma)
+    loss = nft_loss(velocity, noise - latents, state, latents, sigma, torch.ones(1), 1.0, FLOW)
     loss.sum().backward()
     assert loss.item() == pytest.approx(0, abs=1e-6)
     assert velocity.grad.isfinite().all()
@@ -138,17 +142,19 @@ def test_differentiable_steps_are_the_samplers_with_gradient():
     def velocity(latents, sigma):
         return scale * latents + sigma.reshape(-1, 1, 1, 1)
 
-    state, clean = differentiable_steps(velocity, noise, sigmas.expand(2, 3))
-    path = rollout(velocity, noise, sigmas)
+    state, clean = differentiable_steps(velocity, noise, sigmas.expand(2, 3), FLOW)
+    path = rollout(velocity, noise, sigmas, FLOW)
     torch.testing.assert_close(state, path.states[-1])
     torch.testing.assert_close(
-        clean, predict_clean(path.states[1], velocity(path.states[1], sigmas[1:2]), torch.full((2,), 0.6))
+        clean, FLOW.predict_clean(path.states[1], velocity(path.states[1], sigmas[1:2]), torch.full((2,), 0.6))
     )
     state.sum().backward()
     # d/da of x (1 - .3 a - …) by finite differences.
     step = 1e-3
     moved = [
-        rollout(lambda x, s, a=a: a * x + s.reshape(-1, 1, 1, 1), noise.double(), sigmas.double()).states[-1].sum()
+        rollout(lambda x, s, a=a: a * x + s.reshape(-1, 1, 1, 1), noise.double(), sigmas.double(), FLOW)
+        .states[-1]
+        .sum()
         for a in (0.7 - step, 0.7 + step)
     ]
     assert scale.grad.item() == pytest.approx(((moved[1] - moved[0]) / (2 * step)).item(), rel=1e-4)
@@ -161,9 +167,9 @@ def test_samples_may_be_at_levels_of_their_own():
     def velocity(latents, sigma):
         return latents * sigma.reshape(-1, 1, 1, 1)
 
-    together = differentiable_steps(velocity, noise, ladders)
+    together = differentiable_steps(velocity, noise, ladders, FLOW)
     for row in range(2):
-        alone = differentiable_steps(velocity, noise[row : row + 1], ladders[row : row + 1])
+        alone = differentiable_steps(velocity, noise[row : row + 1], ladders[row : row + 1], FLOW)
         torch.testing.assert_close(together[0][row : row + 1], alone[0])
         torch.testing.assert_close(together[1][row : row + 1], alone[1])
 
@@ -172,13 +178,34 @@ def test_held_loss_by_hand():
     assert held_loss(torch.tensor(2.0), torch.tensor(5.0), 0.5).item() == pytest.approx((2 + 2.5) / 1.5)
 
 
-# ---- flow matching ----
+# ---- denoising errors ----
+
+
+def generator(family: str, **scheduler):
+    kind = "FlowMatchEulerDiscreteScheduler" if family == "sd3" else "DDIMScheduler"
+    config = {"_class_name": kind, **SCHEDULERS[family], **scheduler}
+    return GENERATORS[family](tiny_transformer(family), config)
 
 
 def test_flow_matching_error_by_hand():
-    error = flow_matching_error(filled(0.5), filled(1.0), filled(2.0))
-    assert error.tolist() == [0.25]
-    assert rectified_flow_state(filled(1.0), filled(2.0), torch.tensor([0.25])).mean().item() == 1.25
+    target = FLOW.velocity(filled(1.0), filled(2.0), torch.tensor([0.25]))
+    assert generator("sd3").error(filled(0.5), target, torch.tensor([0.25])).tolist() == [0.25]
+    assert FLOW.add_noise(filled(1.0), filled(2.0), torch.tensor([0.25])).mean().item() == 1.25
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_error_of_variance_preserving_families_is_that_of_their_prediction(prediction):
+    """Against the targets of the library's scheduler."""
+    sd = generator("sd", prediction_type=prediction)
+    scheduler = DDIMScheduler(**SCHEDULERS["sd"])
+    latents, noise, predicted = torch.randn(3, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    timesteps = torch.tensor([40, 800])
+    sigma = sd.path.sigmas[timesteps]
+    state = scheduler.add_noise(latents, noise, timesteps)
+    torch.testing.assert_close(sd.path.add_noise(latents, noise, sigma), state)
+    expected = noise if prediction == "epsilon" else scheduler.get_velocity(latents, noise, timesteps)
+    error = sd.error(sd.as_velocity(predicted, state, sigma), sd.path.velocity(latents, noise, sigma), sigma)
+    torch.testing.assert_close(error, (predicted - expected).square().mean(dim=(1, 2, 3)))
 
 
 def test_noise_depends_on_its_seed_alone():
@@ -189,8 +216,15 @@ def test_noise_depends_on_its_seed_alone():
     assert torch.equal(together[1:2], seeded_noise(torch.tensor([6]), latents[:1]))
 
 
-def test_levels_are_logit_normal():
-    levels = logit_normal_levels(20_000, torch.Generator().manual_seed(0))
+def test_levels_of_variance_preserving_families_are_those_of_uniform_timesteps():
+    sd = generator("sd")
+    timesteps = sd.path.timestep(sd.training_levels(20_000, torch.Generator().manual_seed(0))).float()
+    assert timesteps.mean().item() == pytest.approx(499.5, abs=8)
+    assert timesteps.std().item() == pytest.approx(1000 / 12**0.5, rel=0.02)
+
+
+def test_levels_of_flows_are_logit_normal():
+    levels = generator("sd3").training_levels(20_000, torch.Generator().manual_seed(0))
     logits = levels.logit()
     assert logits.mean().item() == pytest.approx(0, abs=0.02)
     assert logits.std().item() == pytest.approx(1, abs=0.02)

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from training.align.rollout import CPS, SDE, euler_step, per_sample, predict_clean, rollout
+from modeling_dina.noising_dina import RectifiedFlow
+from training.align.rollout import CPS, SDE, per_sample, rollout
 
+FLOW = RectifiedFlow({})
 LEVELS = [(1.0, 0.9), (0.9, 0.6), (0.5, 0.1), (0.1, 0.0)]
 
 
@@ -24,8 +26,8 @@ def test_a_straight_path_is_followed_exactly(states):
     sigma, sigma_next = torch.tensor([1.0, 0.7, 0.2]), torch.tensor([0.4, 0.1, 0.0])
     state = (1 - per_sample(sigma)) * clean + per_sample(sigma) * noise
     expected = (1 - per_sample(sigma_next)) * clean + per_sample(sigma_next) * noise
-    torch.testing.assert_close(euler_step(state, noise - clean, sigma, sigma_next), expected)
-    torch.testing.assert_close(predict_clean(state, noise - clean, sigma), clean)
+    torch.testing.assert_close(FLOW.step(state, noise - clean, sigma, sigma_next), expected)
+    torch.testing.assert_close(FLOW.predict_clean(state, noise - clean, sigma), clean)
 
 
 @pytest.mark.parametrize("dynamics", [SDE, CPS])
@@ -33,7 +35,7 @@ def test_a_straight_path_is_followed_exactly(states):
 def test_without_noise_it_is_the_ode(states, dynamics, sigmas):
     latents, velocity = states
     transition = dynamics(eta=0.0).transition(latents, velocity, *levels(*sigmas))
-    torch.testing.assert_close(transition.mean, euler_step(latents, velocity, *levels(*sigmas)))
+    torch.testing.assert_close(transition.mean, FLOW.step(latents, velocity, *levels(*sigmas)))
     assert not transition.std.any()
 
 
@@ -43,7 +45,7 @@ def test_the_ode_is_approached_linearly_in_the_noise_variance(states, dynamics):
     distances = []
     for eta in (1e-1, 1e-2):
         transition = dynamics(eta).transition(latents, velocity, *levels(0.6, 0.5))
-        distances.append((transition.mean - euler_step(latents, velocity, *levels(0.6, 0.5))).norm())
+        distances.append((transition.mean - FLOW.step(latents, velocity, *levels(0.6, 0.5))).norm())
     assert distances[0] / distances[1] == pytest.approx(100, rel=0.02)
 
 
@@ -106,7 +108,7 @@ def test_marginals_of_a_normal_distribution(dynamics, steps):
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(64, 1, 16, 16, generator=generator)
     sigmas = torch.linspace(1, 0, steps + 1)
-    path = rollout(velocity, noise, sigmas, dynamics, range(steps - 1), generator)
+    path = rollout(velocity, noise, sigmas, FLOW, dynamics, range(steps - 1), generator)
     assert path.states[-1].mean().item() == pytest.approx(mean, abs=0.02)
     assert path.states[-1].std().item() == pytest.approx(deviation, abs=0.02)
 
@@ -129,9 +131,11 @@ def test_rollout_is_reproducible_and_stochastic_only_in_its_window():
 
     noise = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     sigmas = torch.linspace(1, 0, 6)
-    paths = [rollout(velocity, noise, sigmas, CPS(0.8), [1, 2], torch.Generator().manual_seed(7)) for _ in range(2)]
+    paths = [
+        rollout(velocity, noise, sigmas, FLOW, CPS(0.8), [1, 2], torch.Generator().manual_seed(7)) for _ in range(2)
+    ]
     assert torch.equal(paths[0].states, paths[1].states)
-    plain = rollout(velocity, noise, sigmas)
+    plain = rollout(velocity, noise, sigmas, FLOW)
     assert torch.equal(paths[0].states[:2], plain.states[:2])
     assert not torch.allclose(paths[0].states[2], plain.states[2])
     assert paths[0].log_probabilities.any(dim=1).tolist() == [False, True, True, False, False]
