@@ -1,8 +1,8 @@
 """The command `dina score-dataset`."""
 
 import json
-import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +30,13 @@ def score_dataset(
     prompt_column: Annotated[
         str | None, typer.Option(help="Column with prompts. Default: prompt, caption, text, txt or json.")
     ] = None,
+    rank_within: Annotated[
+        str | None,
+        typer.Option(
+            help="Column with the names of groups, such as prompt: also rank the images of each group, once all rows "
+            "are scored. Of WebDataset shards, a field of .json."
+        ),
+    ] = None,
     levels: Annotated[bool, typer.Option("--levels", help="Also write the score at each noise level.")] = False,
     shard_size: Annotated[int, typer.Option(help="Number of rows per shard.", min=1)] = 4096,
     shard: Annotated[
@@ -39,26 +46,34 @@ def score_dataset(
         ),
     ] = "1/1",
     batch_size: options.BatchSizeOption = 8,
-    num_workers: Annotated[
-        int | None,
-        typer.Option(help="Number of processes that decode images. Default: one per CPU, at most 4.", min=0),
+    num_workers: options.WorkersOption = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Device, such as cuda:1; repeat it for several devices, with a process each. Default: cuda if "
+            "available.",
+            show_default=False,
+        ),
     ] = None,
+    dtype: options.DtypeOption = None,
     *,
-    model: options.ModelOptions,
+    model: options.SourceOptions,
     ensemble: options.EnsembleOptions,
     as_json: options.JsonOption = False,
 ) -> None:
     """Score every row of a data set, in Parquet shards. An error is recorded for each row that cannot be scored; the
     exit code is 1 if no row could be scored."""
     options.quieten_libraries()
+    from modeling_dina.dataset.ranking import rank_within_groups
     from modeling_dina.dataset.run import score_dataset as run
+    from modeling_dina.dataset.shards import WHOLE
     from modeling_dina.dataset.sources import open_source
 
     share = _share(shard)
     options.check_folder("out", out)
-    columns = {"image_column": image_column, "prompt_column": prompt_column}
+    columns = {"image_column": image_column, "prompt_column": prompt_column, "group_column": rank_within}
     rows = open_source(source, split=split, token=model.token, **columns)
-    scorer = model.open_scorer(batch_size=batch_size)
+    scorer = _open_scorers(device, model, dtype, batch_size)
     begun = time.monotonic()
     first, last = None, 0
     with options.scoring_progress() as show:
@@ -73,20 +88,35 @@ def score_dataset(
             rows,
             out,
             shard_size=shard_size,
-            num_workers=min(4, os.cpu_count() or 1) if num_workers is None else num_workers,
+            num_workers=options.decoding_workers(num_workers, len(device or [None])),
             progress=progress,
             with_levels=levels,
             share=share,
             **ensemble.arguments(),
         )
-    count, errors = shards.count()
     rate = (last - (first or 0)) / (time.monotonic() - begun)
+    if rank_within is not None and share == WHOLE:
+        rank_within_groups(shards, out / "ranked")
+    count, errors = shards.count()
     if as_json:
         print(json.dumps({"rows": count, "errors": errors, "rows_per_second": round(rate, 2), "out": str(out)}))
     else:
         console.print(f"{count} rows, {errors} with an error, {rate:.1f} rows/s: {escape(str(out))}")
     if errors == count > 0:
         options.fail(f"no row could be scored; see the column error in {shards.folder}", code=1)
+
+
+def _open_scorers(devices: list[str] | None, source: options.SourceOptions, dtype: str | None, batch_size: int):
+    """A scorer, or several for more than one device."""
+    if devices is None or len(devices) == 1:
+        return options.open_scorer(devices[0] if devices else None, source, dtype, batch_size=batch_size)
+    from modeling_dina.dataset.scorers import DeviceScorers
+
+    if len({device.partition(":")[0] for device in devices}) > 1:
+        raise ValueError(f"device: expected devices of one kind, got {', '.join(devices)}")
+    source.check()
+    open_scorer = partial(options.open_scorer, source=source, dtype=dtype, batch_size=batch_size)
+    return DeviceScorers(open_scorer, devices, batch_size)
 
 
 def _share(text: str):
