@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
 from functools import wraps
-from multiprocessing import parent_process
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_type_hints
 
@@ -150,7 +149,7 @@ class SourceOptions(LoadingOptions):
     def check(self) -> None:
         """Check the path of the model, and print a note if it is the embedded one."""
         check_model(self.model)
-        if self.model == EMBEDDED_MODEL and parent_process() is None:
+        if self.model == EMBEDDED_MODEL:
             error_console.print(EMBEDDED_NOTE, style="dim")
 
 
@@ -163,6 +162,7 @@ class ModelOptions(SourceOptions):
 
     def open_scorer(self, **options):
         """Load the `DinaScorer` for these options; raises a ValueError that names the invalid option."""
+        self.check()
         return open_scorer(self.device, self, self.dtype, **options)
 
 
@@ -180,7 +180,7 @@ def open_scorer(device: str | None, source: SourceOptions, dtype: str | None, **
     from .scoring_dina import DinaScorer
 
     device = usable_device(device)
-    source.check()
+    check_model(source.model)
     kind = None if dtype is None else getattr(torch, dtype)
     with loading("model", source.model):
         return DinaScorer.from_pretrained(

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -55,6 +56,14 @@ def score_dataset(
             show_default=False,
         ),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Score on this Ray cluster, such as auto, or on a new one on this machine (local). It has one actor "
+            "per --device, by default one per GPU of the cluster.",
+        ),
+    ] = None,
     dtype: options.DtypeOption = None,
     *,
     model: options.SourceOptions,
@@ -65,15 +74,24 @@ def score_dataset(
     exit code is 1 if no row could be scored."""
     options.quieten_libraries()
     from modeling_dina.dataset.ranking import rank_within_groups
-    from modeling_dina.dataset.run import score_dataset as run
     from modeling_dina.dataset.shards import WHOLE
     from modeling_dina.dataset.sources import open_source
 
     share = _share(shard)
     options.check_folder("out", out)
+    if ray is not None and share != WHOLE:
+        raise ValueError(f"shard: expected none with a Ray cluster, which divides the work itself, got {shard}")
+    if device and len({each.partition(":")[0] for each in device}) > 1:
+        raise ValueError(f"device: expected devices of one kind, got {', '.join(device)}")
     columns = {"image_column": image_column, "prompt_column": prompt_column, "group_column": rank_within}
-    rows = open_source(source, split=split, token=model.token, **columns)
-    scorer = _open_scorers(device, model, dtype, batch_size)
+    open_rows = partial(open_source, source, split=split, token=model.token, **columns)
+    open_scorer = partial(options.open_scorer, source=model, dtype=dtype, batch_size=batch_size)
+    model.check()
+    if ray is None:
+        workers = options.decoding_workers(num_workers, len(device or [None]))
+        score = _on_this_machine(open_rows, open_scorer, device, batch_size, num_workers=workers, share=share)
+    else:
+        score = _on_ray(ray, open_rows, open_scorer, devices=device, batch_size=batch_size, num_workers=num_workers)
     begun = time.monotonic()
     first, last = None, 0
     with options.scoring_progress() as show:
@@ -83,17 +101,7 @@ def score_dataset(
             first, last = done if first is None else first, done
             show(done, total)
 
-        shards = run(
-            scorer,
-            rows,
-            out,
-            shard_size=shard_size,
-            num_workers=options.decoding_workers(num_workers, len(device or [None])),
-            progress=progress,
-            with_levels=levels,
-            share=share,
-            **ensemble.arguments(),
-        )
+        shards = score(out=out, shard_size=shard_size, progress=progress, with_levels=levels, **ensemble.arguments())
     rate = (last - (first or 0)) / (time.monotonic() - begun)
     if rank_within is not None and share == WHOLE:
         rank_within_groups(shards, out / "ranked")
@@ -106,17 +114,26 @@ def score_dataset(
         options.fail(f"no row could be scored; see the column error in {shards.folder}", code=1)
 
 
-def _open_scorers(devices: list[str] | None, source: options.SourceOptions, dtype: str | None, batch_size: int):
-    """A scorer, or several for more than one device."""
-    if devices is None or len(devices) == 1:
-        return options.open_scorer(devices[0] if devices else None, source, dtype, batch_size=batch_size)
+def _on_this_machine(
+    open_rows: Callable, open_scorer: Callable, devices: list[str] | None, batch_size: int, **options
+):
+    """What scores with one scorer in this process, or with one process per device if there are several."""
+    from modeling_dina.dataset.run import score_dataset
     from modeling_dina.dataset.scorers import DeviceScorers
 
-    if len({device.partition(":")[0] for device in devices}) > 1:
-        raise ValueError(f"device: expected devices of one kind, got {', '.join(devices)}")
-    source.check()
-    open_scorer = partial(options.open_scorer, source=source, dtype=dtype, batch_size=batch_size)
-    return DeviceScorers(open_scorer, devices, batch_size)
+    rows = open_rows()  # reports a bad source before a large model is loaded
+    if devices is None or len(devices) == 1:
+        return partial(score_dataset, open_scorer(devices[0] if devices else None), rows, **options)
+    return partial(score_dataset, DeviceScorers(open_scorer, devices, batch_size), rows, **options)
+
+
+def _on_ray(address: str, open_rows: Callable, open_scorer: Callable, **options) -> Callable:
+    """What scores on a Ray cluster."""
+    try:
+        from modeling_dina.dataset.on_ray import score_dataset_on_ray
+    except ModuleNotFoundError as error:
+        raise ValueError(f"ray: expected dina-lrm[ray] to be installed, got: {error}") from error
+    return partial(score_dataset_on_ray, address, open_scorer, open_rows, **options)
 
 
 def _share(text: str):

@@ -45,6 +45,7 @@ class ChunkDecoder(TorchDataset):
         return Decoded(
             chunk.unit,
             chunk.start,
+            chunk.is_last,
             [self.columns(row) for row in chunk.rows],
             errors,
             [

@@ -43,18 +43,20 @@ class Chunk(NamedTuple):
         unit: the unit.
         start: number of the first row within the unit.
         rows: the rows.
+        is_last: whether these are the last rows of the unit.
     """
 
     unit: Unit
     start: int
     rows: list[Row]
+    is_last: bool
 
 
 class Decoded(NamedTuple):
     """A decoded chunk.
 
     Attributes:
-        unit, start: as in `Chunk`.
+        unit, start, is_last: as in `Chunk`.
         columns: of every row, its columns in the output that are not computed. "prompt" is a text where there is no
             error.
         errors: by number of the row in the unit.
@@ -64,6 +66,7 @@ class Decoded(NamedTuple):
 
     unit: Unit
     start: int
+    is_last: bool
     columns: list[dict[str, Any]]
     errors: dict[int, str]
     groups: list[tuple[list[int], np.ndarray]]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from modeling_dina.files import check_settings
 from modeling_dina.scoring_dina import DinaScorer
@@ -51,19 +52,11 @@ def score_dataset(
         ValueError: the folder has scores with other settings, the source is damaged, worker processes keep dying, or
             the model fails on every image. Finished shards remain.
     """
-    with_groups = source.group_column is not None
-    wanted = Wanted(with_levels, with_groups, seed, ensemble)
+    wanted = Wanted(with_levels, source.group_column is not None, seed, ensemble)
     with LocalScorer(scorer) if isinstance(scorer, DinaScorer) else scorer as scorers:
         settings, decoder = scorers.call(describe, wanted, source.has_latents).result()
-        settings = {
-            **source.identity,
-            "rank_within": source.group_column,
-            "shard_size": shard_size,
-            **settings,
-        }
-        check_settings(out / "settings.json", settings)
-        shards = ScoreShards(out / "data", shard_size, with_levels=with_levels, with_samples=with_groups)
-        done, _ = shards.count()
+        shards = open_shards(out, source, shard_size, wanted, settings)
+        done = sum(shards.finished().values())
         total = None if source.lengths is None else sum(source.lengths)
         compute_shards(
             shards,
@@ -77,6 +70,22 @@ def score_dataset(
             progress=lambda rows: progress(done + rows, total),
         )
     return shards
+
+
+def open_shards(out: Path, source: Source, shard_size: int, wanted: Wanted, settings: dict[str, Any]) -> ScoreShards:
+    """The shards in a folder, once it is certain that they belong to this run.
+
+    Args:
+        out, source, shard_size: as in `score_dataset`.
+        wanted: what is computed.
+        settings: further settings of the run, as `scores.describe` returns them.
+
+    Raises:
+        ValueError: the folder has scores with other settings.
+    """
+    own = {"rank_within": source.group_column, "shard_size": shard_size}
+    check_settings(out / "settings.json", {**source.identity, **own, **settings})
+    return ScoreShards(out / "data", shard_size, with_levels=wanted.with_levels, with_samples=wanted.with_samples)
 
 
 def compute_shards(

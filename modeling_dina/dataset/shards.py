@@ -89,6 +89,10 @@ class Shards:
         """
         raise NotImplementedError
 
+    def is_done(self, unit: Unit) -> bool:
+        """Whether a unit is finished."""
+        return self.path(unit).exists()
+
     def is_short(self, unit: Unit) -> bool:
         """Whether the shard of a finished unit has fewer rows than `size`, so that it is the last of its piece."""
         return pq.read_metadata(self.path(unit)).num_rows < self.size
@@ -106,7 +110,7 @@ class Shards:
                 continue
             rows: Iterator[Row] | None = None
             for unit in self._units(source, piece):
-                is_done = self.path(unit).exists()
+                is_done = self.is_done(unit)
                 if is_done or (source.lengths and not selection.has(unit, source.pieces)):
                     rows = None
                     if is_done and source.lengths is None and self.is_short(unit):
@@ -119,8 +123,8 @@ class Shards:
                     count = sum(1 for _ in islice(rows, self.size))
                 else:
                     count = 0
-                    for chunk in _split(islice(rows, self.size), chunk_size):
-                        yield Chunk(unit, count, chunk)
+                    for chunk, is_last in _split(islice(rows, self.size), chunk_size):
+                        yield Chunk(unit, count, chunk, is_last)
                         count += len(chunk)
                 if count < self.size:
                     break
@@ -163,6 +167,13 @@ class ScoreShards(Shards):
         with atomic_path(self.path(unit)) as partial:
             pq.write_table(pa.Table.from_pylist(named, self.schema), partial)
 
+    def finished(self) -> dict[Unit, int]:
+        """Numbers of rows of the finished units."""
+        numbers = {path: path.stem.split("-")[1:] for path in self.paths()}
+        return {
+            Unit(int(piece), int(block)): pq.read_metadata(path).num_rows for path, (piece, block) in numbers.items()
+        }
+
     def count(self) -> tuple[int, int]:
         """Numbers of rows and of rows with an error in the finished shards."""
         rows = errors = 0
@@ -173,7 +184,11 @@ class ScoreShards(Shards):
         return rows, errors
 
 
-def _split(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
+def _split(rows: Iterable[Row], size: int) -> Iterator[tuple[list[Row], bool]]:
+    """Parts of the rows, and whether a part is the last one."""
     rows = iter(rows)
-    while chunk := list(islice(rows, size)):
-        yield chunk
+    part = list(islice(rows, size))
+    while part:
+        following = list(islice(rows, size))
+        yield part, not following
+        part = following

@@ -113,7 +113,7 @@ def test_every_kind_has_the_same_rows(make, tmp_path, files, images, scorer):
     assert source.lengths in (None, [6])
     json.dumps(source.identity)
 
-    decoded = Decoder(scorer, source.has_latents)[Chunk(Unit(0, 0), 0, rows)]
+    decoded = Decoder(scorer, source.has_latents)[Chunk(Unit(0, 0), 0, rows, True)]
     assert not decoded.errors
     pixels = {i: values for numbers, group in decoded.groups for i, values in zip(numbers, group, strict=True)}
     for number in (0, 1, 5):  # images of the size at which they are scored
@@ -131,7 +131,7 @@ def test_reading_from_a_row_on(make, tmp_path, files):
 
 def test_decoders_can_be_sent_to_other_processes(scorer, files):
     decoder = pickle.loads(pickle.dumps(Decoder(scorer, False)))
-    assert not decoder[Chunk(Unit(0, 0), 0, [Row("a", "a cat", str(files[0]))])].errors
+    assert not decoder[Chunk(Unit(0, 0), 0, [Row("a", "a cat", str(files[0]))], True)].errors
 
 
 def test_named_columns(tmp_path, files):
@@ -208,7 +208,7 @@ def test_cached_latents(cached_latents, scorer):
     assert [row.key for row in rows] == ["0-a", "0-b", "1-a", "1-b", "2-a", "2-b"]
     assert [row.prompt for row in rows] == [PROMPTS[i // 2] for i in range(6)]
     assert list(source.read(0, 1)) == rows[1:4]
-    decoded = Decoder(scorer, source.has_latents)[Chunk(Unit(0, 0), 0, rows)]
+    decoded = Decoder(scorer, source.has_latents)[Chunk(Unit(0, 0), 0, rows, True)]
     ((numbers, values),) = decoded.groups
     assert numbers == list(range(6))
     assert torch.from_numpy(values).equal(latents.flatten(0, 1))
