@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
 from typing import NamedTuple
+from urllib.parse import parse_qs
 
 import uvicorn
 from starlette.applications import Starlette
@@ -115,7 +116,14 @@ class LoopbackHub:
         self._socket = socket.create_server(("127.0.0.1", port))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         api, get, post = "/api/models/{owner}/{name}", ["GET"], ["POST"]
+        data = "/api/datasets/{owner}/{name}"
         routes = [
+            Route(data, self._serve("info", self._info), methods=get),
+            Route(data + "/revision/{revision}", self._serve("info", self._info), methods=get),
+            Route(data + "/tree/{revision}", self._serve("tree", self._tree), methods=get),
+            Route(data + "/tree/{revision}/{path:path}", self._serve("tree", self._tree), methods=get),
+            Route(data + "/paths-info/{revision}", self._serve("tree", self._paths), methods=post),
+            Route("/datasets/{owner}/{name}/resolve/{revision}/{path:path}", self._serve("download", self._download)),
             Route("/api/repos/create", self._serve("create", self._create), methods=post),
             Route("/api/validate-yaml", self._serve("validate", self._validate), methods=post),
             Route(api, self._serve("info", self._info), methods=get),
@@ -262,12 +270,15 @@ class LoopbackHub:
         files = {path: file for path, file in commit.files.items() if not below or path.startswith(f"{below}/")}
         if below and not files:
             raise _RefusedError(404, "Entry not found", "EntryNotFound")
-        entries = []
-        for path, file in files.items():
-            size = len(file.content)
-            lfs = {"lfs": {"oid": file.oid, "size": size, "pointerSize": 134}} if file.is_lfs else {}
-            entries.append({"type": "file", "path": path, "size": size, "oid": file.oid, **lfs})
-        return JSONResponse(entries)
+        return JSONResponse([_entry(path, file) for path, file in files.items()])
+
+    async def _paths(self, request: Request) -> Response:
+        """Of the paths that are asked for, those of files."""
+        _, commit = self._commit_of(request)
+        body = await request.body()
+        paths = json.loads(body)["paths"] if body.startswith(b"{") else parse_qs(body.decode())["paths"]
+        found = [(path, commit.files[path]) for path in paths if path in commit.files]
+        return JSONResponse([_entry(path, file) for path, file in found])
 
     async def _preupload(self, request: Request) -> Response:
         _, commit = self._commit_of(request)
@@ -337,6 +348,13 @@ class LoopbackHub:
         if file.is_lfs:
             headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(len(file.content))}
         return Response(file.content, headers=headers, media_type="application/octet-stream")
+
+
+def _entry(path: str, file: File) -> dict:
+    """A file in a listing."""
+    size = len(file.content)
+    lfs = {"lfs": {"oid": file.oid, "size": size, "pointerSize": 134}} if file.is_lfs else {}
+    return {"type": "file", "path": path, "size": size, "oid": file.oid, **lfs}
 
 
 class _RefusedError(Exception):

@@ -9,6 +9,8 @@ from multiprocessing import connection, get_context, parent_process
 from threading import Lock, Thread
 from typing import Any, Protocol
 
+import torch
+
 from modeling_dina.scoring_dina import DinaScorer
 
 # Calls that a device has at a time; the second is prepared while the first is executed.
@@ -69,7 +71,9 @@ class DeviceScorers:
     def __init__(self, open_scorer: Callable[[str], DinaScorer], devices: Sequence[str], batch_size: int):
         self.batch_size = batch_size
         self.max_calls = CALLS_PER_DEVICE * len(devices)
-        self._devices = [_Device(open_scorer, device) for device in devices]
+        # More threads than CPUs wait for one another.
+        threads = max(1, (os.cpu_count() or 1) // len(devices))
+        self._devices = [_Device(open_scorer, device, threads) for device in devices]
 
     def call(self, function: Callable, *arguments) -> Future:
         return min(self._devices, key=lambda device: device.calls).call(function, *arguments)
@@ -87,13 +91,18 @@ class DeviceScorers:
 class _Device:
     """A process with a scorer, which begins with the first call.
 
+    Args:
+        open_scorer: loads the scorer for a device.
+        name: the device.
+        threads: maximum number of threads that compute on the CPU.
+
     Attributes:
         calls: number of unfinished calls.
     """
 
-    def __init__(self, open_scorer: Callable[[str], DinaScorer], name: str):
+    def __init__(self, open_scorer: Callable[[str], DinaScorer], name: str, threads: int):
         self.calls = 0
-        self._name, self._arguments = name, (open_scorer, name)
+        self._name, self._arguments = name, (open_scorer, name, threads)
         self._threads = ThreadPoolExecutor(max_workers=CALLS_PER_DEVICE, thread_name_prefix=f"scoring on {name}")
         self._lock = Lock()
         self._process: ProcessPoolExecutor | None = None
@@ -149,9 +158,10 @@ _opening: tuple[Callable[[str], DinaScorer], str]
 _scorer: DinaScorer | None = None
 
 
-def _begin(open_scorer: Callable[[str], DinaScorer], device: str) -> None:
+def _begin(open_scorer: Callable[[str], DinaScorer], device: str, threads: int) -> None:
     global _opening
     _opening = open_scorer, device
+    torch.set_num_threads(min(threads, torch.get_num_threads()))
     Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -14,6 +14,7 @@ from modeling_dina.data.latents import pack
 from modeling_dina.dataset.decoding import Decoder
 from modeling_dina.dataset.rows import Chunk, Row, Unit
 from modeling_dina.dataset.sources import LatentSource, open_source
+from tests.loopback_hub import File, Repo
 
 PROMPTS = ["a cat", "a dog", "a cat", "the sea", "two red cubes", "a dog"]
 
@@ -127,6 +128,22 @@ def test_reading_from_a_row_on(make, tmp_path, files):
         whole = list(source.read(piece, 0))
         for start in range(1, len(whole) + 2):
             assert list(source.read(piece, start)) == whole[start:]
+
+
+def test_a_data_set_on_the_hub_is_known_by_its_commit(connected_hub, tmp_path, files, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", connected_hub.url)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    repo = connected_hub.repos["owner/name"] = Repo(private=False)
+    folder = parquet_folder(tmp_path, files)
+    commits = []
+    for title in ("first", "second"):
+        paths = (folder / "data").iterdir()
+        content = {path.name: File(path.read_bytes(), False) for path in paths}
+        commits.append(repo.add(title, content | {"LICENSE": File(title.encode(), False)}))
+        source = open_source("owner/name")
+        assert source.identity["commits"] == commits[-1:]
+        assert [row.key for row in read_all(source)] == list("abcdef")
+    assert open_source(str(folder)).identity["commits"] == []
 
 
 def test_decoders_can_be_sent_to_other_processes(scorer, files):
