@@ -1,109 +1,114 @@
-"""Scores the rows of a manifest and writes a table. An interrupted run resumes where it stopped.
+"""Scores the rows of a manifest and writes a table. An interrupted run resumes where it stopped."""
 
-During a run, results are in a journal beside the table. The table is written atomically at the end.
-"""
-
-from collections.abc import Callable
-from functools import partial
+import shutil
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
-from PIL import Image
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from .dataset.manifests import Manifest
-from .dataset.rows import Row, writable
-from .files import Journal, atomic_path
-from .identity import scoring_settings
-from .images_dina import load_image
-from .isolation import score_images
-from .scoring_dina import DinaScorer, check_prompt
+from .dataset.ranking import ranked
+from .dataset.rows import writable
+from .dataset.run import score_dataset
+from .dataset.shards import ScoreShards
+from .dataset.sources import ManifestSource
+from .files import atomic_path
+from .options import check_folder
+from .scoring_dina import DinaScorer
+
+# Number of rows after which results are on the disk.
+SHARD_SIZE = 64
+SCHEMA = pa.schema(
+    {
+        "row": pa.int64(),
+        "prompt": pa.string(),
+        "image": pa.string(),
+        "score": pa.float64(),
+        "spread": pa.float64(),
+        "rank": pa.int64(),
+        "error": pa.string(),
+    }
+)
+
+
+class Summary(NamedTuple):
+    """Numbers of rows and of rows with an error, and the first row's error."""
+
+    rows: int
+    errors: int
+    first_error: str | None
 
 
 def rank_manifest(
-    scorer: DinaScorer, manifest: Path, out: Path, *, progress: Callable[[int, int], None], seed: int = 0, **ensemble
-) -> pd.DataFrame:
+    scorer: DinaScorer,
+    manifest: Path,
+    out: Path,
+    *,
+    num_workers: int,
+    progress: Callable[[int, int | None], None],
+    shard_size: int = SHARD_SIZE,
+    seed: int = 0,
+    **ensemble,
+) -> Summary:
     """Score every row of a manifest and write the table `out` with the columns row, prompt, image, score, spread, rank
-    (1 is the best image of its prompt) and error. A row without a score has an error.
+    (1 is the best image of its prompt) and error. A row without a score has an error. During the run, results are in
+    the folder `out`.partial.
 
     Args:
-        scorer: a scorer whose model was loaded from a folder or from the Hub.
+        scorer, num_workers, progress, seed, ensemble: as in `dataset.run.score_dataset`.
         manifest: as in `Manifest`; image paths are relative to its folder.
         out: a new file, whose suffix selects the format.
-        progress: called with the number of finished rows and of all rows.
-        seed: seed of the noise.
-        ensemble: `sigmas`, `num_draws` and `mode` of `DinaScorer.score`.
+        shard_size: number of rows after which results are on the disk.
 
     Raises:
-        ValueError: the manifest is unreadable, there is a journal of a run with another manifest, model or settings,
-            or the model fails on every image. In the last case the journal still has all earlier results.
+        ValueError: the manifest is unreadable, there are results of a run with another manifest, model or settings,
+            or the model fails on every image. In the last case, earlier results remain.
     """
-    table_of_images = Manifest(manifest)
-    rows = list(table_of_images)
-    settings = {
-        "manifest": table_of_images.fingerprint(),
-        "folder": str(manifest.parent.resolve()),
-        "seed": seed,
-        **scoring_settings(scorer, **ensemble),
-    }
-    journal = Journal(Path(f"{out}.partial"), settings)
-    results = {record.pop("row"): record for record in journal.records}
-    progress(len(results), len(rows))
-    missing = [index for index in range(len(rows)) if index not in results]
-    options = {"seed": seed, **ensemble}
-    for start in range(0, len(missing), scorer.batch_size):
-        indices = missing[start : start + scorer.batch_size]
-        scored = _score_rows(scorer, {index: rows[index] for index in indices}, manifest.parent, options)
-        results.update(scored)
-        journal.append(*({"row": index, **result} for index, result in scored.items()))
-        progress(len(results), len(rows))
-    table = _table(rows, results)
-    _write_table(table, out)
-    journal.remove()
-    return table
+    folder = Path(f"{out}.partial")
+    check_folder("out", folder)
+    source = ManifestSource(manifest, "prompt")
+    options = {"num_workers": num_workers, "progress": progress, "seed": seed, **ensemble}
+    shards = score_dataset(scorer, source, folder, shard_size=shard_size, **options)
+    first_error = pq.read_table(shards.paths()[0], columns=["error"])["error"][0].as_py()
+    summary = Summary(*shards.count(), first_error)
+    _write_table(_tables(shards, Manifest(manifest)), out)
+    shutil.rmtree(folder)
+    return summary
 
 
-def _score_rows(scorer: DinaScorer, rows: dict[int, Row], folder: Path, options: dict) -> dict[int, dict]:
-    """Score some rows: score and spread, or the error, of each."""
-
-    def open_image(row: Row) -> Image.Image:
-        check_prompt(row.image, "image")
-        return load_image(folder / row.image)
-
-    def score(prompts: list[str], images: list[Image.Image]) -> list[dict]:
-        scores = scorer.score(prompts=prompts, images=images, **options).to_dict()
-        return [
-            {"score": score, "spread": spread}
-            for score, spread in zip(scores["scores"], scores["spread"], strict=True)
-        ]
-
-    unreadable = {index: row.error for index, row in rows.items() if row.error}
-    readable = {index: row for index, row in rows.items() if not row.error}
-    results, failures = score_images(score, {i: (row.prompt, partial(open_image, row)) for i, row in readable.items()})
-    return results | {index: {"error": error} for index, error in {**unreadable, **failures}.items()}
-
-
-def _table(rows: list[Row], results: dict[int, dict]) -> pd.DataFrame:
-    table = pd.DataFrame(
-        {
-            "row": range(len(rows)),
-            "prompt": [writable(row.prompt) for row in rows],
-            "image": [writable(row.image) for row in rows],
-            "score": [results[index].get("score") for index in range(len(rows))],
-            "spread": [results[index].get("spread") for index in range(len(rows))],
+def _tables(shards: ScoreShards, manifest: Manifest) -> Iterator[pd.DataFrame]:
+    """The rows of the table, one shard at a time."""
+    rows = enumerate(manifest)
+    for _, table in ranked(shards):
+        part = list(islice(rows, len(table)))
+        columns = {
+            "row": [number for number, _ in part],
+            "prompt": table["prompt"],
+            "image": [writable(row.image) for _, row in part],
+            "score": table["score"].cast(pa.float64()),
+            "spread": table["spread"].cast(pa.float64()),
+            "rank": table["rank"],
+            "error": table["error"],
         }
-    ).astype({"score": float, "spread": float})
-    ranks = table.groupby("prompt")["score"].rank(ascending=False, method="min")
-    table["rank"] = ranks.astype("Int64")
-    table["error"] = [writable(results[index].get("error")) for index in range(len(rows))]
-    return table
+        yield pa.table(columns, SCHEMA).to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
 
 
-def _write_table(table: pd.DataFrame, out: Path) -> None:
+def _write_table(tables: Iterator[pd.DataFrame], out: Path) -> None:
     suffix = out.suffix.lower()
     with atomic_path(out) as partial:
-        if suffix == ".csv":
-            table.to_csv(partial, index=False)
-        elif suffix == ".jsonl":
-            table.to_json(partial, orient="records", lines=True, force_ascii=False)
-        else:
-            table.to_parquet(partial, index=False)
+        if suffix == ".parquet":
+            first = pa.Table.from_pandas(next(tables), SCHEMA, preserve_index=False)
+            with pq.ParquetWriter(partial, first.schema) as writer:
+                writer.write_table(first)
+                for table in tables:
+                    writer.write_table(pa.Table.from_pandas(table, SCHEMA, preserve_index=False))
+            return
+        for number, table in enumerate(tables):
+            if suffix == ".csv":
+                table.to_csv(partial, index=False, mode="a", header=number == 0)
+            else:
+                table.to_json(partial, orient="records", lines=True, force_ascii=False, mode="a")

@@ -42,7 +42,16 @@ DeviceOption = Annotated[
     str | None, typer.Option(help="Device: cpu, cuda, cuda:1 and so on. Default: cuda if available.")
 ]
 BatchSizeOption = Annotated[int, typer.Option(min=1, help="Number of images scored at a time.")]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(help="Number of processes that decode images. Default: one per CPU, at most 4 per device.", min=0),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def decoding_workers(given: int | None, devices: int = 1) -> int:
+    """The number of decoding processes for so many devices, by default one per CPU and at most four per device."""
+    return min(4 * devices, os.cpu_count() or 1) if given is None else given
 
 
 @contextmanager
@@ -153,18 +162,30 @@ class ModelOptions(SourceOptions):
 
     def open_scorer(self, **options):
         """Load the `DinaScorer` for these options; raises a ValueError that names the invalid option."""
-        import torch
-
-        quieten_libraries()
-        from .scoring_dina import DinaScorer
-
-        device = usable_device(self.device)
         self.check()
-        dtype = None if self.dtype is None else getattr(torch, self.dtype)
-        with loading("model", self.model):
-            return DinaScorer.from_pretrained(
-                self.model, device=device, dtype=dtype, **self.loading_arguments(), **options
-            )
+        return open_scorer(self.device, self, self.dtype, **options)
+
+
+def open_scorer(device: str | None, source: SourceOptions, dtype: str | None, **options):
+    """Load the `DinaScorer` of a source on a device; raises a ValueError that names the invalid option.
+
+    Args:
+        device, dtype: as in `ModelOptions`.
+        source: options that select the model.
+        options: `batch_size` and `max_pixels` of the scorer.
+    """
+    import torch
+
+    quieten_libraries()
+    from .scoring_dina import DinaScorer
+
+    device = usable_device(device)
+    check_model(source.model)
+    kind = None if dtype is None else getattr(torch, dtype)
+    with loading("model", source.model):
+        return DinaScorer.from_pretrained(
+            source.model, device=device, dtype=kind, **source.loading_arguments(), **options
+        )
 
 
 @dataclass

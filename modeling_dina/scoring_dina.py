@@ -29,8 +29,8 @@ from .thurstone_dina import pair_statistics, spread_over_draws
 
 ImageLike = str | os.PathLike | Image.Image
 
-# Number of encoded prompts that a scorer caches. With Stable Diffusion 3.5, one takes 1.7 MB in bfloat16.
-REMEMBERED_PROMPTS = 64
+# Size of the encoded prompts that a scorer caches. With Stable Diffusion 3.5, one takes 1.7 MB in bfloat16.
+PROMPT_CACHE_BYTES = 256 * 2**20
 # Fields of `DinaEnsembleOutput` whose last dimension counts samples.
 PER_SAMPLE = ("scores", "samples", "level_samples")
 
@@ -63,6 +63,8 @@ class Scores(_Result):
         spread: [B], standard deviation over the noise draws; NaN for a single draw.
         samples: [K, N, B], the rewards at K levels with N draws each; K is 1 in mode "features".
         sigmas: the noise levels.
+        variance: [K], the likelihood's variance of one sample.
+        weights: [K], weights of the levels, which sum to one.
         level_samples: [number of levels, N, B], the rewards at each single level; None unless `with_levels`.
     """
 
@@ -70,7 +72,13 @@ class Scores(_Result):
     spread: torch.Tensor
     samples: torch.Tensor
     sigmas: torch.Tensor
+    variance: torch.Tensor
+    weights: torch.Tensor
     level_samples: torch.Tensor | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields that are not None but `variance` and `weights`, as numbers and nested lists."""
+        return {name: value for name, value in super().to_dict().items() if name not in ("variance", "weights")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,7 +203,9 @@ class DinaScorer:
             "max_pixels": max_pixels,
             "max_side": pipeline.vae_scale_factor * sizes.max_side,
         }
+        # The prompt that was used last is the last one.
         self._encoded: dict[str, EncodedPrompts] = {}
+        self._encoded_bytes = 0
         self._encoded_by = conditioning_state(pipeline)
 
     @classmethod
@@ -269,6 +279,8 @@ class DinaScorer:
             spread=spread_over_draws(ensemble.samples),
             samples=ensemble.samples,
             sigmas=ensemble.sigmas,
+            variance=ensemble.variance,
+            weights=ensemble.weights,
             level_samples=ensemble.level_samples if with_levels else None,
         )
 
@@ -405,22 +417,31 @@ class DinaScorer:
         return latents.to(self.model.execution_device)
 
     def _encode_prompts(self, prompts: list[str]) -> EncodedPrompts:
-        """Encode prompts on the model's device; repeated prompts are cached."""
+        """Encode prompts on the model's device. Encoded prompts are cached, and of these the ones that were used last
+        stay."""
         with encoding_lock(self.pipeline):
             state = conditioning_state(self.pipeline)
             if state != self._encoded_by:
                 check_conditioning(self.pipeline, self.model.config)
                 self._encoded.clear()
+                self._encoded_bytes = 0
                 self._encoded_by = state
             new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._encoded]
             if new:
                 encoded = encode_prompts(self.pipeline, new, self.model.config.max_sequence_length)
                 rows = encoded.to(self.model.execution_device).split()
                 self._encoded.update(zip(new, rows, strict=True))
+                self._encoded_bytes += sum(map(_nbytes, rows))
+            for prompt in prompts:
+                self._encoded[prompt] = self._encoded.pop(prompt)
             encoded = EncodedPrompts.join(self._encoded[prompt] for prompt in prompts)
-            while len(self._encoded) > REMEMBERED_PROMPTS:
-                del self._encoded[next(iter(self._encoded))]
+            while self._encoded_bytes > PROMPT_CACHE_BYTES:
+                self._encoded_bytes -= _nbytes(self._encoded.pop(next(iter(self._encoded))))
         return encoded
+
+
+def _nbytes(encoded: EncodedPrompts) -> int:
+    return sum(part.nbytes for part in encoded if part is not None)
 
 
 def check_prompt(prompt: str, name: str = "prompt") -> None:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
 from typing import NamedTuple
+from urllib.parse import parse_qs
 
 import uvicorn
 from starlette.applications import Starlette
@@ -123,6 +124,7 @@ class LoopbackHub:
             Route(api + "/refs", self._serve("refs", self._refs), methods=get),
             Route(api + "/tree/{revision}", self._serve("tree", self._tree), methods=get),
             Route(api + "/tree/{revision}/{path:path}", self._serve("tree", self._tree), methods=get),
+            Route(api + "/paths-info/{revision}", self._serve("tree", self._paths), methods=post),
             Route(api + "/preupload/{revision}", self._serve("preupload", self._preupload), methods=post),
             *(
                 Route(
@@ -276,12 +278,15 @@ class LoopbackHub:
         files = {path: file for path, file in commit.files.items() if not below or path.startswith(f"{below}/")}
         if below and not files:
             raise _RefusedError(404, "Entry not found", "EntryNotFound")
-        entries = []
-        for path, file in files.items():
-            size = len(file.content)
-            lfs = {"lfs": {"oid": file.oid, "size": size, "pointerSize": 134}} if file.is_lfs else {}
-            entries.append({"type": "file", "path": path, "size": size, "oid": file.oid, **lfs})
-        return JSONResponse(entries)
+        return JSONResponse([_entry(path, file) for path, file in files.items()])
+
+    async def _paths(self, request: Request) -> Response:
+        """Of the paths that are asked for, those of files."""
+        _, commit = self._commit_of(request)
+        body = await request.body()
+        paths = json.loads(body)["paths"] if body.startswith(b"{") else parse_qs(body.decode())["paths"]
+        found = [(path, commit.files[path]) for path in paths if path in commit.files]
+        return JSONResponse([_entry(path, file) for path, file in found])
 
     async def _preupload(self, request: Request) -> Response:
         _, commit = self._commit_of(request)
@@ -357,6 +362,13 @@ def _repo_name(place: dict[str, str]) -> str:
     """Key of `LoopbackHub.repos`, from the parameters of a path."""
     prefix = "datasets/" if place.get("kind") == "datasets" else ""
     return f"{prefix}{place['owner']}/{place['name']}"
+
+
+def _entry(path: str, file: File) -> dict:
+    """A file in a listing."""
+    size = len(file.content)
+    lfs = {"lfs": {"oid": file.oid, "size": size, "pointerSize": 134}} if file.is_lfs else {}
+    return {"type": "file", "path": path, "size": size, "oid": file.oid, **lfs}
 
 
 class _RefusedError(Exception):

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 # Of the libraries alone: what is tested is imported by each process itself. Imports take eight seconds, a fork none.
@@ -137,13 +138,18 @@ def two_ranks() -> list[dict[str, str]]:
     return [{**meeting, **sizes, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
 
 
-def kill_after_lines(process: Worker | subprocess.Popen, journal: Path, lines: int) -> bytes:
-    """Waits until a process's journal has more than `lines` lines, kills it, and returns what the journal holds."""
+def kill_after(process: Worker | subprocess.Popen, condition: Callable[[], bool]) -> None:
+    """Kills a process once a condition holds, which is to be before it ends."""
     deadline = time.monotonic() + 600  # a machine may be busy
-    while not (journal.exists() and journal.read_bytes().count(b"\n") > lines):
+    while not condition():
         assert process.poll() is None
         assert time.monotonic() < deadline
-        time.sleep(0.01)
+        time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
+
+
+def kill_after_lines(process: Worker | subprocess.Popen, journal: Path, lines: int) -> bytes:
+    """Waits until a process's journal has more than `lines` lines, kills it, and returns what the journal holds."""
+    kill_after(process, lambda: journal.exists() and journal.read_bytes().count(b"\n") > lines)
     return journal.read_bytes()

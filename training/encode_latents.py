@@ -7,12 +7,13 @@ missing shard. DIR is a Hub data set: DIR/data has the shards, DIR/errors the pa
 import json
 import math
 import os
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
+import numpy as np
 import pyarrow.parquet as pq
 import torch
 import typer
@@ -20,8 +21,6 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from datasets import Dataset, disable_progress_bars
 from diffusers import AutoModel
 from diffusers.image_processor import VaeImageProcessor
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
 from modeling_dina.backbone_base_dina import Dimensions
@@ -29,15 +28,24 @@ from modeling_dina.backbone_dina import backbone_class, read_backbone_type, read
 from modeling_dina.conditioning_dina import Location
 from modeling_dina.data.images import open_image
 from modeling_dina.data.latents import pack, unpack
+from modeling_dina.dataset.batches import process_batch
+from modeling_dina.dataset.decoding import ChunkDecoder
+from modeling_dina.dataset.rows import Row, Unit
+from modeling_dina.dataset.run import compute_shards
+from modeling_dina.dataset.shards import Shards
 from modeling_dina.files import atomic_path, check_settings, write_text
 from modeling_dina.identity import parts_identity
-from modeling_dina.isolation import error_text, isolate_failures
 from modeling_dina.latents_dina import encode_images, spatial_factor
 from modeling_dina.options import HubOptions, check_folder, check_model, exit_on_bad_input, loading, with_option_groups
-from modeling_dina.scoring_dina import check_prompt
 from training.preference_data.buckets import bucket_size
 from training.preference_data.schema import LATENT_FEATURES, contents_fingerprint, fingerprint
 from training.preference_data.sources import Format, load_pairs
+
+
+class Items(Protocol):
+    """Inputs of pairs [2, …] by row; any exception is the error of its row."""
+
+    def __getitem__(self, index: int, /) -> torch.Tensor: ...
 
 
 @with_option_groups
@@ -112,7 +120,7 @@ def main(
 
 def open_items(
     pairs: Dataset, model: str | None, max_pixels: int | None, accelerator: Accelerator, where: dict[str, Any]
-) -> tuple[TorchDataset, Callable[[torch.Tensor], torch.Tensor], dict[str, Any]]:
+) -> tuple[Items, Callable[[torch.Tensor], torch.Tensor], dict[str, Any]]:
     """
     Open the arguments `items` and `encode` of `encode_shards`, and the settings that determine the latents of an
     image.
@@ -148,9 +156,9 @@ def open_items(
     return items, encode, settings
 
 
-class ImagePairs(TorchDataset):
+class ImagePairs:
     """
-    Pixels of image pairs by row: float32 [2, 3, H, W] in [-1, 1], or an error message.
+    Pixels of image pairs by row: float32 [2, 3, H, W] in [-1, 1].
 
     Args:
         pairs: rows of `schema.PAIR_FEATURES`.
@@ -172,37 +180,30 @@ class ImagePairs(TorchDataset):
         if math.isfinite(sizes.max_side):
             self.limits["max_side"] = factor * sizes.max_side
 
-    def __getitem__(self, index: int) -> torch.Tensor | str:
+    def __getitem__(self, index: int) -> torch.Tensor:
         row = self._pairs[index]
-        try:
-            check_prompt(row["prompt"])
-            images = [open_image(row[name], name) for name in ("image_a", "image_b")]
-            width, height = bucket_size([image.size for image in images], **self.limits)
-            return self._processor.preprocess(images, height=height, width=width)
-        except Exception as error:
-            return error_text(error)
+        images = [open_image(row[name], name) for name in ("image_a", "image_b")]
+        width, height = bucket_size([image.size for image in images], **self.limits)
+        return self._processor.preprocess(images, height=height, width=width)
 
 
-class CachedPairs(TorchDataset):
-    """Latents of the reference implementation's cache by row: [2, C, h, w], or an error message."""
+class CachedPairs:
+    """Latents of the reference implementation's cache by row: [2, C, h, w]."""
 
     def __init__(self, pairs: Dataset) -> None:
         self._pairs = pairs
 
-    def __getitem__(self, index: int) -> torch.Tensor | str:
+    def __getitem__(self, index: int) -> torch.Tensor:
         row = self._pairs[index]
-        try:
-            check_prompt(row["prompt"])
-            latents = [unpack(row[name]) for name in ("latents_a", "latents_b")]
-        except Exception as error:
-            return error_text(error)
+        latents = [unpack(row[name]) for name in ("latents_a", "latents_b")]
         if latents[0].shape != latents[1].shape:
-            return f"latents: expected one shape for both, got {list(latents[0].shape)} and {list(latents[1].shape)}"
+            shapes = " and ".join(str(list(each.shape)) for each in latents)
+            raise ValueError(f"latents: expected one shape for both, got {shapes}")
         return torch.stack(latents)
 
 
 def encode_shards(
-    items: TorchDataset,
+    items: Items,
     labels: Dataset,
     encode: Callable[[torch.Tensor], torch.Tensor],
     out: Path,
@@ -216,7 +217,7 @@ def encode_shards(
     Write the missing shards, which are divided between the processes.
 
     Args:
-        items: by row, the input [2, …] of `encode` for a pair, or an error message.
+        items: by row, the input [2, …] of `encode` for a pair; any exception is the error of its row.
         labels: prompt, target, weight and source of every row.
         encode: maps [B, …] to float16 latents [B, C, h, w].
         out: folder for shards, in `out`/data, and for errors of rows without latents, in `out`/errors.
@@ -225,71 +226,95 @@ def encode_shards(
         batch_size: maximum number of pairs of one shape that are encoded together.
         num_workers: number of processes that load `items`.
     """
-    count = -(-len(labels) // shard_size)
-    paths = [out / "data" / f"train-{shard:05d}-of-{count:05d}.parquet" for shard in range(count)]
+    shards, source = _LatentShards(out, shard_size, labels), _Pairs(labels)
     # All processes list the missing shards before one begins to write, so that the lists agree.
     accelerator.wait_for_everyone()
-    missing = [shard for shard in range(count) if not paths[shard].exists()]
+    missing = [block for block in range(shards.count) if not shards.path(Unit(0, block)).exists()]
     accelerator.wait_for_everyone()
 
-    with accelerator.split_between_processes(missing) as shards:
-        ranges = [range(shard * shard_size, min(len(labels), (shard + 1) * shard_size)) for shard in shards]
-        rows = [row for shard_rows in ranges for row in shard_rows]
-        # Without automatic batching, the loader returns pairs one by one, in order, while the workers prefetch.
-        loader = iter(DataLoader(items, batch_size=None, sampler=rows, num_workers=num_workers))
-        with tqdm(total=len(rows), unit="pair", disable=not accelerator.is_main_process) as progress:
-            for shard, shard_rows in zip(shards, ranges, strict=True):
-                latents, errors = _encode_rows(loader, shard_rows, encode, batch_size, progress)
-                error_file = out / "errors" / f"{shard:05d}.jsonl"
-                if errors:
-                    lines = [json.dumps({"index": row, "error": errors[row]}) + "\n" for row in sorted(errors)]
-                    write_text(error_file, "".join(lines))
-                else:
-                    error_file.unlink(missing_ok=True)  # from an interrupted run before the images were repaired
-                # The shard is written last, so that an existing shard and its errors are complete.
-                write_shard(paths[shard], latents, labels)
-
-
-def _encode_rows(
-    loader: Iterator[torch.Tensor | str],
-    rows: range,
-    encode: Callable[[torch.Tensor], torch.Tensor],
-    batch_size: int,
-    progress: tqdm,
-) -> tuple[dict[int, torch.Tensor], dict[int, str]]:
-    """Encode the next rows of the loader to latents [2, C, h, w]; returns latents and error messages by row."""
-    latents: dict[int, torch.Tensor] = {}
-    errors: dict[int, str] = {}
-    waiting: dict[torch.Size, list[tuple[int, torch.Tensor]]] = defaultdict(list)
-
-    def encode_pairs(group: Sequence[tuple[int, torch.Tensor]]) -> list[torch.Tensor]:
-        encoded = encode(torch.cat([item for _, item in group]))
+    def encode_pairs(prompts: Sequence[str], pairs: np.ndarray) -> list[dict[str, Any]]:
+        encoded = encode(torch.from_numpy(pairs).flatten(0, 1))
         if not encoded.isfinite().all():
             raise ValueError("latents: expected finite numbers, got NaN or infinity in float16")
-        return list(encoded.unflatten(0, (-1, 2)))
+        return [{"latents": pair} for pair in encoded.unflatten(0, (-1, 2))]
 
-    def flush(group: list[tuple[int, torch.Tensor]]) -> None:
-        small_grey_pair = torch.zeros_like(group[0][1][..., :64, :64])
-        encoded, failures = isolate_failures(encode_pairs, group, lambda: encode_pairs([(0, small_grey_pair)]))
-        latents.update({row: pair for (row, _), pair in encoded})
-        errors.update({row: error for (row, _), error in failures})
-        progress.update(len(group))
-        group.clear()
+    def submit(prompts: Sequence[str], pairs: np.ndarray) -> Future:
+        return thread.submit(process_batch, encode_pairs, prompts, pairs)
 
-    for row in rows:
-        item = next(loader)
-        if isinstance(item, str):
-            errors[row] = item
-            progress.update()
-            continue
-        group = waiting[item.shape]
-        group.append((row, item))
-        if len(group) == batch_size:
-            flush(group)
-    for group in waiting.values():
-        if group:
-            flush(group)
-    return latents, errors
+    with accelerator.split_between_processes(missing) as blocks, ThreadPoolExecutor(max_workers=1) as thread:
+        rows = sum(min(shard_size, len(labels) - block * shard_size) for block in blocks)
+        with tqdm(total=rows, unit="pair", disable=not accelerator.is_main_process) as bar:
+            compute_shards(
+                shards,
+                source,
+                _PairDecoder(items),
+                submit,
+                selection=_Blocks(blocks),
+                batch_size=batch_size,
+                max_running=2,
+                num_workers=num_workers,
+                progress=lambda done: bar.update(done - bar.n),
+            )
+
+
+class _Pairs:
+    """The rows of preference pairs as a source of one piece; the image of a row is its number."""
+
+    pieces, has_latents = 1, True
+    group_column: str | None = None
+
+    def __init__(self, labels: Dataset):
+        self._prompts = labels.select_columns("prompt")
+        self.lengths = [len(labels)]
+        self.identity: dict[str, Any] = {}
+
+    def read(self, piece: int, start: int) -> Iterator[Row]:
+        rows = range(start, len(self._prompts))
+        for number, row in zip(rows, self._prompts.select(rows), strict=True):
+            yield Row(prompt=row["prompt"], image=number)
+
+
+class _PairDecoder(ChunkDecoder):
+    def __init__(self, items: Items):
+        self._items = items
+
+    def values(self, row: Row) -> np.ndarray:
+        return self._items[row.image].numpy()
+
+
+class _LatentShards(Shards):
+    """Shard `train-BBBBB-of-COUNT.parquet` has the latents of block B; rows without latents are in the file of errors
+    of the block."""
+
+    def __init__(self, out: Path, size: int, labels: Dataset):
+        super().__init__(out / "data", size)
+        self.count = -(-len(labels) // size)
+        self._errors, self._labels = out / "errors", labels
+
+    def path(self, unit: Unit) -> Path:
+        return self.folder / f"train-{unit.block:05d}-of-{self.count:05d}.parquet"
+
+    def write(self, unit: Unit, rows: list[dict[str, Any]]) -> None:
+        numbered = list(enumerate(rows, start=unit.block * self.size))
+        errors = [{"index": number, "error": row["error"]} for number, row in numbered if row["error"] is not None]
+        error_file = self._errors / f"{unit.block:05d}.jsonl"
+        if errors:
+            write_text(error_file, "".join(json.dumps(error) + "\n" for error in errors))
+        else:
+            error_file.unlink(missing_ok=True)  # from an interrupted run before the images were repaired
+        # The shard is written last, so that an existing shard and its errors are complete.
+        latents = {number: row["latents"] for number, row in numbered if row["error"] is None}
+        write_shard(self.path(unit), latents, self._labels)
+
+
+class _Blocks(frozenset):
+    """Chosen blocks of a source of one piece."""
+
+    def may_have(self, piece: int, pieces: int) -> bool:
+        return True
+
+    def has(self, unit: Unit, pieces: int) -> bool:
+        return unit.block in self
 
 
 def report(out: Path, count: int) -> None:

@@ -117,6 +117,7 @@ def rank(
         typer.Option(help="Table to write for a manifest, as .csv, .jsonl or .parquet. An interrupted run resumes."),
     ] = None,
     batch_size: options.BatchSizeOption = 8,
+    num_workers: options.WorkersOption = None,
     *,
     model: options.ModelOptions,
     ensemble: options.EnsembleOptions,
@@ -141,14 +142,16 @@ def rank(
     Manifest(manifest)  # reports a bad manifest before a large model is loaded
     scorer = model.open_scorer(batch_size=batch_size)
     with options.scoring_progress() as advance:
-        table = rank_manifest(scorer, manifest, out, progress=advance, **noise)
-    errors = int(table["error"].notna().sum())
+        workers = options.decoding_workers(num_workers)
+        rows, errors, first_error = rank_manifest(
+            scorer, manifest, out, num_workers=workers, progress=advance, **noise
+        )
     if as_json:
-        _print_json({"rows": len(table), "errors": errors, "out": str(out)})
+        _print_json({"rows": rows, "errors": errors, "out": str(out)})
     else:
-        console.print(f"{len(table)} rows, {errors} with an error: {escape(str(out))}")
-    if errors == len(table):
-        options.fail(f"no row could be scored; row {table['row'][0]}: {table['error'][0]}", code=1)
+        console.print(f"{rows} rows, {errors} with an error: {escape(str(out))}")
+    if errors == rows:
+        options.fail(f"no row could be scored; row 0: {first_error}", code=1)
 
 
 @app.command()

@@ -1,8 +1,9 @@
 """The command `dina score-dataset`."""
 
 import json
-import os
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +31,13 @@ def score_dataset(
     prompt_column: Annotated[
         str | None, typer.Option(help="Column with prompts. Default: prompt, caption, text, txt or json.")
     ] = None,
+    rank_within: Annotated[
+        str | None,
+        typer.Option(
+            help="Column with the names of groups, such as prompt: also rank the images of each group, once all rows "
+            "are scored. Of WebDataset shards, a field of .json."
+        ),
+    ] = None,
     levels: Annotated[bool, typer.Option("--levels", help="Also write the score at each noise level.")] = False,
     shard_size: Annotated[int, typer.Option(help="Number of rows per shard.", min=1)] = 4096,
     shard: Annotated[
@@ -39,26 +47,51 @@ def score_dataset(
         ),
     ] = "1/1",
     batch_size: options.BatchSizeOption = 8,
-    num_workers: Annotated[
-        int | None,
-        typer.Option(help="Number of processes that decode images. Default: one per CPU, at most 4.", min=0),
+    num_workers: options.WorkersOption = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Device, such as cuda:1; repeat it for several devices, with a process each. Default: cuda if "
+            "available.",
+            show_default=False,
+        ),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Score on this Ray cluster, such as auto, or on a new one on this machine (local). It has one actor "
+            "per --device, by default one per GPU of the cluster.",
+        ),
+    ] = None,
+    dtype: options.DtypeOption = None,
     *,
-    model: options.ModelOptions,
+    model: options.SourceOptions,
     ensemble: options.EnsembleOptions,
     as_json: options.JsonOption = False,
 ) -> None:
     """Score every row of a data set, in Parquet shards. An error is recorded for each row that cannot be scored; the
     exit code is 1 if no row could be scored."""
     options.quieten_libraries()
-    from modeling_dina.dataset.run import score_dataset as run
+    from modeling_dina.dataset.ranking import rank_within_groups
+    from modeling_dina.dataset.shards import WHOLE
     from modeling_dina.dataset.sources import open_source
 
     share = _share(shard)
     options.check_folder("out", out)
-    columns = {"image_column": image_column, "prompt_column": prompt_column}
-    rows = open_source(source, split=split, token=model.token, **columns)
-    scorer = model.open_scorer(batch_size=batch_size)
+    if ray is not None and share != WHOLE:
+        raise ValueError(f"shard: expected none with a Ray cluster, which divides the work itself, got {shard}")
+    if device and len({each.partition(":")[0] for each in device}) > 1:
+        raise ValueError(f"device: expected devices of one kind, got {', '.join(device)}")
+    columns = {"image_column": image_column, "prompt_column": prompt_column, "group_column": rank_within}
+    open_rows = partial(open_source, source, split=split, token=model.token, **columns)
+    open_scorer = partial(options.open_scorer, source=model, dtype=dtype, batch_size=batch_size)
+    model.check()
+    if ray is None:
+        workers = options.decoding_workers(num_workers, len(device or [None]))
+        score = _on_this_machine(open_rows, open_scorer, device, batch_size, num_workers=workers, share=share)
+    else:
+        score = _on_ray(ray, open_rows, open_scorer, devices=device, batch_size=batch_size, num_workers=num_workers)
     begun = time.monotonic()
     first, last = None, 0
     with options.scoring_progress() as show:
@@ -68,25 +101,39 @@ def score_dataset(
             first, last = done if first is None else first, done
             show(done, total)
 
-        shards = run(
-            scorer,
-            rows,
-            out,
-            shard_size=shard_size,
-            num_workers=min(4, os.cpu_count() or 1) if num_workers is None else num_workers,
-            progress=progress,
-            with_levels=levels,
-            share=share,
-            **ensemble.arguments(),
-        )
-    count, errors = shards.count()
+        shards = score(out=out, shard_size=shard_size, progress=progress, with_levels=levels, **ensemble.arguments())
     rate = (last - (first or 0)) / (time.monotonic() - begun)
+    if rank_within is not None and share == WHOLE:
+        rank_within_groups(shards, out / "ranked")
+    count, errors = shards.count()
     if as_json:
         print(json.dumps({"rows": count, "errors": errors, "rows_per_second": round(rate, 2), "out": str(out)}))
     else:
         console.print(f"{count} rows, {errors} with an error, {rate:.1f} rows/s: {escape(str(out))}")
     if errors == count > 0:
         options.fail(f"no row could be scored; see the column error in {shards.folder}", code=1)
+
+
+def _on_this_machine(
+    open_rows: Callable, open_scorer: Callable, devices: list[str] | None, batch_size: int, **options
+):
+    """What scores with one scorer in this process, or with one process per device if there are several."""
+    from modeling_dina.dataset.run import score_dataset
+    from modeling_dina.dataset.scorers import DeviceScorers
+
+    rows = open_rows()  # reports a bad source before a large model is loaded
+    if devices is None or len(devices) == 1:
+        return partial(score_dataset, open_scorer(devices[0] if devices else None), rows, **options)
+    return partial(score_dataset, DeviceScorers(open_scorer, devices, batch_size), rows, **options)
+
+
+def _on_ray(address: str, open_rows: Callable, open_scorer: Callable, **options) -> Callable:
+    """What scores on a Ray cluster."""
+    try:
+        from modeling_dina.dataset.on_ray import score_dataset_on_ray
+    except ModuleNotFoundError as error:
+        raise ValueError(f"ray: expected dina-lrm[ray] to be installed, got: {error}") from error
+    return partial(score_dataset_on_ray, address, open_scorer, open_rows, **options)
 
 
 def _share(text: str):

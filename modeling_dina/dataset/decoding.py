@@ -15,11 +15,48 @@ from modeling_dina.images_dina import fit_size, load_image
 from modeling_dina.isolation import error_text
 from modeling_dina.scoring_dina import DinaScorer, check_prompt
 
-from .rows import Chunk, Decoded, writable
+from .rows import Chunk, Decoded, Row, writable
 
 
-class Decoder(TorchDataset):
-    """Maps a chunk of rows to a decoded one: images are resized to the size at which the scorer processes them.
+class ChunkDecoder(TorchDataset):
+    """Maps a chunk of rows to a decoded one."""
+
+    def values(self, row: Row) -> np.ndarray:
+        """The input of a row, which is a batch of one with those of other rows of the same shape. Any exception is
+        the row's error."""
+        raise NotImplementedError
+
+    def columns(self, row: Row) -> dict[str, Any]:
+        """Columns of a row in the output, among them "prompt"."""
+        return {"key": row.key, "prompt": writable(row.prompt), "group": row.group}
+
+    def __getitem__(self, chunk: Chunk) -> Decoded:
+        errors: dict[int, str] = {}
+        groups: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = defaultdict(list)
+        for number, row in enumerate(chunk.rows, start=chunk.start):
+            try:
+                if row.error is not None:
+                    raise ValueError(row.error)
+                check_prompt(row.prompt)
+                values = self.values(row)
+                groups[values.shape].append((number, values))
+            except Exception as error:
+                errors[number] = error_text(error)
+        return Decoded(
+            chunk.unit,
+            chunk.start,
+            chunk.is_last,
+            [self.columns(row) for row in chunk.rows],
+            errors,
+            [
+                ([number for number, _ in group], np.stack([values for _, values in group]))
+                for group in groups.values()
+            ],
+        )
+
+
+class Decoder(ChunkDecoder):
+    """Decodes images, which are resized to the size at which the scorer processes them, or cached latents.
 
     Args:
         scorer: determines the sizes.
@@ -32,29 +69,8 @@ class Decoder(TorchDataset):
         self._limits = scorer.size_limits
         self._has_latents = has_latents
 
-    def __getitem__(self, chunk: Chunk) -> Decoded:
-        errors: dict[int, str] = {}
-        groups: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = defaultdict(list)
-        for number, row in enumerate(chunk.rows, start=chunk.start):
-            try:
-                if row.error is not None:
-                    raise ValueError(row.error)
-                check_prompt(row.prompt)
-                values = unpack(row.image).numpy() if self._has_latents else self._pixels(row.image)
-                groups[values.shape].append((number, values))
-            except Exception as error:
-                errors[number] = error_text(error)
-        return Decoded(
-            chunk.unit,
-            chunk.start,
-            [row.key for row in chunk.rows],
-            [writable(row.prompt) for row in chunk.rows],
-            errors,
-            [
-                ([number for number, _ in group], np.stack([values for _, values in group]))
-                for group in groups.values()
-            ],
-        )
+    def values(self, row: Row) -> np.ndarray:
+        return unpack(row.image).numpy() if self._has_latents else self._pixels(row.image)
 
     def _pixels(self, value: Any) -> np.ndarray:
         image = _open(value)
@@ -72,7 +88,7 @@ def _open(value: Any) -> Image.Image:
     return load_image(value)
 
 
-def decode(chunks: Iterable[Chunk], decoder: Decoder, num_workers: int) -> Iterator[Decoded]:
+def decode(chunks: Iterable[Chunk], decoder: ChunkDecoder, num_workers: int) -> Iterator[Decoded]:
     """Decode chunks in worker processes and return them in order. The source is read in this process, at most two
     chunks per worker ahead.
 

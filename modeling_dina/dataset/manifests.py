@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub.utils.sha import sha_fileobj
 
-from .rows import Row
+from .rows import Row, text_of
 
 TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
 REQUIRED = ("prompt", "image")
@@ -25,6 +25,7 @@ class Manifest:
 
     Args:
         path: the file.
+        group_column: column with the names of groups, if rows have one.
 
     Attributes:
         path: the file.
@@ -34,13 +35,13 @@ class Manifest:
         ValueError: the file is missing, unreadable or empty, or lacks a column.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, group_column: str | None = None):
         if path.suffix.lower() not in TABLE_SUFFIXES:
             raise ValueError(f"manifest: expected a file ending in {', '.join(TABLE_SUFFIXES)}, got {path}")
         if not path.is_file():
             problem = "is not a file" if path.exists() else "does not exist"
             raise ValueError(f"manifest: expected a file, got {path}, which {problem}")
-        self.path = path
+        self.path, self._group = path, group_column
         self._length, self.columns = self._inspect()
         if not self._length:
             raise ValueError(f"manifest: expected rows with the columns 'prompt' and 'image', got no rows in {path}")
@@ -48,6 +49,8 @@ class Manifest:
             raise ValueError(
                 f"manifest: expected rows with the columns 'prompt' and 'image', got {self.columns} in {path}"
             )
+        if group_column is not None and group_column not in self.columns:
+            raise ValueError(f"group_column: expected one of the columns {self.columns}, got {group_column}")
 
     def __len__(self) -> int:
         return self._length
@@ -59,8 +62,8 @@ class Manifest:
         """Read the rows from number `start` on."""
         for record in self._records(start):
             if isinstance(record, dict):
-                key = record.get("key")
-                yield Row(None if key is None else str(key), record.get("prompt"), record.get("image"))
+                key, group = text_of(record.get("key")), text_of(self._group and record.get(self._group))
+                yield Row(key, record.get("prompt"), record.get("image"), group=group)
             else:
                 yield Row(error=record)
 
@@ -86,7 +89,7 @@ class Manifest:
         suffix = self.path.suffix.lower()
         with _reading(self.path):
             if suffix == ".parquet":
-                wanted = [name for name in self.columns if name in ("key", *REQUIRED)]
+                wanted = [name for name in self.columns if name in ("key", *REQUIRED, self._group)]
                 yield from parquet_records(self.path, wanted, start)
             else:
                 records = _csv_records if suffix == ".csv" else _json_records

@@ -11,15 +11,17 @@ class Row(NamedTuple):
     Attributes:
         key: name of the row in the output; None stands for its position in the source.
         prompt: should be a text; checked when the row is decoded.
-        image: path or encoded image, {"bytes", "path"} of `datasets.Image(decode=False)`, or a clean latent as
-            `.npy` bytes, if the source has latents.
+        image: what the decoder decodes: for `decoding.Decoder`, a path, an encoded image, {"bytes", "path"} of
+            `datasets.Image(decode=False)`, or a clean latent as `.npy` bytes, if the source has latents.
         error: why the row cannot be read, if so.
+        group: name of the row's group, if the source was opened with a column for it.
     """
 
     key: str | None = None
     prompt: Any = None
     image: Any = None
     error: str | None = None
+    group: str | None = None
 
 
 class Unit(NamedTuple):
@@ -41,19 +43,22 @@ class Chunk(NamedTuple):
         unit: the unit.
         start: number of the first row within the unit.
         rows: the rows.
+        is_last: whether these are the last rows of the unit.
     """
 
     unit: Unit
     start: int
     rows: list[Row]
+    is_last: bool
 
 
 class Decoded(NamedTuple):
     """A decoded chunk.
 
     Attributes:
-        unit, start: as in `Chunk`.
-        keys, prompts: of every row. A prompt that is not a text is None.
+        unit, start, is_last: as in `Chunk`.
+        columns: of every row, its columns in the output that are not computed. "prompt" is a text where there is no
+            error.
         errors: by number of the row in the unit.
         groups: for inputs of one shape, the numbers of their rows in the unit, and the inputs [n, …]: pixels, uint8
             [n, height, width, 3], or latents [n, C, h, w].
@@ -61,8 +66,8 @@ class Decoded(NamedTuple):
 
     unit: Unit
     start: int
-    keys: list[str | None]
-    prompts: list[str | None]
+    is_last: bool
+    columns: list[dict[str, Any]]
     errors: dict[int, str]
     groups: list[tuple[list[int], np.ndarray]]
 
@@ -70,3 +75,8 @@ class Decoded(NamedTuple):
 def writable(value: Any) -> str | None:
     """A text that UTF-8 can encode, or None for another value. JSON can contain half of a surrogate pair."""
     return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else None
+
+
+def text_of(value: Any) -> str | None:
+    """A value such as a number as a text that UTF-8 can encode; None stays None."""
+    return None if value is None else writable(str(value))

@@ -15,8 +15,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 from typer.testing import CliRunner
 
+from modeling_dina import DinaScorer
 from modeling_dina.cli.app import app
-from tests.processes import Worker, kill_after_lines
+from modeling_dina.dataset.shards import ScoreShards
+from modeling_dina.manifest import SHARD_SIZE
+from tests.processes import Worker, kill_after
 
 PARITY = Path(__file__).parents[1] / "parity"
 
@@ -317,43 +320,46 @@ def test_exit_code_of_a_manifest_without_a_score(run, files, tmp_path):
     assert read_table(tmp_path / "out.csv")["error"].notna().tolist() == [True, True]
 
 
+ROWS = 5 * SHARD_SIZE - 2  # the last six rows have the six images in order
+
+
 def long_manifest(tmp_path, files):
-    rows = [{"prompt": f"{number} cats", "image": files[number % 6].name} for number in range(80)]
+    rows = [{"prompt": f"{number % 6} cats", "image": files[number % 6].name} for number in range(ROWS)]
     return write_manifest(tmp_path / "rows.csv", rows)
 
 
-def test_manifest_outlives_a_kill(run, files, folder, tmp_path):
+def test_manifest_outlives_a_kill(run, files, images, folder, tmp_path):
     manifest, out = long_manifest(tmp_path, files), tmp_path / "out.csv"
-    journal = tmp_path / "out.csv.partial"
-    arguments = ["rank", "--manifest", manifest, "--out", out, "--model", folder, "--batch-size", 2, "--draws", 4]
+    shards = tmp_path / "out.csv.partial" / "data"
+    arguments = ["rank", "--manifest", manifest, "--out", out, "--model", folder, "--draws", 2]
     process = Worker("tests.dina", *arguments, environment={})
-    done = kill_after_lines(process, journal, lines=4)
+    kill_after(process, lambda: len([*shards.glob("scores-*")]) > 1)
     assert not out.exists()
-    kept = done[: done.rfind(b"\n") + 1]
-    assert 4 < kept.count(b"\n") < 81
-    with journal.open("ab") as file:
-        file.write(b'{"row": 79, "sco')  # what a crash of the machine leaves of a line
+    done = {path: path.stat().st_mtime_ns for path in shards.glob("scores-*")}
+    assert 1 < len(done) < 5
 
-    assert "other settings" in refused(run(*arguments[:-1], 3))
-    assert journal.read_bytes().startswith(kept)
-    result = run(*arguments)
+    assert "draws: expected 2, with" in refused(run(*arguments[:-1], 3))
+    kept = pd.concat([pd.read_parquet(path) for path in sorted(done)])
+    seen = []
+    write = ScoreShards.write
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ScoreShards, "write", lambda self, unit, rows: seen.append(unit) or write(self, unit, rows))
+        result = run(*arguments)
     assert result.exit_code == 0, result.output
-    assert not journal.exists()
+    assert len(seen) == 5 - len(done)
+    assert not shards.parent.exists()
     table = read_table(out)
-    assert table["row"].tolist() == list(range(80))
+    assert table["row"].tolist() == list(range(ROWS))
     assert table["error"].isna().all()
-    for line in kept.splitlines()[1:]:  # what was scored before the kill was not scored again
-        record = json.loads(line)
-        assert table["score"][record["row"]] == pytest.approx(record["score"], abs=1e-12)
+    assert table["score"][: len(kept)].tolist() == pytest.approx(kept["score"].tolist(), abs=1e-12)
 
-    whole = tmp_path / "whole.csv"
-    assert run(*arguments[:4], whole, *arguments[5:]).exit_code == 0
-    pd.testing.assert_frame_equal(read_table(whole), table, check_exact=False, atol=1e-5)
+    scorer = DinaScorer.from_pretrained(folder)
+    last = scorer.score(prompts=[f"{number} cats" for number in range(6)], images=images, num_draws=2)
+    assert table["score"][-6:].tolist() == pytest.approx(last.scores.tolist(), abs=1e-5)
 
 
-def test_a_strangers_journal_is_left_alone(run, files, tmp_path):
-    manifest, journal = long_manifest(tmp_path, files), tmp_path / "out.csv.partial"
-    for content in (b"my notes\nand more", b"my notes", b"[1]\n[2]\n"):
-        journal.write_bytes(content)
-        assert "out.csv.partial" in refused(run("rank", "--manifest", manifest, "--out", tmp_path / "out.csv"))
-        assert journal.read_bytes() == content
+def test_a_strangers_file_is_left_alone(run, files, tmp_path):
+    manifest, partial = long_manifest(tmp_path, files), tmp_path / "out.csv.partial"
+    partial.write_bytes(b"my notes")
+    assert "out.csv.partial" in refused(run("rank", "--manifest", manifest, "--out", tmp_path / "out.csv"))
+    assert partial.read_bytes() == b"my notes"

@@ -10,7 +10,7 @@ from diffusers import StableDiffusion3Pipeline
 from transformers import AutoModel
 from typer.testing import CliRunner
 
-from modeling_dina import DinaRewardModel, DinaScorer
+from modeling_dina import DinaRewardModel, DinaScorer, scoring_dina
 from modeling_dina.cli.app import app
 from modeling_dina.conditioning_dina import (
     describe_conditioning,
@@ -18,7 +18,6 @@ from modeling_dina.conditioning_dina import (
     read_conditioning,
     warn_of_local_sources,
 )
-from modeling_dina.scoring_dina import REMEMBERED_PROMPTS
 from tests.processes import run_code
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -52,8 +51,9 @@ def cached_repository(folder, cache, subfolder=""):
 # Threads.
 
 
-@pytest.mark.parametrize("num_prompts", [3, REMEMBERED_PROMPTS + 10])
-def test_threads_score_as_one_does(folder, latents, num_prompts):
+@pytest.mark.parametrize(("num_prompts", "cached"), [(3, scoring_dina.PROMPT_CACHE_BYTES), (20, 10_000)])
+def test_threads_score_as_one_does(folder, latents, num_prompts, cached, monkeypatch):
+    monkeypatch.setattr(scoring_dina, "PROMPT_CACHE_BYTES", cached)
     prompts = ["a cat " * (1 + index % 4) + "x" * (index // 4) for index in range(num_prompts)]
     jobs = [[prompts[(start + offset) % num_prompts] for offset in range(2)] for start in range(96)]
 

@@ -8,8 +8,8 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 
-from modeling_dina import DinaRewardModel
-from modeling_dina.scoring_dina import REMEMBERED_PROMPTS, DinaScorer, Ranking
+from modeling_dina import DinaRewardModel, scoring_dina
+from modeling_dina.scoring_dina import DinaScorer, Ranking
 from tests.processes import run_code
 
 PROMPTS = ["a cat", "a dog", "a cat", "the sea", "two red cubes", "a dog"]
@@ -175,10 +175,20 @@ def test_a_prompt_is_encoded_once(model, pipeline, images):
     scorer.score(prompts=PROMPTS, images=images)
     assert sum(counted) == len(set(PROMPTS))
     counted.clear()
-    prompts = [f"{number} cats" for number in range(REMEMBERED_PROMPTS + 5)]
-    scorer.score(prompts=prompts, images=images[:1] * len(prompts))
-    assert len(scorer._encoded) == REMEMBERED_PROMPTS
+    prompts = [f"{number} cats" for number in range(100)]
+    for _ in range(2):
+        scorer.score(prompts=prompts, images=images[:1] * len(prompts))
+    assert sum(counted) == len(prompts)
     hook.remove()
+
+
+def test_the_prompts_that_were_used_last_stay(model, pipeline, images, monkeypatch):
+    scorer = DinaScorer(model, pipeline)
+    scorer.score(prompts=["a cat"], images=images[:1])
+    monkeypatch.setattr(scoring_dina, "PROMPT_CACHE_BYTES", 2 * scorer._encoded_bytes)
+    for prompt in ("a dog", "a cat", "the sea"):
+        scorer.score(prompts=[prompt], images=images[:1])
+    assert list(scorer._encoded) == ["a cat", "the sea"]
 
 
 def test_a_shared_pipeline_is_left_as_it_was(model, pipeline, images):

@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import re
+import signal
 import time
 from pathlib import Path
 
@@ -222,6 +224,32 @@ def test_a_pair_that_cannot_be_encoded_costs_no_other(tmp_path):
     assert [error["index"] for error in errors] == [1, 3]
     assert errors[0]["error"] == "out of memory"
     assert "finite" in errors[1]["error"]
+
+
+class DeadlyPairs:
+    """Kills the first process that decodes the last pair."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __getitem__(self, row):
+        if row == 4 and not self.mark.exists():
+            self.mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.full((2, 4, 8, 8), float(row))
+
+
+def test_a_dead_worker_is_replaced(tmp_path):
+    columns = {"prompt": ["p"] * 5, "target": [1.0] * 5, "weight": [1.0] * 5, "source": ["test"] * 5}
+    labels = datasets.Dataset.from_dict(columns)
+    options = {"shard_size": 2, "batch_size": 2, "num_workers": 1}
+    pairs = DeadlyPairs(tmp_path / "mark")
+    encode_shards(pairs, labels, torch.Tensor.half, tmp_path, Accelerator(cpu=True), **options)
+    assert (tmp_path / "mark").exists()
+    encoded = read_latents(tmp_path)[:]
+    assert encoded["index"] == list(range(5))
+    assert [latents.mean().item() for latents in encoded["latents_b"]] == list(range(5))
+    assert not (tmp_path / "errors").exists()
 
 
 def test_a_vae_that_fails_at_everything_stops_the_run(pairs, model, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from modeling_dina.cli.app import app
+from tests import processes  # noqa: F401, its processes begin with the libraries
 
 PROMPTS = ["a cat", "a dog", "a cat", "the sea", "two red cubes", "a dog"]
 
@@ -42,6 +43,31 @@ def test_summary_and_table(run, manifest, files, scorer, tmp_path):
     assert table["level_scores"][0].shape == expected.sigmas.shape
     again = run(manifest, "--json", "--levels", "--shard-size", 4)
     assert json.loads(again.stdout)["rows_per_second"] == 0  # nothing was left to do
+
+
+def test_rank_within_a_column(run, manifest, tmp_path):
+    """Parts of a run do not rank; the run after them does."""
+    arguments = (manifest, "--rank-within", "prompt", "--shard-size", 1)
+    for part in (1, 2):
+        assert run(*arguments, "--shard", f"{part}/2").exit_code == 0
+        assert not (tmp_path / "out" / "ranked").exists()
+    assert run(*arguments).exit_code == 0
+    table = pd.read_parquet(tmp_path / "out" / "ranked")
+    best = table.groupby("prompt")["score"].transform("max")
+    assert ((table["rank"] == 1) == (table["score"] == best)).all()
+    assert (table["win_probability"][table["rank"] == 2] < 0.5).all()
+    assert "rank_within: expected prompt, with" in " ".join(run(manifest, "--shard-size", 1).stderr.split())
+
+
+@pytest.mark.slow
+def test_several_devices(run, manifest, files, scorer, tmp_path):
+    result = run(manifest, "--device", "cpu", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    table = pd.read_parquet(tmp_path / "out" / "data")
+    expected = scorer.score(prompts=PROMPTS, images=files, num_draws=2)
+    assert table["score"].tolist() == pytest.approx(expected.scores.tolist(), abs=1e-5)
+    other = run(manifest, "--device", "cpu", "--device", "cuda:0")
+    assert "device: expected devices of one kind" in other.stderr
 
 
 def test_no_row_can_be_scored(run, manifest, files, tmp_path):

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from modeling_dina import DinaScorer
-from modeling_dina.dataset.decoding import Decoder
+from modeling_dina.dataset.decoding import ChunkDecoder
 from modeling_dina.dataset.rows import Row
 from modeling_dina.dataset.run import ATTEMPTS, score_dataset
 from modeling_dina.dataset.sources import ManifestSource
@@ -103,9 +103,10 @@ def test_a_bad_row_is_an_error_in_its_row(scorer, manifest, tmp_path, files, exp
     lines[2] = json.dumps({"prompt": " ", "image": files[2].name})
     lines[3] = json.dumps({"prompt": "\ud800", "image": files[3].name})
     lines[4] = json.dumps({"key": 5, "prompt": "a dog", "image": "none.png"})
+    lines[5] = json.dumps({"prompt": "a dog", "image": "\ud800.png"})
     manifest.write_text("\n".join(lines))
     table = read(run(scorer, ManifestSource(manifest), tmp_path / "out"))
-    assert table.index[table["error"].notna()].tolist() == [1, 2, 3, 4]
+    assert table.index[table["error"].notna()].tolist() == [1, 2, 3, 4, 5]
     assert table["score"].notna().tolist() == table["error"].isna().tolist()
     assert "expected a JSON object" in table["error"][1]
     assert "none.png, which does not exist" in table["error"][4]
@@ -222,7 +223,7 @@ class SlowSource(ManifestSource):
 
 
 def test_an_image_that_kills_every_worker_ends_the_run(scorer, manifest, tmp_path, monkeypatch):
-    decode, main = Decoder.__getitem__, os.getpid()
+    decode, main = ChunkDecoder.__getitem__, os.getpid()
 
     def die(self, chunk):
         if chunk.unit.block == 1:
@@ -230,7 +231,7 @@ def test_an_image_that_kills_every_worker_ends_the_run(scorer, manifest, tmp_pat
             os.kill(os.getpid(), signal.SIGKILL)
         return decode(self, chunk)
 
-    monkeypatch.setattr(Decoder, "__getitem__", die)
+    monkeypatch.setattr(ChunkDecoder, "__getitem__", die)
     with pytest.raises(ValueError, match=f"num_workers: expected .* rows after 4, got {ATTEMPTS} times"):
         run(scorer, ManifestSource(manifest), tmp_path / "out", num_workers=1)
 
@@ -263,7 +264,7 @@ def test_a_run_outlives_kills(scorer, folder, manifest, tmp_path, expected):
 class CountingSource:
     """Rows of one image; counts those that were read."""
 
-    pieces, total, has_latents, identity = 1, None, False, {"source": "counted"}
+    pieces, lengths, has_latents, group_column, identity = 1, None, False, None, {"source": "counted"}
 
     def __init__(self, image, count):
         self.image, self.count, self.read_rows = image, count, 0

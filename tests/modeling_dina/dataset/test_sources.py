@@ -14,6 +14,7 @@ from modeling_dina.data.latents import pack
 from modeling_dina.dataset.decoding import Decoder
 from modeling_dina.dataset.rows import Chunk, Row, Unit
 from modeling_dina.dataset.sources import LatentSource, open_source
+from tests.loopback_hub import File, Repo
 
 PROMPTS = ["a cat", "a dog", "a cat", "the sea", "two red cubes", "a dog"]
 
@@ -110,10 +111,10 @@ def test_every_kind_has_the_same_rows(make, tmp_path, files, images, scorer):
     rows = read_all(source)
     assert [row.key for row in rows] == list("abcdef")
     assert [row.prompt for row in rows] == PROMPTS
-    assert source.total in (None, 6)
+    assert source.lengths in (None, [6])
     json.dumps(source.identity)
 
-    decoded = Decoder(scorer, source.has_latents)[Chunk(Unit(0, 0), 0, rows)]
+    decoded = Decoder(scorer, source.has_latents)[Chunk(Unit(0, 0), 0, rows, True)]
     assert not decoded.errors
     pixels = {i: values for numbers, group in decoded.groups for i, values in zip(numbers, group, strict=True)}
     for number in (0, 1, 5):  # images of the size at which they are scored
@@ -129,9 +130,25 @@ def test_reading_from_a_row_on(make, tmp_path, files):
             assert list(source.read(piece, start)) == whole[start:]
 
 
+def test_a_data_set_on_the_hub_is_known_by_its_commit(connected_hub, tmp_path, files, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", connected_hub.url)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    repo = connected_hub.repos["datasets/owner/name"] = Repo(private=False)
+    folder = parquet_folder(tmp_path, files)
+    commits = []
+    for title in ("first", "second"):
+        paths = (folder / "data").iterdir()
+        content = {path.name: File(path.read_bytes(), False) for path in paths}
+        commits.append(repo.add(title, content | {"LICENSE": File(title.encode(), False)}))
+        source = open_source("owner/name")
+        assert source.identity["commits"] == commits[-1:]
+        assert [row.key for row in read_all(source)] == list("abcdef")
+    assert open_source(str(folder)).identity["commits"] == []
+
+
 def test_decoders_can_be_sent_to_other_processes(scorer, files):
     decoder = pickle.loads(pickle.dumps(Decoder(scorer, False)))
-    assert not decoder[Chunk(Unit(0, 0), 0, [Row("a", "a cat", str(files[0]))])].errors
+    assert not decoder[Chunk(Unit(0, 0), 0, [Row("a", "a cat", str(files[0]))], True)].errors
 
 
 def test_named_columns(tmp_path, files):
@@ -142,6 +159,42 @@ def test_named_columns(tmp_path, files):
         open_source(str(tmp_path), prompt_column="text")
     with pytest.raises(ValueError, match=r"image_column: expected one of .*image.*, got picture"):
         open_source(str(tmp_path), image_column="picture")
+
+
+def test_bad_files_in_tar_shards_are_errors_of_their_rows(tmp_path, files):
+    """The rows after them are read."""
+    bad = {"the sea": ("txt", b"\xff\xfe"), "two red cubes": ("json", b"{cut")}
+
+    def describe(prompt):
+        return bad.get(prompt, ("json", json.dumps({"prompt": prompt}).encode()))
+
+    rows = read_all(open_source(str(webdataset(tmp_path, files, describe))))
+    assert [row.key for row in rows] == list("abcdef")
+    assert [row.prompt for row in rows] == ["a cat", "a dog", "a cat", None, None, "a dog"]
+    assert "txt: expected UTF-8" in rows[3].error
+    assert "json: expected JSON" in rows[4].error
+    assert not any(row.error for row in (*rows[:3], rows[5]))
+
+
+def test_groups_of_rows(tmp_path, files):
+    rows = {"prompt": PROMPTS, "image": [file.name for file in files], "scene": [1, 1, 2, 2, 1, 2]}
+    pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False)
+    pd.DataFrame(rows).to_parquet(tmp_path / "rows.parquet")
+    pd.DataFrame({**rows, "file_name": rows["image"]}).drop(columns="image").to_csv(tmp_path / "metadata.csv")
+    for source in ("rows.csv", "rows.parquet", "."):
+        read = read_all(open_source(str(tmp_path / source), group_column="scene"))
+        assert [row.group for row in read] == list("112212"), source
+        assert [row.group for row in read_all(open_source(str(tmp_path / source), group_column="prompt"))] == PROMPTS
+        with pytest.raises(ValueError, match=r"group_column: expected one of .*scene.*, got place"):
+            open_source(str(tmp_path / source), group_column="place")
+
+
+def test_groups_in_tar_shards_and_latents(tmp_path, files, cached_latents):
+    folder = webdataset(tmp_path, files, lambda prompt: ("json", json.dumps({"prompt": prompt, "size": 7}).encode()))
+    assert [row.group for row in read_all(open_source(str(folder), group_column="size"))] == ["7"] * 6
+    assert [row.group for row in read_all(open_source(str(folder), group_column="prompt"))] == PROMPTS
+    source = open_source(str(cached_latents[0]), group_column="prompt")
+    assert [row.group for row in read_all(source)] == [PROMPTS[i // 2] for i in range(6)]
 
 
 def test_a_source_that_is_not_there(tmp_path):
@@ -167,12 +220,12 @@ def test_cached_latents(cached_latents, scorer):
     folder, latents = cached_latents
     source = open_source(str(folder))
     assert isinstance(source, LatentSource)
-    assert (source.pieces, source.total) == (2, 6)
+    assert (source.pieces, source.lengths) == (2, [4, 2])
     rows = read_all(source)
     assert [row.key for row in rows] == ["0-a", "0-b", "1-a", "1-b", "2-a", "2-b"]
     assert [row.prompt for row in rows] == [PROMPTS[i // 2] for i in range(6)]
     assert list(source.read(0, 1)) == rows[1:4]
-    decoded = Decoder(scorer, source.has_latents)[Chunk(Unit(0, 0), 0, rows)]
+    decoded = Decoder(scorer, source.has_latents)[Chunk(Unit(0, 0), 0, rows, True)]
     ((numbers, values),) = decoded.groups
     assert numbers == list(range(6))
     assert torch.from_numpy(values).equal(latents.flatten(0, 1))
