@@ -10,7 +10,7 @@ define install
 	$(BIN)/uv pip install $(OPTIONS) --python $(BIN)/python $(1) || $(PIP_INSTALL) $(1)
 endef
 
-.PHONY: setup lock demo space test test-quantization embed code card pages docs style quality
+.PHONY: setup lock demo space deploy test test-quantization embed code card pages docs style quality
 
 # Everything that development needs.
 setup: .venv/.done
@@ -39,6 +39,17 @@ demo: .venv/.package
 # Serve the page of the Space on http://127.0.0.1:7860.
 space: setup
 	$(BIN)/python space/app.py
+
+# Put the Space on the Hub, together with the package: make deploy SPACE=OWNER/NAME
+HF_ENDPOINT ?= https://huggingface.co
+deploy: setup
+	test -n "$(SPACE)"
+	rm -rf build/space build/lib
+	mkdir -p build
+	cp -r space build/space
+	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/space .
+	cd build/space && echo "dina-lrm[space] @ $(HF_ENDPOINT)/spaces/$(SPACE)/resolve/main/$$(ls *.whl)" >requirements.txt
+	$(BIN)/hf upload $(SPACE) build/space . --type space --exclude "**/__pycache__/**" --delete "*.whl"
 
 test: setup
 	$(BIN)/python -m pytest -m "slow or not slow"

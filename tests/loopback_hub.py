@@ -29,7 +29,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 TOKEN = "hf_fake"
-LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".png", ".webp", ".parquet")
+LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".png", ".webp", ".parquet", ".whl")
 
 
 class File(NamedTuple):
@@ -103,7 +103,7 @@ class LoopbackHub:
     "validate", "preupload" (how is each file to be sent?), "lfs" (where to?), "upload", "commit", "tag", "download".
 
     Attributes:
-        repos: model repositories, by "owner/name".
+        repos: repositories of models by "owner/name", and of Spaces by "spaces/owner/name".
         requests: the kind of every request that came, in their order.
     """
 
@@ -114,24 +114,32 @@ class LoopbackHub:
         self._faults: list[Fault] = []
         self._socket = socket.create_server(("127.0.0.1", port))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        api, get, post = "/api/models/{owner}/{name}", ["GET"], ["POST"]
         routes = [
-            Route("/api/repos/create", self._serve("create", self._create), methods=post),
-            Route("/api/validate-yaml", self._serve("validate", self._validate), methods=post),
+            Route("/api/repos/create", self._serve("create", self._create), methods=["POST"]),
+            Route("/api/validate-yaml", self._serve("validate", self._validate), methods=["POST"]),
+            Route("/lfs/{oid}", self._serve("upload", self._upload), methods=["PUT"]),
+            *self._routes_of("models", ""),
+            *self._routes_of("spaces", "/spaces"),
+        ]
+        config = uvicorn.Config(Starlette(routes=routes), log_level="critical", timeout_graceful_shutdown=0)
+        self._server = uvicorn.Server(config)
+
+    def _routes_of(self, kind: str, prefix: str) -> list[Route]:
+        """Routes of the repositories of a kind, whose files are below a prefix."""
+        api, get, post = f"/api/{kind}/{{owner}}/{{name}}", ["GET"], ["POST"]
+        files = f"{prefix}/{{owner}}/{{name}}"
+        return [
             Route(api, self._serve("info", self._info), methods=get),
             Route(api + "/revision/{revision}", self._serve("info", self._info), methods=get),
             Route(api + "/refs", self._serve("refs", self._refs), methods=get),
             Route(api + "/tree/{revision}", self._serve("tree", self._tree), methods=get),
             Route(api + "/tree/{revision}/{path:path}", self._serve("tree", self._tree), methods=get),
             Route(api + "/preupload/{revision}", self._serve("preupload", self._preupload), methods=post),
-            Route("/{owner}/{name}.git/info/lfs/objects/batch", self._serve("lfs", self._lfs), methods=post),
-            Route("/lfs/{oid}", self._serve("upload", self._upload), methods=["PUT"]),
+            Route(files + ".git/info/lfs/objects/batch", self._serve("lfs", self._lfs), methods=post),
             Route(api + "/commit/{revision}", self._serve("commit", self._commit), methods=post),
             Route(api + "/tag/{revision}", self._serve("tag", self._tag), methods=post),
-            Route("/{owner}/{name}/resolve/{revision}/{path:path}", self._serve("download", self._download)),
+            Route(files + "/resolve/{revision}/{path:path}", self._serve("download", self._download)),
         ]
-        config = uvicorn.Config(Starlette(routes=routes), log_level="critical", timeout_graceful_shutdown=0)
-        self._server = uvicorn.Server(config)
 
     def serve(self) -> None:
         self._server.run(sockets=[self._socket])
@@ -213,7 +221,7 @@ class LoopbackHub:
             return _error(*refusal.args)
 
     def _repo(self, request: Request, *, to_write: bool = False) -> Repo:
-        repo = self.repos.get("{owner}/{name}".format(**request.path_params))
+        repo = self.repos.get(_repo_key(request))
         if not _is_known(request) and (repo is None or repo.private or to_write):
             raise _RefusedError(401, "Repository not found", "RepoNotFound")
         if repo is None:
@@ -231,8 +239,12 @@ class LoopbackHub:
         if not _is_known(request):
             raise _RefusedError(401, "Invalid username or password.")
         wanted = await request.json()
+        is_space = wanted.get("type") == "space"
         repo_id = f"{wanted['organization']}/{wanted['name']}"
-        answer = {"url": f"{self.url}/{repo_id}", "name": repo_id}
+        answer = {"url": f"{self.url}/{'spaces/' * is_space}{repo_id}", "name": repo_id}
+        if is_space and "sdk" not in wanted:
+            raise _RefusedError(400, "sdk: expected the SDK of the Space")
+        repo_id = f"{'spaces/' * is_space}{repo_id}"
         if repo_id in self.repos:
             return JSONResponse({"error": "You already created this model repo", **answer}, status_code=409)
         self.repos[repo_id] = Repo(private=wanted.get("visibility") == "private")
@@ -246,7 +258,7 @@ class LoopbackHub:
         repo_id = "{owner}/{name}".format(**request.path_params)
         oid, commit = self._commit_of(request)
         files = [{"rfilename": path} for path in commit.files]
-        private = self.repos[repo_id].private
+        private = self._repo(request).private
         return JSONResponse({"id": repo_id, "sha": oid, "private": private, "tags": [], "siblings": files})
 
     async def _refs(self, request: Request) -> Response:
@@ -337,6 +349,12 @@ class LoopbackHub:
         if file.is_lfs:
             headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(len(file.content))}
         return Response(file.content, headers=headers, media_type="application/octet-stream")
+
+
+def _repo_key(request: Request) -> str:
+    """Of a repository in `LoopbackHub.repos`."""
+    is_space = request.url.path.startswith(("/spaces/", "/api/spaces/"))
+    return "{}{owner}/{name}".format("spaces/" * is_space, **request.path_params)
 
 
 class _RefusedError(Exception):
