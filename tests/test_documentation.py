@@ -104,6 +104,17 @@ def test_files_and_links(page):
     assert not [path for path in paths if not (ROOT / path).exists()]
 
 
+def linked_pages(page):
+    links = re.findall(r"\]\(\s*([^)\s#]+\.md)", page.read_text())
+    return {(page.parent / link).resolve() for link in links if "://" not in link}
+
+
+def test_every_page_is_two_clicks_from_the_readme():
+    reached = linked_pages(ROOT / "README.md")
+    reached |= {second for first in reached for second in linked_pages(first)}
+    assert not set((ROOT / "docs").glob("*.md")) - reached
+
+
 class Block(NamedTuple):
     """A block of code: its language, its code, the comment in the line before it, and the output shown after it."""
 
