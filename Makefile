@@ -1,20 +1,38 @@
 PYTHON ?= python3
 BIN := .venv/bin
-# Pinned versions; empty for the newest ones that fit.
+# The lock file with all versions; empty for the newest ones that fit.
 CONSTRAINTS ?= constraints.txt
-PIP_INSTALL := $(BIN)/pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
+OPTIONS := --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
+# Byte code is compiled when a module is first imported.
+PIP_INSTALL = $(BIN)/pip install $(OPTIONS) --no-compile
+# By uv, which is several times as fast; by pip where uv is missing or fails, such as where only pip knows an index.
+define install
+	$(BIN)/uv pip install $(OPTIONS) --python $(BIN)/python $(1) || $(PIP_INSTALL) $(1)
+endef
 
-.PHONY: setup demo space test test-quantization embed code card pages docs style quality
+.PHONY: setup lock demo space deploy test test-quantization embed code card pages docs style quality
 
+# Everything that development needs.
 setup: .venv/.done
 
-.venv/.done: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --upgrade pip
-	$(PIP_INSTALL) --editable ".[dev]"
+.venv/.done: .venv/.package
+	$(call install,--editable ".[dev]")
 	touch $@
 
-demo: setup
+# The package alone. torch is installed by pip, whose settings say which build this machine takes; uv then leaves it.
+.venv/.package: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP_INSTALL) torch
+	$(PIP_INSTALL) uv || echo "uv could not be installed: pip takes its place" >&2
+	$(call install,--editable .)
+	touch $@
+
+# Write constraints.txt. Versions that still fit remain; for newer ones: make lock UPGRADE="--upgrade-package NAME".
+lock: .venv/.package
+	$(BIN)/uv pip compile --quiet --universal --all-extras --no-annotate --no-emit-index-url --no-emit-find-links \
+		--custom-compile-command "make lock" $(UPGRADE) --output-file constraints.txt pyproject.toml
+
+demo: .venv/.package
 	$(BIN)/dina compare space/examples/clear_1.png space/examples/clear_2.png \
 		--prompt "a red circle and a blue square" --draws 8 --plot comparison.png
 
@@ -22,12 +40,23 @@ demo: setup
 space: setup
 	$(BIN)/python space/app.py
 
+# Put the Space on the Hub, together with the package: make deploy SPACE=OWNER/NAME
+HF_ENDPOINT ?= https://huggingface.co
+deploy: setup
+	test -n "$(SPACE)"
+	rm -rf build/space build/lib
+	mkdir -p build
+	cp -r space build/space
+	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/space .
+	cd build/space && echo "dina-lrm[space] @ $(HF_ENDPOINT)/spaces/$(SPACE)/resolve/main/$$(ls *.whl)" >requirements.txt
+	$(BIN)/hf upload $(SPACE) build/space . --type space --exclude "**/__pycache__/**" --delete "*.whl"
+
 test: setup
 	$(BIN)/python -m pytest -m "slow or not slow"
 
 # The quantisers print notes whenever they can be imported, so that they are installed apart.
 test-quantization: setup
-	$(PIP_INSTALL) --no-deps --target .venv/quantization bitsandbytes torchao
+	$(call install,--no-deps --target .venv/quantization bitsandbytes torchao)
 	PYTHONPATH=.venv/quantization $(BIN)/python -m pytest tests/modeling_dina/test_storage.py
 
 # Ship a finished build of the small world: make embed BUILD=runs/world
@@ -60,8 +89,7 @@ docs: .venv/docs/.done
 
 .venv/docs/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv/docs
-	.venv/docs/bin/pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) mkdocs-material \
-		"mkdocstrings[python]" ruff
+	.venv/docs/bin/pip install $(OPTIONS) mkdocs-material "mkdocstrings[python]" ruff
 	touch $@
 
 style: setup

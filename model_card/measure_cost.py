@@ -9,7 +9,7 @@ numbers with the published claims.
 
 import platform
 from collections.abc import Callable
-from enum import Enum
+from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -49,7 +49,7 @@ COMPILED = ", compiled"
 LIBRARIES = ("torch", "transformers", "diffusers")
 
 
-class Device(str, Enum):
+class Device(StrEnum):
     """Device to measure on; "meta" counts without computing."""
 
     cpu = "cpu"

@@ -224,7 +224,7 @@ def seeded_generator(*key: int) -> torch.Generator:
 
     NumPy's SeedSequence mixes them into one seed, so that (seed 0, draw 1) differs from (seed 1, draw 0).
     """
-    mixed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+    mixed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1
     return torch.Generator("cpu").manual_seed(mixed)
 
 

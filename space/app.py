@@ -29,10 +29,11 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 import views
 from inputs import QUEUE, UploadsOnly, limit_decoding, opened_image, opened_images, read_examples
 from modeling_dina.options import EMBEDDED_MODEL, Mode, ModelOptions
+from modeling_dina.pipelines_dina import PIPELINES
 from tabs import compare_tab, draws_tab, generate_tab, rank_tab
 
 TITLE = "DiNa-LRM: a reward model that reads noise"
-EMBEDDED_NOTE = "This small model scores 64 x 64 scenes of coloured shapes and nothing else, least of all photographs."
+EMBEDDED_NOTE = "It scores 64 x 64 scenes of coloured shapes and nothing else, least of all photographs."
 STYLE = Path(__file__).with_name("style.css")
 # Interval between deletions of temporary files, and their maximum age, in seconds.
 DELETE_CACHE = (600, 3600)
@@ -173,13 +174,15 @@ def _refusing(function: Callable) -> Callable:
 
 
 def model_note(model: str, judge: Judge) -> str:
-    """What the model scores, and whether its family has a tab that the page omits."""
-    if model == EMBEDDED_MODEL:
-        return EMBEDDED_NOTE
+    """The model and its family, what it scores, and whether its family has a tab that the page omits."""
     family = judge.config.backbone_type
+    name = "the small model of the package dina-lrm" if model == EMBEDDED_MODEL else model
+    note = f"Model: {name}. Family: {family} ({PIPELINES[family].pipeline_class.__name__} of diffusers)."
+    if model == EMBEDDED_MODEL:
+        return f"{note} {EMBEDDED_NOTE}"
     if family == GENERATING_FAMILY:
-        return f"The model: {model}."
-    return f"The model: {model}. It has no tab Generate, which supports only Stable Diffusion 3, not {family}."
+        return note
+    return f"{note} It has no tab Generate, which supports only Stable Diffusion 3, not {family}."
 
 
 def serve(model: str, backbone: str | None = None) -> None:

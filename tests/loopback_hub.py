@@ -104,7 +104,7 @@ class LoopbackHub:
     "validate", "preupload" (how is each file to be sent?), "lfs" (where to?), "upload", "commit", "tag", "download".
 
     Attributes:
-        repos: repositories, by "owner/name" for models and "datasets/owner/name" for data sets.
+        repos: repositories, by "owner/name" for models, "datasets/owner/name" and "spaces/owner/name".
         requests: the kind of every request that came, in their order.
     """
 
@@ -247,6 +247,8 @@ class LoopbackHub:
             raise _RefusedError(401, "Invalid username or password.")
         wanted = await request.json()
         place = {"kind": f"{wanted.get('type') or 'model'}s", "owner": wanted["organization"], "name": wanted["name"]}
+        if wanted.get("type") == "space" and "sdk" not in wanted:
+            raise _RefusedError(400, "sdk: expected the SDK of the Space")
         repo_id = _repo_name(place)
         answer = {"url": f"{self.url}/{repo_id}", "name": repo_id}
         if repo_id in self.repos:
@@ -360,7 +362,8 @@ class LoopbackHub:
 
 def _repo_name(place: dict[str, str]) -> str:
     """Key of `LoopbackHub.repos`, from the parameters of a path."""
-    prefix = "datasets/" if place.get("kind") == "datasets" else ""
+    kind = place.get("kind")
+    prefix = f"{kind}/" if kind in ("datasets", "spaces") else ""
     return f"{prefix}{place['owner']}/{place['name']}"
 
 

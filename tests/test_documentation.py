@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shlex
+import tomllib
 from contextlib import redirect_stdout
 from dataclasses import fields
 from functools import cache
@@ -103,6 +104,17 @@ def test_files_and_links(page):
     assert not [path for path in paths if not (ROOT / path).exists()]
 
 
+def linked_pages(page):
+    links = re.findall(r"\]\(\s*([^)\s#]+\.md)", page.read_text())
+    return {(page.parent / link).resolve() for link in links if "://" not in link}
+
+
+def test_every_page_is_two_clicks_from_the_readme():
+    reached = linked_pages(ROOT / "README.md")
+    reached |= {second for first in reached for second in linked_pages(first)}
+    assert not set((ROOT / "docs").glob("*.md")) - reached
+
+
 class Block(NamedTuple):
     """A block of code: its language, its code, the comment in the line before it, and the output shown after it."""
 
@@ -155,9 +167,7 @@ def options_of(module):
     return {option for each in get_command(single).params for option in each.opts}
 
 
-def project_table(name):
-    """A table of pyproject.toml as text; Python 3.10 has no parser."""
-    return (ROOT / "pyproject.toml").read_text().partition(f"[{name}]\n")[2].partition("\n[")[0]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def check_options(line, given, known):
@@ -196,9 +206,8 @@ def check_command(line):
     elif program == "serve":
         assert {word.partition("=")[0] for word in arguments[2:]} <= ray_settings(), line
     elif program == "pip":
-        extras = re.findall(r"^(\w+) = \[", project_table("project.optional-dependencies"), re.M)
         named = {name for group in re.findall(r"\[([\w,]+)\]", line) for name in group.split(",")}
-        assert named <= set(extras), line
+        assert named <= set(PROJECT["optional-dependencies"]), line
     elif program == "curl":
         application = (ROOT / "modeling_dina/serving/application.py").read_text()
         for path in re.findall(r"http://[\w.:]+(/[\w/]+)", line):
@@ -274,7 +283,7 @@ def test_examples_run(page, tmp_path, monkeypatch):
 
 
 # Versions, names and settings. Measured numbers stand in generated parts only.
-NUMBERS = {"2602.11146", "3.5", "3.10", "0.05", "0.1", "0.5"}
+NUMBERS = {"2602.11146", "3.5", "3.11", "0.05", "0.1", "0.5"}
 
 
 @by_page(DOCUMENTATION)
@@ -333,7 +342,7 @@ def test_citations_agree():
 
 
 def test_version_is_in_one_place():
-    version = re.search(r'^version = "(.*)"$', project_table("project"), re.M)[1]
+    version = PROJECT["version"]
     assert re.search(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.M)[1] in ("Unreleased", version)
     named = [name for name, text in sources().items() if f'"{version}"' in text]
     assert not named

@@ -1,8 +1,11 @@
-"""The scripts of examples/ run on the embedded model, in one process, and write what they say."""
+"""The scripts and notebooks of examples/ run on the embedded model, in one process, and write what they say."""
 
 import importlib
+import json
+import re
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 from PIL import Image
 
@@ -36,3 +39,37 @@ def test_examples_run(tmp_path, monkeypatch, capsys):
             with Image.open(Path("runs/examples", picture)) as image:
                 assert min(image.size) >= 256
     assert Path("runs/examples/votes/run/model/model.safetensors").is_file()
+
+
+NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
+
+
+def cells(notebook, kind):
+    """Sources of the cells of a kind, "code" or "markdown"."""
+    found = json.loads(notebook.read_text())["cells"]
+    return ["".join(cell["source"]) for cell in found if cell["cell_type"] == kind]
+
+
+def test_notebooks_are_stored_without_outputs():
+    assert len(NOTEBOOKS) == 2
+    for notebook in NOTEBOOKS:
+        assert all(not cell.get("outputs") for cell in json.loads(notebook.read_text())["cells"])
+        links = re.findall(r"\]\(([^)]+)\)", "".join(cells(notebook, "markdown")))
+        assert links
+        assert not [link for link in links if not (notebook.parent / link).is_file()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_run(notebook, monkeypatch, tmp_path, capsys):
+    """As a user starts them, in the folder of the notebook; what a run writes is put elsewhere."""
+    monkeypatch.chdir(notebook.parent)
+    shown = []
+    monkeypatch.setattr(plt, "show", lambda: shown.extend(map(plt.figure, plt.get_fignums())))
+    names = {}
+    for source in cells(notebook, "code"):
+        exec(compile(source.replace("runs/examples", str(tmp_path)), notebook.name, "exec"), names)
+    plt.close("all")
+    assert len(shown) >= 2
+    assert all(figure.axes for figure in shown)
+    assert len(capsys.readouterr().out.splitlines()) >= 3

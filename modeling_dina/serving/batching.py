@@ -131,7 +131,7 @@ class Batcher:
             next_due = min((self._due_at(group) for group in self._groups.values()), default=None)
             try:
                 await asyncio.wait_for(self._changed.wait(), None if next_due is None else next_due - now)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 continue
 
     def _due_at(self, group: deque[_Waiting]) -> float:

@@ -1,12 +1,15 @@
 """A reward at sampling time, beside the stock pipeline of every family."""
 
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 
-from modeling_dina import DinaScorer
+from modeling_dina import DinaRewardModel, DinaScorer
 from modeling_dina.conditioning_dina import encode_prompts
 from modeling_dina.sampling import GuideByReward, PruneCandidates, RecordRewards, best_of_n
 from tests.families import FAMILIES, MAX_SEQUENCE_LENGTH, randomised, tiny_pipeline, tiny_reward
@@ -132,6 +135,23 @@ def test_a_guided_step_by_hand(family):
     change = (1 - sigmas[0]) * sigmas[0] / (1 - sigmas[0]) * scale * state.grad
     torch.testing.assert_close(guided[0], states[0] + change, rtol=0, atol=1e-4)
     assert change.abs().amax() > 1e-2
+
+
+def test_the_callback_of_the_documentation(family, monkeypatch):
+    """The example of a callback gives the rewards of `RecordRewards`, whose last one is of the ensemble."""
+    page = (Path(__file__).parents[2] / "docs" / "integrations.md").read_text()
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "def record(" in block]
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", lambda path: family.pipeline)
+    monkeypatch.setattr(DinaRewardModel, "from_pretrained", lambda path: family.model)
+    names = {}
+    torch.manual_seed(0)
+    exec(code, names)
+    record = RecordRewards(family.model, [names["prompt"]], **names["size"])
+    torch.manual_seed(0)
+    family.pipeline(names["prompt"], **names["size"], num_inference_steps=6, callback_on_step_end=record)
+    sigmas, rewards = zip(*names["curve"], strict=True)
+    assert list(sigmas) == record.sigmas
+    torch.testing.assert_close(torch.tensor(rewards[:-1]), torch.cat(record.rewards[:-1]), rtol=0, atol=1e-4)
 
 
 def test_recorded_rewards_are_those_of_the_states(family):

@@ -103,4 +103,5 @@ def test_other_families_have_a_page_without_generation(family):
     page = str(build_page(judge, None, model_note("folder", judge)).config)
     assert "compare-button" in page
     assert "generate-button" not in page
+    assert f"Model: folder. Family: {family} (" in page
     assert f"only Stable Diffusion 3, not {family}" in page

@@ -1,6 +1,12 @@
 """The folder as the Hub takes it."""
 
+import os
 import runpy
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
 
 import httpx
 import pytest
@@ -20,9 +26,8 @@ def card():
 
 def test_the_card_says_what_the_hub_runs(card):
     data = card.data.to_dict()
-    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
     assert data["sdk"] == "gradio"
-    assert data["sdk_version"] == pins["gradio"]
+    assert f"\ngradio=={data['sdk_version']}\n" in (ROOT / "constraints.txt").read_text()
     assert (SPACE / data["app_file"]).is_file()
     assert len(data["short_description"]) <= 60
 
@@ -42,6 +47,53 @@ def test_the_folder_runs_alone(space_url):
     config = httpx.get(f"{space_url}/config").json()
     assert config["title"].startswith("DiNa-LRM")
     assert not config["analytics_enabled"]
+
+
+# What the Space does when it starts, but for the server.
+START = """
+import app, modeling_dina
+print(modeling_dina.__file__)
+judge = app.Judge(app.ModelOptions(model=app.EMBEDDED_MODEL).open_scorer())
+print(app.build_page(judge, app.Generator.beside(judge), app.model_note(app.EMBEDDED_MODEL, judge)).config["title"])
+"""
+
+
+@pytest.mark.slow
+def test_one_command_deploys_it(loopback_hub, tmp_path):
+    """The folder arrives with a wheel, whose address is its one requirement, and both run without the repository."""
+    clone, space, installed = tmp_path / "clone", tmp_path / "page", tmp_path / "installed"
+    for name in ("modeling_dina", "space"):
+        shutil.copytree(ROOT / name, clone / name)
+    for name in ("Makefile", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copyfile(ROOT / name, clone / name)
+    subprocess.run(
+        ["make", "-o", "setup", "deploy", "SPACE=me/page", f"BIN={Path(sys.executable).parent}"],
+        cwd=clone,
+        env=loopback_hub.environment(tmp_path / "home"),
+        capture_output=True,
+        check=True,
+    )
+    files = loopback_hub.repos["spaces/me/page"].files()
+    for path, content in files.items():
+        (space / path).parent.mkdir(parents=True, exist_ok=True)
+        (space / path).write_bytes(content)
+    expected = {path.relative_to(SPACE).as_posix() for path in SPACE.rglob("*") if path.is_file()}
+    expected = {path for path in expected if "__pycache__" not in path}
+    (wheel,) = set(files) - expected - {".gitattributes"}
+    assert set(files) == expected | {wheel, ".gitattributes"}
+
+    requirement, _, address = files["requirements.txt"].decode().strip().partition(" @ ")
+    assert requirement == "dina-lrm[space]"
+    (tmp_path / wheel).write_bytes(httpx.get(address).raise_for_status().content)
+    zipfile.ZipFile(tmp_path / wheel).extractall(installed)
+    environment = os.environ | {"PYTHONPATH": str(installed), "HF_HOME": str(tmp_path / "home")}
+    ran = subprocess.run(
+        [sys.executable, "-c", START], cwd=space, env=environment, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    module, title = ran.stdout.splitlines()
+    assert module == str(installed / "modeling_dina" / "__init__.py")
+    assert f"\n# {title}\n" in files["README.md"].decode()
 
 
 @pytest.mark.slow

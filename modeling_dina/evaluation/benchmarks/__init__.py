@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from itertools import islice
 from pathlib import Path
 from pkgutil import resolve_name
@@ -16,7 +16,7 @@ from modeling_dina.evaluation.benchmarks.preference_set import PreferenceSet
 from modeling_dina.options import loading
 
 
-class Ties(str, Enum):
+class Ties(StrEnum):
     """How pairs labelled as a tie count."""
 
     dropped = "dropped"
