@@ -15,7 +15,8 @@ from modeling_dina.options import console, error_console
 BenchmarkOption = Annotated[
     str,
     typer.Option(
-        help="imagereward, hpdv2, hpdv3, pickapic, genai-bench, mj-bench, mmrb2, or module:attribute of a Benchmark."
+        help="imagereward, hpdv2, hpdv3, pickapic, genai-bench, mj-bench, mmrb2, pairs for your own preference data, "
+        "or module:attribute of a Benchmark."
     ),
 ]
 DataOption = Annotated[

@@ -187,6 +187,17 @@ def mmrb2(row: Row, split: str) -> Annotation:
     return Annotation(row.read("prompt_text", str), images, label, label)
 
 
+@_row_by_row
+def labelled_pairs(row: Row, split: str) -> Annotation:
+    """Pairs in the schema of training, which the commands of `training` write: `{prompt, image_a, image_b, target}`.
+    Label and target are both the share of votes for `image_a`, and the weight is not used."""
+    target = row.read("target", float)
+    if not 0 <= target <= 1:  # in this form, NaN also fails
+        raise ValueError(f"target: expected a number within [0, 1], got {target}")
+    images = [row.image("image_a"), row.image("image_b")]
+    return Annotation(row.read("prompt", str), images, [target], [target])
+
+
 def _ranked(
     name: str, prompt: str, paths: list[str], rankings: list[list[float]], votes: Sequence[list[float]] = ()
 ) -> Annotation:

@@ -160,6 +160,12 @@ BENCHMARKS = {
         sizes={"pairs": 1000},
         files=("*t2i*",),
     ),
+    # Votes of your own.
+    "pairs": Benchmark(
+        published(preferences.labelled_pairs, test=("data/*.parquet",), images=("image_a", "image_b")),
+        ties=Ties.half,
+        files=("data/*.parquet",),
+    ),
 }
 
 

@@ -10,6 +10,7 @@ from datasets import Dataset, Features, Image, List, Value
 
 from tests.modeling_dina.evaluation import scorers
 from tests.modeling_dina.evaluation.conftest import grey
+from training.preference_data.schema import PAIR_FEATURES, write_pairs
 
 
 def sigmoid(difference):
@@ -335,3 +336,40 @@ def test_mmrb2_json(run, write_json, write_greys, wrap):
     write_json(wrap(mmrb2_rows(image)), "t2i.json")
     write_greys(greys)
     check_mmrb2(run("mmrb2"))
+
+
+# Preference data of your own
+
+
+@pytest.mark.parametrize("embed", [False, True])
+def test_pairs_as_training_writes_them(run, data, tmp_path, embed):
+    """Targets are shares of votes: the expected agreement with a voter is 0.8 + 0.3 + 0.5 of 3."""
+
+    def image(name, level):
+        if embed:
+            return {"bytes": grey(level), "path": None}
+        (tmp_path / name).write_bytes(grey(level))
+        return {"bytes": None, "path": str(tmp_path / name)}
+
+    rows = [
+        {"prompt": f"prompt {index}", "image_a": image(f"{index}a", a), "image_b": image(f"{index}b", b)}
+        | {"target": target, "weight": 1.0, "source": "votes"}
+        for index, (a, b, target) in enumerate([(200, 100, 0.8), (100, 200, 0.7), (200, 100, 0.5)])
+    ]
+    write_pairs(data, Dataset.from_list(rows, features=PAIR_FEATURES), [])
+    results = run("pairs")
+    assert results["accuracy"] == pytest.approx(1.6 / 3)
+    assert results["best_reachable_accuracy"] == pytest.approx(2 / 3)
+    assert (results["prompts"], results["used"], results["failures"]) == (3, 3, 0)
+
+
+def test_a_pair_with_an_impossible_target_is_reported(run, data):
+    cell = {"bytes": grey(100), "path": None}
+    rows = [
+        {"prompt": "a cat", "image_a": cell, "image_b": cell, "target": target, "weight": 1.0, "source": "votes"}
+        for target in (1.0, 1.5)
+    ]
+    write_pairs(data, Dataset.from_list(rows, features=PAIR_FEATURES), [])
+    (failure,) = run("pairs")["failed"]
+    assert "row 1" in failure["name"]
+    assert "1.5" in failure["error"]
