@@ -12,7 +12,7 @@ from training.world.groups import FIRST, FLAWS, SECOND, Groups, draw_flawed
 from training.world.seeds import Seed
 
 GROUPS = 500
-FLAWED_PAIRS = 100  # of each kind
+FLAWED_PAIRS = 50  # of each kind
 
 
 def read_world(limit: int | None = None) -> PreferenceSet:

@@ -19,6 +19,7 @@ from model_card.studies.orders.variants import VARIANTS
 from modeling_dina import DinaRewardModel
 from modeling_dina.options import EMBEDDED_MODEL
 from modeling_dina.pipelines_dina import EncodedPrompts
+from tests.model_card.reports import assert_report_is_of_results
 from training.label.order import orders
 from training.label.votes import VoteFile
 from training.world.groups import Groups
@@ -129,6 +130,10 @@ def test_summary(results):
 def test_some_orders_are_summarized_alone():
     found = summarize({"entropy": [invented(0, 0)]}, BOUNDS, {"seconds": 0.01})
     assert "against_random" not in found["orders"][0]
+
+
+def test_report_is_made_from_the_results(tmp_path):
+    assert_report_is_of_results("order_study", write_report, tmp_path)
 
 
 def test_report_has_every_order(results, tmp_path):

@@ -10,14 +10,14 @@ import torch
 
 from training.world.annotators import ANNOTATORS, expected_agreement, true_preference, vote
 from training.world.defects import DEFECTS, spoil
-from training.world.scenes import Description, arrange, draw, edit, edits, sample_description
+from training.world.scenes import RESPECTS, Description, arrange, draw, edit, edit_once, sample_description
 from training.world.seeds import Seed
 from training.world.utility import true_utility
 
 GROUP_SIZE = 4
 DEFECTS_BY_NAME = {defect.__name__.replace("_", " "): defect for defect in DEFECTS}
 # Respects in which a picture does not show its caption, and defects.
-FLAWS = ("color", "shape", "number", "size", "relation", "swap colors", *DEFECTS_BY_NAME)
+FLAWS = (*RESPECTS, *DEFECTS_BY_NAME)
 # Indices of the first and of the second picture of every pair in a group.
 FIRST, SECOND = (index.tolist() for index in np.triu_indices(GROUP_SIZE, 1))
 
@@ -58,15 +58,15 @@ def draw_flawed(seed: int, index: int, flaw: str) -> tuple[Description, np.ndarr
         tints and background where their things allow it.
     """
     rng = np.random.default_rng((seed, FLAWS.index(flaw), index))
-    description = sample_description(rng)
-    while flaw not in DEFECTS_BY_NAME and flaw not in edits(description):
+    description, edited = sample_description(rng), None
+    while flaw in RESPECTS and (edited is None or edited.held_out):
         description = sample_description(rng)
+        edited = edit_once(description, rng, flaw)
     shared = int(rng.integers(2**32))
     clean = draw(arrange(description, np.random.default_rng(shared)))
-    if flaw in DEFECTS_BY_NAME:
+    if edited is None:
         return description, clean, DEFECTS_BY_NAME[flaw](clean, rng.uniform(0.15, 1.0), rng)
-    flawed = draw(arrange(edit(description, rng, flaw), np.random.default_rng(shared)))
-    return description, clean, flawed
+    return description, clean, draw(arrange(edited, np.random.default_rng(shared)))
 
 
 def candidates(description: Description, count: int, rng: np.random.Generator) -> list[np.ndarray]:

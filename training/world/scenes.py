@@ -20,6 +20,8 @@ SIZES = ("small", "large")
 # Unit vector from the second thing to the first, with x to the right and y down.
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 COUNTS = {2: "two", 3: "three"}
+# Respects in which one description can differ from another.
+RESPECTS = ("color", "shape", "number", "size", "relation", "swap colors")
 # Combinations of colour and shape that are held out from training, to test compositional generalisation.
 HELD_OUT = frozenset({("yellow", "star"), ("blue", "triangle"), ("green", "circle"), ("purple", "square")})
 # Range of the radius, in pixels, of the circle around a shape.
@@ -176,50 +178,47 @@ def _tint(color: str, rng: np.random.Generator) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def edits(description: Description) -> list[str]:
-    """The respects in which `edit` can change a description."""
-    things = description.things
+def edit(description: Description, rng: np.random.Generator) -> Description:
+    """A description that differs from the given one in one respect.
+
+    It contains a held-out combination only if the given description contains one.
+    """
+    while True:
+        edited = edit_once(description, rng)
+        if edited is not None and (description.held_out or not edited.held_out):
+            return edited
+
+
+def edit_once(description: Description, rng: np.random.Generator, respect: str | None = None) -> Description | None:
+    """
+    A description that differs from the given one in one respect, also by a held-out combination.
+
+    Args:
+        description: description to change.
+        rng: random generator, which also chooses the thing to change.
+        respect: one of `RESPECTS`; None chooses one.
+
+    Returns:
+        The changed description, or None if it cannot be changed in this respect.
+    """
+    things = list(description.things)
+    index = int(rng.integers(len(things)))
+    thing = things[index]
     possible = ["color", "shape", "number"]
-    if any(thing.size for thing in things):
+    if thing.size:
         possible.append("size")
     if description.relation:
         possible.append("relation")
     if len(things) == 2 and things[0].color != things[1].color and things[0].shape != things[1].shape:
         possible.append("swap colors")
-    return possible
-
-
-def edit(description: Description, rng: np.random.Generator, respect: str | None = None) -> Description:
-    """
-    A description that differs from the given one in one respect.
-
-    It contains a held-out combination only if the given description contains one.
-
-    Args:
-        description: description to change.
-        rng: random generator.
-        respect: one of `edits(description)`; None draws one.
-    """
-    while True:
-        edited = _edit_once(description, rng, respect)
-        if edited is not None and (description.held_out or not edited.held_out):
-            return edited
-
-
-def _edit_once(description: Description, rng: np.random.Generator, respect: str | None) -> Description | None:
-    """An edited description, or None if the random thing has no size to change."""
-    things = list(description.things)
-    index = int(rng.integers(len(things)))
-    thing = things[index]
-    possible = [each for each in edits(description) if each != "size" or thing.size]
     chosen = possible[rng.integers(len(possible))] if respect is None else respect
+    if chosen not in possible:
+        return None
     match chosen:
         case "color":
             things[index] = dataclasses.replace(thing, color=_other(COLORS, thing.color, rng))
         case "shape":
             things[index] = dataclasses.replace(thing, shape=_other(SHAPES, thing.shape, rng))
-        case "size" if not thing.size:
-            return None
         case "size":
             things[index] = dataclasses.replace(thing, size=_other(SIZES, thing.size, rng))
         case "number" if len(things) == 3 or (len(things) == 2 and rng.random() < 0.5):

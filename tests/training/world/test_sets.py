@@ -20,12 +20,13 @@ from modeling_dina.options import EMBEDDED_MODEL
 from space.make_examples import FOLDER, draw_attempts, draw_spoilt
 from training.align.prompts import Prompts
 from training.world.annotators import ANNOTATORS
-from training.world.groups import Groups, cast_votes, draw_description
+from training.world.groups import FLAWS, Groups, cast_votes, draw_description, draw_flawed
 from training.world.latents import encode, rendered_groups
 from training.world.models.generated import generated_groups
 from training.world.models.pictures import Pictures
 from training.world.scenes import Description, Thing, sample_description
 from training.world.seeds import Seed
+from training.world.utility import true_utility
 
 COUNT = 4
 
@@ -94,6 +95,17 @@ def test_benchmark():
 def test_single_pictures(seed, defect_share, expected):
     drawn = [Pictures(seed, defect_share).draw(index) for index in range(8)]
     assert digests([text.caption for text, _ in drawn], [image for _, image in drawn], [])[:2] == expected
+
+
+@pytest.mark.parametrize("flaw", FLAWS)
+def test_flaws_make_pictures_worse(flaw):
+    """By the mean true utility of a few pairs; a single mild defect can leave the measured utility unchanged."""
+    falls = []
+    for index in range(6):
+        description, clean, flawed = draw_flawed(Seed.FLAWS, index, flaw)
+        assert not description.held_out
+        falls.append(true_utility(description, clean) - true_utility(description, flawed))
+    assert np.mean(falls) > 0.1
 
 
 @pytest.mark.parametrize(("seed", "expected"), [(Seed.GENERATED, "9a4408187b"), (Seed.TEST_GENERATED, "275aec89f9")])
