@@ -41,6 +41,12 @@ DtypeOption = Annotated[
 DeviceOption = Annotated[
     str | None, typer.Option(help="Device: cpu, cuda, cuda:1 and so on. Default: cuda if available.")
 ]
+LevelBatchingOption = Annotated[
+    bool,
+    typer.Option(
+        "--level-batching", help="Process the noise levels in one pass: faster for few or small images, more memory."
+    ),
+]
 BatchSizeOption = Annotated[int, typer.Option(min=1, help="Number of images scored at a time.")]
 WorkersOption = Annotated[
     int | None,
@@ -159,11 +165,12 @@ class ModelOptions(SourceOptions):
 
     device: DeviceOption = None
     dtype: DtypeOption = None
+    level_batching: LevelBatchingOption = False
 
     def open_scorer(self, **options):
         """Load the `DinaScorer` for these options; raises a ValueError that names the invalid option."""
         self.check()
-        return open_scorer(self.device, self, self.dtype, **options)
+        return open_scorer(self.device, self, self.dtype, level_batching=self.level_batching, **options)
 
 
 def open_scorer(device: str | None, source: SourceOptions, dtype: str | None, **options):
@@ -172,7 +179,7 @@ def open_scorer(device: str | None, source: SourceOptions, dtype: str | None, **
     Args:
         device, dtype: as in `ModelOptions`.
         source: options that select the model.
-        options: `batch_size` and `max_pixels` of the scorer.
+        options: `batch_size`, `max_pixels` and `level_batching` of the scorer.
     """
     import torch
 

@@ -65,6 +65,7 @@ def score_dataset(
         ),
     ] = None,
     dtype: options.DtypeOption = None,
+    level_batching: options.LevelBatchingOption = False,
     *,
     model: options.SourceOptions,
     ensemble: options.EnsembleOptions,
@@ -85,7 +86,9 @@ def score_dataset(
         raise ValueError(f"device: expected devices of one kind, got {', '.join(device)}")
     columns = {"image_column": image_column, "prompt_column": prompt_column, "group_column": rank_within}
     open_rows = partial(open_source, source, split=split, token=model.token, **columns)
-    open_scorer = partial(options.open_scorer, source=model, dtype=dtype, batch_size=batch_size)
+    open_scorer = partial(
+        options.open_scorer, source=model, dtype=dtype, batch_size=batch_size, level_batching=level_batching
+    )
     model.check()
     if ray is None:
         workers = options.decoding_workers(num_workers, len(device or [None]))
