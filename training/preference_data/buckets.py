@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from modeling_dina.images_dina import fit_size
 
 # Landscape ratios of cameras and generators, and intermediate ones, so that up to 2:1 the nearest ratio changes an
 # image's proportions by at most about 6 %.
-_LANDSCAPE = (1, 9 / 8, 5 / 4, 4 / 3, 3 / 2, 5 / 3, 16 / 9, 2, 7 / 3, 3, 4)
-ASPECTS = (*(1 / ratio for ratio in reversed(_LANDSCAPE[1:])), *_LANDSCAPE)
+RATIOS = (1, 9 / 8, 5 / 4, 4 / 3, 3 / 2, 5 / 3, 16 / 9, 2, 7 / 3, 3, 4)
 
 
 def bucket_size(
@@ -17,8 +17,8 @@ def bucket_size(
     """
     The common size to which all images of a comparison are resized.
 
-    The aspect is the element of `ASPECTS` nearest, on a logarithmic scale, to the geometric mean of the images'
-    aspects. The area is `max_pixels` / 2^n, with n chosen to come nearest to the largest image, so that small images
+    The ratio of the sides is the element of `RATIOS` nearest, on a logarithmic scale, to the geometric mean of the
+    images' ratios. The area is `max_pixels` / 2^n, with n chosen to come nearest to the largest image, so that small images
     are not enlarged much and few sizes occur. The sides are those that a scorer uses for this aspect and area.
 
     Args:
@@ -30,8 +30,12 @@ def bucket_size(
     Returns:
         (width, height) in pixels.
     """
-    log_aspect = sum(math.log(width / height) for width, height in sizes) / len(sizes)
-    aspect = min(ASPECTS, key=lambda candidate: abs(math.log(candidate) - log_aspect))
+    # Logarithms of sides, rather than of ratios, so that turned images have turned sizes in spite of rounding.
+    log_ratio = sum(math.log(width) - math.log(height) for width, height in sizes) / len(sizes)
+    ratio = min(RATIOS, key=lambda candidate: abs(math.log(candidate) - abs(log_ratio)))
     halvings = max(0, round(math.log2(max_pixels / max(width * height for width, height in sizes))))
-    height = math.sqrt(max_pixels / 2**halvings / aspect)
-    return fit_size(height * aspect, height, multiple=multiple, max_pixels=max_pixels, max_side=max_side)
+    short = math.sqrt(max_pixels / 2**halvings / ratio)
+    limits: dict[str, Any] = {"multiple": multiple, "max_pixels": max_pixels, "max_side": max_side}
+    if log_ratio < 0:
+        return fit_size(short, short * ratio, **limits)
+    return fit_size(short * ratio, short, **limits)
