@@ -18,8 +18,8 @@ def bucket_size(
     The common size to which all images of a comparison are resized.
 
     The ratio of the sides is the element of `RATIOS` nearest, on a logarithmic scale, to the geometric mean of the
-    images' ratios. The area is `max_pixels` / 2^n, with n chosen to come nearest to the largest image, so that small images
-    are not enlarged much and few sizes occur. The sides are those that a scorer uses for this aspect and area.
+    images' ratios. The area is `max_pixels` / 2^n, with n chosen to come nearest to the largest image, so that small
+    images are not enlarged much and few sizes occur. The sides are those that a scorer uses for this ratio and area.
 
     Args:
         sizes: (width, height) of each image.
