@@ -5,12 +5,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from multiprocessing import connection, get_context, parent_process
-from threading import Lock, Thread
+from multiprocessing import get_context
+from threading import Lock
 from typing import Any, Protocol
 
 import torch
 
+from modeling_dina.processes import end_with_parent
 from modeling_dina.scoring_dina import DinaScorer
 
 # Calls that a device has at a time; the second is prepared while the first is executed.
@@ -162,15 +163,7 @@ def _begin(open_scorer: Callable[[str], DinaScorer], device: str, threads: int) 
     global _opening
     _opening = open_scorer, device
     torch.set_num_threads(min(threads, torch.get_num_threads()))
-    Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """End this process if its parent was killed, because it would wait for calls and occupy the device for ever."""
-    parent = parent_process()
-    assert parent is not None
-    connection.wait([parent.sentinel])
-    os._exit(1)
+    end_with_parent()
 
 
 def _execute(function: Callable, arguments: tuple) -> Any:

@@ -9,6 +9,8 @@ from typing import Generic, TypeVar
 
 import torch
 
+from modeling_dina.processes import end_with_parent
+
 Part = TypeVar("Part")
 CHUNK = 128  # items per task
 
@@ -19,11 +21,16 @@ def drawing_pool(workers: int | None = None) -> Iterator[Executor]:
     # A fork of this process would inherit its CUDA context and its locks.
     context = get_context("forkserver")
     context.set_forkserver_preload(["training.world.groups"])
-    pool = ProcessPoolExecutor(workers or os.cpu_count(), context, torch.set_num_threads, (1,))
+    pool = ProcessPoolExecutor(workers or os.cpu_count(), context, _begin)
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _begin() -> None:
+    torch.set_num_threads(1)
+    end_with_parent()
 
 
 class Ahead(Generic[Part]):

@@ -1,6 +1,10 @@
 """Sets that other processes draw ahead are those that this process would draw."""
 
+import subprocess
+import sys
+import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,3 +38,27 @@ def test_measuring_in_a_pool_changes_nothing():
     with drawing_pool(1) as pool:
         measured = Groups.measure(descriptions, drawn.pictures, pool=pool)
     assert np.array_equal(measured.utilities, drawn.utilities)
+
+
+WAITS_TO_BE_KILLED = """
+import os, time
+from training.world.drawing import drawing_pool
+if __name__ == "__main__":
+    with drawing_pool(1) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        time.sleep(600)
+"""
+
+
+def test_workers_end_with_a_killed_parent(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(WAITS_TO_BE_KILLED)
+    parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
+    worker = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    end = time.monotonic() + 30
+    while (Path("/proc") / str(worker)).exists():
+        assert time.monotonic() < end, "the worker still runs"
+        time.sleep(0.05)
