@@ -15,7 +15,7 @@ ALLOWED = {
     "modeling_dina": set(),
     "training.world": set(),  # ground truth
     "training.world.drawing": {"modeling_dina", "training.world"},  # by several processes
-    "training.world.latents": {"modeling_dina", "training.world", "training.world.drawing"},  # as an autoencoder sees it
+    "training.world.latents": {"modeling_dina", "training.world", "training.world.drawing"},  # as a VAE sees it
     "training": {"modeling_dina", *WORLD},
     "training.world.models": {"modeling_dina", *WORLD, "training"},
     "model_card": {"modeling_dina", *WORLD, "training", "training.world.models"},
