@@ -23,6 +23,7 @@ from typer.main import get_command
 from modeling_dina.cli.app import app
 from training.align.arguments import AlignArguments
 from training.align.run import ALGORITHMS
+from training.label.learning_curve import CurveArguments
 from training.reward.trainer import RewardTrainingArguments
 from training.train_reward import DataArguments, ModelArguments
 
@@ -153,6 +154,7 @@ def options_of(module):
     """Options of a module that can be run."""
     own = {
         "training.train_reward": (ModelArguments, DataArguments, RewardTrainingArguments),
+        "training.label.learning_curve": (ModelArguments, DataArguments, RewardTrainingArguments, CurveArguments),
         "training.align": (AlignArguments, *(each.Arguments for each in ALGORITHMS.values())),
     }
     if module in own:

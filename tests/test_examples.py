@@ -9,6 +9,10 @@ import matplotlib.pyplot as plt
 import pytest
 from PIL import Image
 
+from modeling_dina import DinaScorer
+from training.label.pairs import read_pairs
+from training.label.votes import read_votes
+
 ROOT = Path(__file__).parents[1]
 PICTURES = {
     "compare_two_images": "comparison.png",
@@ -19,19 +23,26 @@ PICTURES = {
 }
 # Fewer updates than the scripts make by themselves.
 ARGUMENTS = {"align_the_generator": [1], "train_on_your_votes": [2]}
+WAY = "from_pictures_to_reward"  # has a test of its own
 
 
 def test_all_scripts_are_run_and_short():
-    assert {path.stem for path in (ROOT / "examples").glob("*.py")} == set(PICTURES)
-    assert all(len(path.read_text().splitlines()) <= 60 for path in (ROOT / "examples").glob("*.py"))
+    assert {path.stem for path in (ROOT / "examples").glob("*.py")} == {*PICTURES, WAY}
+    assert all(len(path.read_text().splitlines()) <= 75 for path in (ROOT / "examples").glob("*.py"))
 
 
-@pytest.mark.slow
-def test_examples_run(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def empty_clone(tmp_path, monkeypatch):
+    """A folder with the packages, in which the examples run."""
     for name in ("modeling_dina", "space", "training"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("empty_clone")
+def test_examples_run(capsys):
     for name, picture in PICTURES.items():
         importlib.import_module(f"examples.{name}").main(*ARGUMENTS.get(name, []))
         assert "runs/examples/" in capsys.readouterr().out
@@ -39,6 +50,28 @@ def test_examples_run(tmp_path, monkeypatch, capsys):
             with Image.open(Path("runs/examples", picture)) as image:
                 assert min(image.size) >= 256
     assert Path("runs/examples/votes/run/model/model.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("empty_clone")
+def test_from_pictures_to_a_reward_on_the_hub(connected_hub, monkeypatch, capsys):
+    monkeypatch.setenv("HF_REPO", "owner/taste")
+    importlib.import_module(f"examples.{WAY}").main(2, 8, 2)
+    assert "DINA_MODEL=runs/examples/pictures/reward" in capsys.readouterr().out
+    folder = Path("runs/examples/pictures")
+    assert len(read_votes(folder / "votes")) == 8
+    prompts = [{pair.prompt for pair in read_pairs(folder / name).values()} for name in ("votes", "test")]
+    assert not set.intersection(*prompts)
+    before, after = (json.loads((folder / f"{name}.json").read_text()) for name in ("before", "after"))
+    assert before["pairs"] == after["pairs"] == 16
+    assert before["log_likelihood"] != after["log_likelihood"]
+    # The pushed model is the calibrated one, and complete.
+    shown = {"prompts": ["a red circle and a blue square"], "images": ["space/examples/clear_1.png"]}
+    pushed, written, uncalibrated = (
+        DinaScorer.from_pretrained(source).score(**shown).scores
+        for source in ("owner/taste", folder / "reward", folder / "run/model")
+    )
+    assert pushed == written != uncalibrated
 
 
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
