@@ -74,6 +74,8 @@ code: setup
 card: setup
 	$(BIN)/python -m model_card.evaluate_preferences --benchmark world --model modeling_dina/tiny \
 		--out model_card/results/preferences_world.json
+	$(BIN)/python -m model_card.evaluate_preferences --benchmark world_flaws --model modeling_dina/tiny --draws 1 \
+		--out model_card/results/preferences_world_flaws.json
 	$(BIN)/python -m model_card.write --model modeling_dina/tiny --results model_card/results \
 		--results model_card/results/world_study --results model_card/results/alignment_study \
 		--results modeling_dina/tiny/report.json --out modeling_dina/tiny/README.md

@@ -34,7 +34,7 @@ RESULTS = {
     "method": "model_card/results/world_study/results.json",
     "alignment": "model_card/results/alignment_study/results.json",
     "orders": "model_card/results/order_study/results.json",
-    "flaws": "model_card/results/flaws_world.json",
+    "flaws": "model_card/results/preferences_world_flaws.json",
     "cost 512": "model_card/results/cost_sd35_medium_512.json",
     "cost 1024": "model_card/results/cost_sd35_medium_1024.json",
     **{f"cost {name}": f"model_card/results/presets/{name}.json" for name in PRESETS},

@@ -35,7 +35,9 @@ BENCHMARKS = {
     "genai-bench": ("GenAI-Bench, image generation", "TIGER-Lab/GenAI-Bench"),
     "mj-bench": ("MJ-Bench", "MJ-Bench/MJ-Bench"),
     "mmrb2": ("MMRB2, text to image", "facebook/MMRB2"),
+    "pairs": ("Preference pairs of its own", "preference-pairs"),
     "world": ("The small world, fresh scenes", "small-world"),
+    "world_flaws": ("The small world, single flaws", "small-world-flaws"),
 }
 METRICS = {
     "accuracy": "Accuracy",
