@@ -133,6 +133,7 @@ class Backbone(nn.Module, ABC):
     marker: ClassVar[str | None] = None
     # transformers' gradient_checkpointing_enable() sets both.
     gradient_checkpointing = False
+    is_shared = False  # whether base weights are those of a generator
     _gradient_checkpointing_func: Callable
 
     if TYPE_CHECKING:

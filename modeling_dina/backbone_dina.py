@@ -63,12 +63,14 @@ def allocate_backbone(backbone: nn.Module, dtype: torch.dtype) -> None:
     allocate(backbone, dtype)
 
 
-def merge_lora(backbone: nn.Module) -> None:
-    """Merge every LoRA layer into its base weight, in place, and replace it by the plain layer."""
+def merge_lora(backbone: Backbone) -> None:
+    """Merge every LoRA layer into its base weight, in place unless a generator shares it, and replace it by the plain
+    layer."""
     for name, module in list(backbone.named_modules()):
         if isinstance(module, BaseTunerLayer):
             base: Any = module.get_base_layer()
-            base.weight.data = base.weight.data.clone()  # the weight may be shared with a generator
+            if backbone.is_shared:
+                base.weight.data = base.weight.data.clone()
             module.merge()
             backbone.set_submodule(name, module.get_base_layer())
     backbone.requires_grad_(True)
@@ -113,7 +115,7 @@ def load_base_weights(backbone: nn.Module, weights: Mapping[str, torch.Tensor], 
         raise ValueError(f"{origin} lacks weights of the backbone:\n  " + "\n  ".join(sorted(wrong)))
 
 
-def share_base_weights(backbone: nn.Module, transformer: nn.Module) -> int:
+def share_base_weights(backbone: Backbone, transformer: nn.Module) -> int:
     """Replace the backbone's base weights that equal those of a whole transformer by these, without a copy, and freeze
     them. Modules, adapters and hooks of the transformer stay as they are.
 
@@ -140,6 +142,7 @@ def share_base_weights(backbone: nn.Module, transformer: nn.Module) -> int:
                         nn.Parameter(value, requires_grad=False) if isinstance(own, nn.Parameter) else value
                     )
                     shared += value.nbytes
+    backbone.is_shared = shared > 0
     return shared
 
 

@@ -1,5 +1,6 @@
 """Sets that other processes draw ahead are those that this process would draw."""
 
+import os
 import subprocess
 import sys
 import time
@@ -53,7 +54,8 @@ if __name__ == "__main__":
 def test_workers_end_with_a_killed_parent(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(WAITS_TO_BE_KILLED)
-    parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment)
     worker = int(parent.stdout.readline())
     parent.kill()
     parent.wait()
