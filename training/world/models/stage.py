@@ -58,7 +58,7 @@ def train_stage(
         "warmup_steps": min(500, len(batches) // 10),
         "weight_decay": 0.01,
         "logging_steps": 100,
-        "save_steps": 2000,
+        "save_steps": 500,
         "save_total_limit": 2,
         "num_train_epochs": 1,
         "remove_unused_columns": False,
