@@ -283,7 +283,7 @@ class LoopbackHub:
         return JSONResponse([_entry(path, file) for path, file in files.items()])
 
     async def _paths(self, request: Request) -> Response:
-        """Of the paths that are asked for, those of files."""
+        """The requested paths that are files."""
         _, commit = self._commit_of(request)
         body = await request.body()
         paths = json.loads(body)["paths"] if body.startswith(b"{") else parse_qs(body.decode())["paths"]

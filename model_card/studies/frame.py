@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 import typer
+from diffusers import StableDiffusion3Pipeline
 from filelock import FileLock, Timeout
 
 from modeling_dina.evaluation.evaluate import LIBRARIES
@@ -81,6 +82,13 @@ class Study(ABC):
             raise ValueError(
                 f"out: expected a new folder or one of the same study, got {path}, which differs in {different}"
             )
+
+    @cached_property
+    def pipeline(self) -> StableDiffusion3Pipeline:
+        """The small world's text encoders and autoencoder."""
+        pipeline = StableDiffusion3Pipeline.from_pretrained(self.pipeline_dir, transformer=None, dtype=torch.float32)
+        pipeline.vae.requires_grad_(False)
+        return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
 
     @abstractmethod
     def run(self, name: str, seed: int) -> dict[str, Any]:

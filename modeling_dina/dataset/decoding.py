@@ -1,5 +1,6 @@
 """Decoding of rows in worker processes, in the order of the source and a few chunks ahead."""
 
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -18,13 +19,13 @@ from modeling_dina.scoring_dina import DinaScorer, check_prompt
 from .rows import Chunk, Decoded, Row, writable
 
 
-class ChunkDecoder(TorchDataset):
+class ChunkDecoder(TorchDataset, ABC):
     """Maps a chunk of rows to a decoded one."""
 
+    @abstractmethod
     def values(self, row: Row) -> np.ndarray:
         """The input of a row, which is a batch of one with those of other rows of the same shape. Any exception is
         the row's error."""
-        raise NotImplementedError
 
     def columns(self, row: Row) -> dict[str, Any]:
         """Columns of a row in the output, among them "prompt"."""

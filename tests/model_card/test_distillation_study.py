@@ -8,11 +8,11 @@ import torch
 from typer import Typer
 from typer.testing import CliRunner
 
-from model_card.studies.distillation.__main__ import main, relabel
+from model_card.studies.distillation.__main__ import main
 from model_card.studies.distillation.report import VARIANTS, summarize, write_report
 from model_card.studies.method.summary import SETS
 from training.encode_world import write_pairs
-from training.reward.data import load_pairs
+from training.reward.data import load_pairs, with_targets
 from training.world.groups import Groups
 
 
@@ -21,7 +21,7 @@ def test_labels_replace_votes_and_nothing_else(tmp_path):
     groups = Groups(["a", "b"], np.arange(8.0).reshape(2, 4), latents=latents)
     write_pairs(groups, tmp_path)
     pairs, targets = load_pairs([tmp_path]), (np.arange(12) / 12).tolist()
-    labelled = relabel(pairs, targets)
+    labelled = with_targets(pairs, targets)
     assert [labelled[row]["target"] for row in range(12)] == targets
     for before, after in zip(pairs, labelled, strict=True):
         assert (before["prompt"], before["row"]) == (after["prompt"], after["row"])

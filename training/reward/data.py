@@ -27,6 +27,13 @@ def load_pairs(folders: Sequence[str | Path]) -> Dataset:
     return numbered.with_transform(parts[0].format["format_kwargs"]["transform"])
 
 
+def with_targets(pairs: Dataset, targets: Sequence[float]) -> Dataset:
+    """The pairs of `load_pairs` with other targets, one for each pair."""
+    transform = pairs.format["format_kwargs"]["transform"]
+    unlabelled = pairs.with_format(None).remove_columns("target")
+    return unlabelled.add_column("target", list(targets)).with_transform(transform)
+
+
 class PairLoader(DataLoader):
     """
     Batches of one latent shape, divided between processes, with every pair once per epoch.

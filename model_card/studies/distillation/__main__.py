@@ -17,6 +17,7 @@ from model_card.studies.method.__main__ import MethodStudy
 from model_card.studies.method.measurement import Reader, best_reachable, group_pairs, latent_reader, measure_variant
 from model_card.studies.method.pixel import pixel_reader, train_pixels
 from training.label_pairs import LAWS
+from training.reward.data import with_targets
 from training.reward.pixel_model import PixelRewardModel
 from training.world.annotators import IMPRESSION_NOISE
 from training.world.groups import FIRST
@@ -76,7 +77,7 @@ class DistillationStudy(MethodStudy):
         scores = pixel_reader(self.scorer(seed), self.pipeline)(groups, (0.0,), 1, "pictures").single.ravel()
         first, second = groups.pairs
         targets = LAWS[LAW](torch.from_numpy((scores[first] - scores[second]) / IMPRESSION_NOISE))
-        return relabel(pairs, targets.tolist()), time.monotonic() - start
+        return with_targets(pairs, targets.tolist()), time.monotonic() - start
 
     def train_reward(self, name: str, seed: int, pairs: Dataset) -> tuple[Reader, float]:
         """Train DiNa on pairs; returns what computes its rewards, and the seconds of the training."""
@@ -94,12 +95,6 @@ class DistillationStudy(MethodStudy):
     def summarize(self, runs: dict[str, list[dict]], costs: dict[str, Any]) -> dict[str, Any]:
         best = {name: best_reachable(group_pairs(groups)) for name, groups in self.test_sets.items()}
         return summarize(runs, best)
-
-
-def relabel(pairs: Dataset, targets: list[float]) -> Dataset:
-    """The pairs of `load_pairs` with other targets."""
-    transform = pairs.format["format_kwargs"]["transform"]
-    return pairs.with_format(None).remove_columns("target").add_column("target", targets).with_transform(transform)
 
 
 main = study_command(DistillationStudy, "model_card.studies.distillation")

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import typer
 from datasets import Dataset
-from diffusers import StableDiffusion3Pipeline
 
 from model_card.cost_counters import measure_seconds
 from model_card.studies.frame import Amount, Study, study_command
@@ -70,13 +69,6 @@ class OrderStudy(Study):
         "training": CONFIG.read_text(),
     }
     write_report = staticmethod(write_report)
-
-    @cached_property
-    def pipeline(self) -> StableDiffusion3Pipeline:
-        """The small world's text encoders and autoencoder."""
-        pipeline = StableDiffusion3Pipeline.from_pretrained(self.pipeline_dir, transformer=None, dtype=torch.float32)
-        pipeline.vae.requires_grad_(False)
-        return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
 
     @cached_property
     def present(self) -> DinaRewardModel:

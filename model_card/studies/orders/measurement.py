@@ -18,6 +18,7 @@ from modeling_dina.modeling_dina import EnsembleFeatures
 from training.label.pairs import Pair
 from training.label.session import Plan, Session
 from training.label.votes import Choice, VoteFile
+from training.reward.data import with_targets
 from training.reward.evaluation import Encoder
 from training.world.groups import Groups
 from training.world.utility import FIDELITY_WEIGHT, QUALITY_WEIGHT, decompose, quality
@@ -64,11 +65,10 @@ def collect_votes(votes: VoteFile, prompts: Sequence[str], rows: Sequence[int], 
 
 def voted_pairs(votes: VoteFile, pairs: Dataset) -> tuple[list[int], Dataset]:
     """Rows of the pairs with votes, and these pairs with the votes as targets."""
-    preferences = {int(vote.pair): vote.preference for vote in votes.tally.standing()}
+    standing = votes.tally.standing()
+    preferences = {int(vote.pair): each for vote in standing if (each := vote.preference) is not None}
     rows = list(preferences)
-    transform = pairs.format["format_kwargs"]["transform"]
-    chosen = pairs.with_format(None).select(rows).remove_columns("target")
-    return rows, chosen.add_column("target", list(preferences.values())).with_transform(transform)
+    return rows, with_targets(pairs.select(rows), list(preferences.values()))
 
 
 def train_head(
