@@ -57,7 +57,8 @@ test: setup
 # The quantisers print notes whenever they can be imported, so that they are installed apart.
 test-quantization: setup
 	$(call install,--no-deps --target .venv/quantization bitsandbytes torchao)
-	PYTHONPATH=.venv/quantization $(BIN)/python -m pytest tests/modeling_dina/test_storage.py
+	PYTHONPATH=.venv/quantization $(BIN)/python -m pytest -m "slow or not slow" \
+		tests/modeling_dina/test_storage.py tests/model_card/test_measure_precision.py
 
 # Ship a finished build of the small world: make embed BUILD=runs/world
 embed:

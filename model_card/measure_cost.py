@@ -274,7 +274,6 @@ def measure(
     }
     options = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     command = ["python -m model_card.measure_cost", *options, *["--others"] * others]
-    names = {Device.meta: lambda: "meta", Device.cuda: torch.cuda.get_device_name, Device.cpu: _cpu_name}
     if rounds != ROUNDS:
         command.append(f"--rounds {rounds}")
     result = {
@@ -283,7 +282,7 @@ def measure(
         "revision": None,  # a cost does not depend on weights
         "settings": {
             **settings,
-            "device_name": names[device](),
+            "device_name": device_name(device.value),
             "libraries": {library: version(library) for library in LIBRARIES},
         },
         **count_all(preset, resolution, batch_size, dtype, others),
@@ -300,8 +299,11 @@ def measure(
     return result
 
 
-def _cpu_name() -> str:
-    return f"{platform.machine()}, {torch.get_num_threads()} threads"
+def device_name(device: str) -> str:
+    """What results call a device."""
+    if device == "cpu":
+        return f"{platform.machine()}, {torch.get_num_threads()} threads"
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
 def count_all(preset: str, resolution: int, batch_size: int, dtype: torch.dtype, others: bool) -> dict:

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 import typer
 from typer.main import get_command
 
+from model_card import measure_precision
 from model_card.studies.alignment import report as alignment
 from model_card.studies.alignment.variants import VARIANTS
 from model_card.studies.method import report as method
@@ -40,6 +41,7 @@ RESULTS = {
     **{f"cost {name}": f"model_card/results/presets/{name}.json" for name in PRESETS},
     "cost cpu": "model_card/results/cost_small_cpu.json",
     "cost cpu 32": "model_card/results/cost_small_cpu_batch32.json",
+    "precision": "model_card/results/precision_small_cpu.json",
     "load": "tests/load/load_test.json",
 }
 ARGUMENTS: dict[str, type] = {
@@ -334,6 +336,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "pipeline memory": pipeline_memory,
     "published costs": published_costs,
     "cpu cost": cpu_cost,
+    "precisions": lambda: markdown(measure_precision.table(read_results("precision")["precisions"])),
     "serving": serving,
     "method setting": method_setting,
     "method variants": lambda: markdown(method.variants_table(read_results("method"))),

@@ -48,6 +48,14 @@ LevelBatchingOption = Annotated[
     ),
 ]
 BatchSizeOption = Annotated[int, typer.Option(min=1, help="Number of images scored at a time.")]
+AutoBatchSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Number of images scored at a time. Default: as many as have 8 megapixels, at most 32.",
+        show_default=False,
+    ),
+]
 WorkersOption = Annotated[
     int | None,
     typer.Option(help="Number of processes that decode images. Default: one per CPU, at most 4 per device.", min=0),

@@ -116,7 +116,7 @@ def rank(
         Path | None,
         typer.Option(help="Table to write for a manifest, as .csv, .jsonl or .parquet. An interrupted run resumes."),
     ] = None,
-    batch_size: options.BatchSizeOption = 8,
+    batch_size: options.AutoBatchSizeOption = None,
     num_workers: options.WorkersOption = None,
     *,
     model: options.ModelOptions,

@@ -46,7 +46,7 @@ def score_dataset(
             metavar="I/N", help="Compute only part I of N, from 1 to N, for N processes or machines that share --out."
         ),
     ] = "1/1",
-    batch_size: options.BatchSizeOption = 8,
+    batch_size: options.AutoBatchSizeOption = None,
     num_workers: options.WorkersOption = None,
     device: Annotated[
         list[str] | None,
@@ -92,9 +92,9 @@ def score_dataset(
     model.check()
     if ray is None:
         workers = options.decoding_workers(num_workers, len(device or [None]))
-        score = _on_this_machine(open_rows, open_scorer, device, batch_size, num_workers=workers, share=share)
+        score = _on_this_machine(open_rows, open_scorer, device, num_workers=workers, share=share)
     else:
-        score = _on_ray(ray, open_rows, open_scorer, devices=device, batch_size=batch_size, num_workers=num_workers)
+        score = _on_ray(ray, open_rows, open_scorer, devices=device, num_workers=num_workers)
     begun = time.monotonic()
     first, last = None, 0
     with options.scoring_progress() as show:
@@ -117,9 +117,7 @@ def score_dataset(
         options.fail(f"no row could be scored; see the column error in {shards.folder}", code=1)
 
 
-def _on_this_machine(
-    open_rows: Callable, open_scorer: Callable, devices: list[str] | None, batch_size: int, **options
-):
+def _on_this_machine(open_rows: Callable, open_scorer: Callable, devices: list[str] | None, **options):
     """What scores with one scorer in this process, or with one process per device if there are several."""
     from modeling_dina.dataset.run import score_dataset
     from modeling_dina.dataset.scorers import DeviceScorers
@@ -127,7 +125,7 @@ def _on_this_machine(
     rows = open_rows()  # reports a bad source before a large model is loaded
     if devices is None or len(devices) == 1:
         return partial(score_dataset, open_scorer(devices[0] if devices else None), rows, **options)
-    return partial(score_dataset, DeviceScorers(open_scorer, devices, batch_size), rows, **options)
+    return partial(score_dataset, DeviceScorers(open_scorer, devices), rows, **options)
 
 
 def _on_ray(address: str, open_rows: Callable, open_scorer: Callable, **options) -> Callable:

@@ -19,8 +19,8 @@ from .decoding import ChunkDecoder
 from .rows import Decoded, Unit
 from .run import open_shards
 from .scorers import LocalScorer
-from .scores import Wanted, describe, score_batch
-from .shards import ScoreShards, Shards, Share
+from .scores import Description, Wanted, describe, score_batch
+from .shards import ScoreShards, Share, Units
 from .sources import Source
 
 # Batches of rows in one call of an actor. More of them waste less of the device on images of rare sizes.
@@ -34,7 +34,6 @@ def score_dataset_on_ray(
     out: Path,
     *,
     devices: Sequence[str] | None,
-    batch_size: int,
     shard_size: int,
     num_workers: int | None,
     progress: Callable[[int, int | None], None],
@@ -51,7 +50,6 @@ def score_dataset_on_ray(
         out: folder for the scores, on this machine.
         devices: one device per actor, all of one kind; Ray chooses the GPUs. None uses all GPUs of the cluster, or one
             actor on a CPU if there are none.
-        batch_size: batch size of the scorers.
         num_workers: number of tasks that read and decode at a time; None uses one per CPU.
         shard_size, progress, with_levels, seed, ensemble: as in `run.score_dataset`.
 
@@ -68,7 +66,7 @@ def score_dataset_on_ray(
         wanted = Wanted(with_levels, source.group_column is not None, seed, ensemble)
         opened = partial(open_scorer, kind)
         described = ray.remote(**actor)(_describe).remote(opened, wanted, source.has_latents)
-        settings, decoder = ray.get(described)
+        settings, decoder, batch_size = ray.get(described)
         shards = open_shards(out, source, shard_size, wanted, settings)
         finished = shards.finished()
         count = num_workers or max(1, int(cpus - len(devices) * actor.get("num_cpus", 0)))
@@ -106,15 +104,15 @@ def _cluster(address: str) -> Iterator[None]:
             ray.shutdown()
 
 
-def _describe(open_scorer: Callable[[], DinaScorer], wanted: Wanted, has_latents: bool):
+def _describe(open_scorer: Callable[[], DinaScorer], wanted: Wanted, has_latents: bool) -> Description:
     return describe(open_scorer(), wanted, has_latents)
 
 
-class _Finished(Shards):
+class _Finished(Units):
     """Which shards are finished, for processes on other machines."""
 
     def __init__(self, rows: dict[Unit, int], size: int):
-        super().__init__(Path(), size)
+        super().__init__(size)
         self._rows = rows
 
     def is_done(self, unit: Unit) -> bool:
@@ -127,7 +125,7 @@ class _Finished(Shards):
 def _read(
     open_rows: Callable[[], Source],
     decoder: ChunkDecoder,
-    finished: Shards,
+    finished: Units,
     count: int,
     chunk_size: int,
     row: dict[str, int],
@@ -154,7 +152,8 @@ class _Actor:
     """Scores chunks. An error is sent like a result."""
 
     def __init__(self, open_scorer: Callable[[], DinaScorer], wanted: Wanted):
-        self._scorer, self._wanted = LocalScorer(open_scorer()), wanted
+        scorer = open_scorer()
+        self._scorer, self._batch_size, self._wanted = LocalScorer(scorer), scorer.batch_size, wanted
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list]:
         chunks = [pickle.loads(chunk) for chunk in batch["chunk"]]
@@ -168,7 +167,7 @@ class _Actor:
     def _score(self, chunks: list[Decoded]) -> list[_Result]:
         with self._scorer as scorer:
             submit = partial(scorer.call, score_batch, self._wanted)
-            batches = Batches(submit, scorer.batch_size, scorer.max_calls, lambda rows: None)
+            batches = Batches(submit, self._batch_size, scorer.max_calls, lambda rows: None)
             ((_, rows),) = batches.process(_as_one_unit(chunks))
         remaining = iter(rows)
         return [

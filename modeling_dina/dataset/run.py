@@ -54,7 +54,7 @@ def score_dataset(
     """
     wanted = Wanted(with_levels, source.group_column is not None, seed, ensemble)
     with LocalScorer(scorer) if isinstance(scorer, DinaScorer) else scorer as scorers:
-        settings, decoder = scorers.call(describe, wanted, source.has_latents).result()
+        settings, decoder, batch_size = scorers.call(describe, wanted, source.has_latents).result()
         shards = open_shards(out, source, shard_size, wanted, settings)
         done = sum(shards.finished().values())
         total = None if source.lengths is None else sum(source.lengths)
@@ -64,7 +64,7 @@ def score_dataset(
             decoder,
             partial(scorers.call, score_batch, wanted),
             selection=share,
-            batch_size=scorers.batch_size,
+            batch_size=batch_size,
             max_running=scorers.max_calls,
             num_workers=num_workers,
             progress=lambda rows: progress(done + rows, total),

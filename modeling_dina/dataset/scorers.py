@@ -24,11 +24,9 @@ class Scorers(Protocol):
     """One or more equal scorers, as a context manager.
 
     Attributes:
-        batch_size: number of images in a batch.
         max_calls: number of calls that keep all scorers busy.
     """
 
-    batch_size: int
     max_calls: int
 
     def call(self, function: Callable, *arguments) -> Future:
@@ -46,7 +44,6 @@ class LocalScorer:
     max_calls = CALLS_PER_DEVICE
 
     def __init__(self, scorer: DinaScorer):
-        self.batch_size = scorer.batch_size
         self._scorer = scorer
 
     def call(self, function: Callable, *arguments) -> Future:
@@ -66,11 +63,9 @@ class DeviceScorers:
     Args:
         open_scorer: loads the scorer for a device; it is sent to the processes.
         devices: the devices; one that is named twice has two processes.
-        batch_size: batch size of the scorers.
     """
 
-    def __init__(self, open_scorer: Callable[[str], DinaScorer], devices: Sequence[str], batch_size: int):
-        self.batch_size = batch_size
+    def __init__(self, open_scorer: Callable[[str], DinaScorer], devices: Sequence[str]):
         self.max_calls = CALLS_PER_DEVICE * len(devices)
         # More threads than CPUs wait for one another.
         threads = max(1, (os.cpu_count() or 1) // len(devices))

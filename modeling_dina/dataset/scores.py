@@ -30,14 +30,28 @@ class Wanted(NamedTuple):
     ensemble: dict[str, Any]
 
 
-def describe(scorer: DinaScorer, wanted: Wanted, has_latents: bool) -> tuple[dict[str, Any], Decoder]:
-    """All settings that the results depend on, except for the source, and the decoder of the images."""
+class Description(NamedTuple):
+    """What a run must know of its scorers.
+
+    Attributes:
+        settings: all settings that the results depend on, except for the source.
+        decoder: decodes the images.
+        batch_size: number of images that the scorers process at a time.
+    """
+
+    settings: dict[str, Any]
+    decoder: Decoder
+    batch_size: int
+
+
+def describe(scorer: DinaScorer, wanted: Wanted, has_latents: bool) -> Description:
+    """Describe a scorer to the process that has the rows."""
     settings = {
         "seed": wanted.seed,
         "levels": wanted.with_levels,
         **scoring_settings(scorer, **wanted.ensemble),
     }
-    return settings, Decoder(scorer, has_latents)
+    return Description(settings, Decoder(scorer, has_latents), scorer.batch_size)
 
 
 def score_batch(scorer: DinaScorer, wanted: Wanted, prompts: Sequence[str], inputs: np.ndarray) -> list[Columns | str]:

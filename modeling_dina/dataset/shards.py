@@ -1,5 +1,6 @@
 """The output of a data set, in Parquet shards that are complete or absent."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count as count_from
@@ -65,40 +66,26 @@ class Share:
 WHOLE = Share(0, 1)
 
 
-class Shards:
-    """Shards of a source's rows.
+class Units(ABC):
+    """The units of a source's rows, of which some are finished.
 
     Args:
-        folder: folder of the shards.
-        size: number of rows of the source in a shard; the last shard of a piece may have fewer.
+        size: number of rows of the source in a unit; the last unit of a piece may have fewer.
     """
 
-    def __init__(self, folder: Path, size: int):
-        self.folder, self.size = folder, size
+    def __init__(self, size: int):
+        self.size = size
 
-    def path(self, unit: Unit) -> Path:
-        """File of a unit."""
-        raise NotImplementedError
-
-    def write(self, unit: Unit, rows: list[dict[str, Any]]) -> None:
-        """Write a shard.
-
-        Args:
-            unit: the unit.
-            rows: columns of every row.
-        """
-        raise NotImplementedError
-
+    @abstractmethod
     def is_done(self, unit: Unit) -> bool:
         """Whether a unit is finished."""
-        return self.path(unit).exists()
 
+    @abstractmethod
     def is_short(self, unit: Unit) -> bool:
-        """Whether the shard of a finished unit has fewer rows than `size`, so that it is the last of its piece."""
-        return pq.read_metadata(self.path(unit)).num_rows < self.size
+        """Whether a finished unit has fewer rows than `size`, so that it is the last of its piece."""
 
     def missing(self, source: Source, chunk_size: int, selection: Selection = WHOLE) -> Iterator[Chunk]:
-        """Read the rows of the shards that are absent.
+        """Read the rows of the units that are not finished.
 
         Args:
             source: the rows.
@@ -133,6 +120,38 @@ class Shards:
         """The units of a piece; endless if its length is unknown."""
         blocks = count_from() if source.lengths is None else range(-(-source.lengths[piece] // self.size))
         return (Unit(piece, block) for block in blocks)
+
+
+class Shards(Units):
+    """A file for each finished unit.
+
+    Args:
+        folder: folder of the shards.
+        size: as in `Units`.
+    """
+
+    def __init__(self, folder: Path, size: int):
+        super().__init__(size)
+        self.folder = folder
+
+    @abstractmethod
+    def path(self, unit: Unit) -> Path:
+        """File of a unit."""
+
+    @abstractmethod
+    def write(self, unit: Unit, rows: list[dict[str, Any]]) -> None:
+        """Write a shard.
+
+        Args:
+            unit: the unit.
+            rows: columns of every row.
+        """
+
+    def is_done(self, unit: Unit) -> bool:
+        return self.path(unit).exists()
+
+    def is_short(self, unit: Unit) -> bool:
+        return pq.read_metadata(self.path(unit)).num_rows < self.size
 
 
 class ScoreShards(Shards):

@@ -288,6 +288,13 @@ def test_bad_input(scorer, arguments, message):
         scorer.score(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("max_pixels", "expected"), [(64**2, 32), (512**2, 32), (1024**2, 8), (1536**2, 3), (4096**2, 1)]
+)
+def test_batch_size_by_default_has_eight_megapixels(model, pipeline, max_pixels, expected):
+    assert DinaScorer(model, pipeline, max_pixels=max_pixels).batch_size == expected
+
+
 def test_bad_pairs_and_scorers(scorer, model, pipeline, folder):
     with pytest.raises(ValueError, match="images: expected two images to compare, got 3"):
         scorer.compare(prompt="a cat", images=[IMAGE] * 3)

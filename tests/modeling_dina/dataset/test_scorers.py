@@ -42,7 +42,7 @@ def die_once(scorer, path):
 
 @pytest.fixture
 def scorers(folder):
-    with DeviceScorers(partial(open_scorer, folder=folder), ["cpu", "cpu"], batch_size=2) as scorers:
+    with DeviceScorers(partial(open_scorer, folder=folder), ["cpu", "cpu"]) as scorers:
         yield scorers
 
 
@@ -86,7 +86,7 @@ def test_a_call_that_kills_every_process(scorers):
 
 
 def test_a_model_that_cannot_be_loaded(tmp_path):
-    scorers = DeviceScorers(partial(open_scorer, folder=tmp_path / "none"), ["cpu"], batch_size=2)
+    scorers = DeviceScorers(partial(open_scorer, folder=tmp_path / "none"), ["cpu"])
     with scorers, pytest.raises(OSError, match="none"):
         scorers.call(identify).result()
 
@@ -102,7 +102,7 @@ def is_alive(pid):
 def report_and_wait(connection, folder):
     """A run that is killed while its scorer waits for calls."""
     multiprocessing.current_process().daemon = False
-    with DeviceScorers(partial(open_scorer, folder=folder), ["cpu"], batch_size=2) as scorers:
+    with DeviceScorers(partial(open_scorer, folder=folder), ["cpu"]) as scorers:
         connection.send(scorers.call(identify).result())
         time.sleep(600)
 

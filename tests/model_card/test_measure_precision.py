@@ -1,0 +1,43 @@
+"""Precisions of the backbone: bytes as they are stored, and the same order of pictures."""
+
+import json
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from model_card import measure_precision
+from model_card.measure_precision import stored_bytes
+
+
+def test_stored_bytes_of_plain_weights():
+    assert stored_bytes(torch.nn.Linear(3, 5, dtype=torch.bfloat16)) == 2 * (3 * 5 + 5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_precisions_of_the_embedded_model(tmp_path):
+    pytest.importorskip("torchao", reason="needs dina-lrm[quantization]")
+    app = typer.Typer()
+    app.command()(measure_precision.main)
+    out = tmp_path / "precision.json"
+    result = CliRunner().invoke(app, ["--groups", "8", "--rounds", "1", "--device", "cpu", "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    found = json.loads(out.read_text())["precisions"]
+    full, half = (found[name]["weight_bytes"] for name in ("float32", "bfloat16"))
+    assert full == 2 * half
+    for name in ("int8 weights", "float8 weights"):
+        # A byte for each weight of a linear layer, and its scales; the rest stays in bfloat16.
+        assert half / 2 < found[name]["weight_bytes"] < 0.6 * half
+    assert all(each["rank_correlation"] > 0.99 for each in found.values())
+    assert found["bfloat16"]["rank_correlation"] == 1
+    assert found["bfloat16"]["largest_difference"] == 0
+
+
+def test_bad_device():
+    app = typer.Typer()
+    app.command()(measure_precision.main)
+    result = CliRunner().invoke(app, ["--device", "no"])
+    assert result.exit_code == 2
+    assert "device: expected one that torch can use here" in result.output
