@@ -18,6 +18,7 @@ from typer.main import get_command
 from model_card import measure_precision
 from model_card.studies.alignment import report as alignment
 from model_card.studies.alignment.variants import VARIANTS
+from model_card.studies.distillation import report as distillation
 from model_card.studies.method import report as method
 from model_card.studies.orders import report as orders
 from model_card.studies.page import interval, markdown
@@ -35,6 +36,7 @@ RESULTS = {
     "method": "model_card/results/world_study/results.json",
     "alignment": "model_card/results/alignment_study/results.json",
     "orders": "model_card/results/order_study/results.json",
+    "distillation": "model_card/results/distillation_study/results.json",
     "flaws": "model_card/results/preferences_world_flaws.json",
     "cost 512": "model_card/results/cost_sd35_medium_512.json",
     "cost 1024": "model_card/results/cost_sd35_medium_1024.json",
@@ -351,6 +353,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "alignment full size": update_cost,
     "orders accuracy": lambda: markdown(orders.accuracy_table(read_results("orders"))),
     "orders gains": lambda: markdown(orders.gains_table(read_results("orders")["orders"])),
+    "distillation variants": lambda: markdown(distillation.variants_table(read_results("distillation"))),
+    "distillation claims": lambda: markdown(distillation.claims_table(read_results("distillation")["claims"])),
     "flaws": flaws,
 }
 

@@ -49,6 +49,7 @@ def test_agrees_with_annotators_and_reads_the_prompt(scorer, groups):
     assert pairwise_accuracy(scores, utilities)["accuracy"] < right["accuracy"] - 0.1
 
 
+@pytest.mark.slow
 def test_scores_do_not_depend_on_company(scorer, groups):
     prompts, paths, _ = (part[:12] for part in groups)
     together = scorer.score(prompts=prompts, images=paths).scores

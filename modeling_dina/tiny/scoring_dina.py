@@ -31,6 +31,8 @@ ImageLike = str | os.PathLike | Image.Image
 
 # Size of the encoded prompts that a scorer caches. With Stable Diffusion 3.5, one takes 1.7 MB in bfloat16.
 PROMPT_CACHE_BYTES = 256 * 2**20
+# The most pixels and images of a batch by default: pixels take memory, and more small images are hardly faster.
+BATCH_PIXELS, MAX_BATCH_SIZE = 8 * 1024**2, 32
 # Fields of `DinaEnsembleOutput` whose last dimension counts samples.
 PER_SAMPLE = ("scores", "samples", "level_samples")
 
@@ -158,7 +160,7 @@ class DinaScorer:
         pipeline: the diffusers pipeline of the model's family, with the VAE and the text encoders that the model was
             trained with.
         batch_size: number of images and prompts that are decoded, encoded and scored at a time. It limits memory and
-            does not affect scores.
+            does not affect scores. None takes as many images of `max_pixels` as have 8 megapixels, at most 32.
         max_pixels: larger images are shrunk to this area in pixels; None uses the transformer's training resolution.
         level_batching: as in `DinaRewardModel.reward`.
 
@@ -171,7 +173,13 @@ class DinaScorer:
     """
 
     def __init__(
-        self, model, pipeline, *, batch_size: int = 8, max_pixels: int | None = None, level_batching: bool = False
+        self,
+        model,
+        pipeline,
+        *,
+        batch_size: int | None = None,
+        max_pixels: int | None = None,
+        level_batching: bool = False,
     ):
         sizes = model.config.dimensions
         if latent_channels(pipeline.vae) != sizes.latent_channels:
@@ -191,6 +199,8 @@ class DinaScorer:
             max_pixels = (pipeline.vae_scale_factor * sizes.training_side) ** 2
         if max_pixels < multiple**2:
             raise ValueError(f"max_pixels: expected at least {multiple**2}, one patch, got {max_pixels}")
+        if batch_size is None:
+            batch_size = max(1, min(MAX_BATCH_SIZE, BATCH_PIXELS // max_pixels))
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         self.model = model
@@ -216,7 +226,7 @@ class DinaScorer:
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         revision: str | None = None,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         max_pixels: int | None = None,
         level_batching: bool = False,
         **options,

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from model_card.studies.distillation.__main__ import main
 from model_card.studies.distillation.report import VARIANTS, summarize, write_report
 from model_card.studies.method.summary import SETS
+from tests.model_card.reports import assert_report_is_of_results
 from training.encode_world import write_pairs
 from training.reward.data import load_pairs, with_targets
 from training.world.groups import Groups
@@ -59,6 +60,10 @@ def test_report(tmp_path):
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     alone = summarize({"votes": runs["votes"]}, best)
     assert alone["claims"] == []
+
+
+def test_report_is_made_from_the_results(tmp_path):
+    assert_report_is_of_results("distillation_study", write_report, tmp_path)
 
 
 @pytest.mark.slow

@@ -66,6 +66,7 @@ def sd35_medium():
     return measure(SD35_MEDIUM, Device.meta, 512, 1, torch.bfloat16)
 
 
+@pytest.mark.slow
 def test_flops_of_a_reward(written):
     assert_flops(json.loads(written.read_text()))
 
@@ -170,6 +171,7 @@ def test_claims_by_hand():
     assert memory["found"] == {"reward alone": 0.75, "reward and generator": 0.5}
 
 
+@pytest.mark.slow
 def test_a_dry_run_keeps_what_is_counted_here():
     """Activations of generator and reward: with fused attention, which counts at more pixels than usual."""
     side, dtype = 128, torch.float32
@@ -211,6 +213,7 @@ def test_all_rewards_on_a_cpu(tmp_path):
     assert "claims" not in result
 
 
+@pytest.mark.slow
 def test_command_writes_what_repeats_it(written):
     result = json.loads(written.read_text())
     assert (result["kind"], result["settings"]["device"]) == ("cost", "meta")

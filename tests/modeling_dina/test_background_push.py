@@ -235,6 +235,7 @@ def test_the_end_waits_no_longer_than_asked(connected_hub, output_dir):
     assert report.tag_fault == "not finished 0.3 s after the end of training"
 
 
+@pytest.mark.slow
 def test_a_process_ends_though_the_hub_is_silent(loopback_hub, output_dir):
     loopback_hub.fail("commit", delay=600, times=inf)
     checkpoint(output_dir, 1)

@@ -75,6 +75,7 @@ def test_compare(run, files, scorer):
 
 
 @pytest.mark.parametrize("name", ["figure.png", "figure.pdf", "figure.svg", "figure.JPEG"])
+@pytest.mark.slow
 def test_compare_plot(run, files, tmp_path, name):
     before = set(tmp_path.iterdir())
     result = run("compare", files[0], files[3], "--prompt", "$5 for a cat_1, " * 30, "--plot", tmp_path / name)
@@ -281,6 +282,7 @@ def test_manifest(run, files, tmp_path, scorer, suffix):
     ]
 
 
+@pytest.mark.slow
 def test_bad_rows_are_kept(run, files, tmp_path):
     (tmp_path / "text.png").write_text("hello")
     lines = [
@@ -328,6 +330,7 @@ def long_manifest(tmp_path, files):
     return write_manifest(tmp_path / "rows.csv", rows)
 
 
+@pytest.mark.slow
 def test_manifest_outlives_a_kill(run, files, images, folder, tmp_path):
     manifest, out = long_manifest(tmp_path, files), tmp_path / "out.csv"
     shards = tmp_path / "out.csv.partial" / "data"

@@ -31,6 +31,7 @@ def state(tiny_inputs):
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_forward_is_one_graph_and_eager_calls_check_their_numbers(tiny_model, state):
     compiled = torch.compile(tiny_model, fullgraph=True, backend="eager")(*state)
     expected = tiny_model(*state)
@@ -45,6 +46,7 @@ def test_forward_is_one_graph_and_eager_calls_check_their_numbers(tiny_model, st
 
 @pytest.mark.parametrize("mode", ["features", "precision"])
 @torch.no_grad()
+@pytest.mark.slow
 def test_reward_of_given_noise_is_one_graph(tiny_model, tiny_inputs, mode):
     options = {"noise": torch.randn(2, 1, 4, 8, 6), "sigmas": [0.2, 0.7], "mode": mode}
     compiled = torch.compile(tiny_model.reward, fullgraph=True, backend="eager")(**tiny_inputs, **options)
@@ -54,6 +56,7 @@ def test_reward_of_given_noise_is_one_graph(tiny_model, tiny_inputs, mode):
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_reward_of_a_seed_is_several_graphs(tiny_model, tiny_inputs):
     options = {"seed": 5, "sigmas": [0.5], "mode": "mean"}
     compiled = torch.compile(tiny_model.reward, backend="eager")(**tiny_inputs, **options)
@@ -62,6 +65,7 @@ def test_reward_of_a_seed_is_several_graphs(tiny_model, tiny_inputs):
 
 @pytest.mark.parametrize("scheduler_config", [{}, {"scheduler_config": DDPM}])
 @torch.no_grad()
+@pytest.mark.slow
 def test_export(tiny_config, state, scheduler_config):
     model = DinaRewardModel(DinaConfig(**tiny_config, **scheduler_config)).eval()
     exported = torch.export.export(model, state, strict=False).module()

@@ -52,6 +52,7 @@ def cached_repository(folder, cache, subfolder=""):
 
 
 @pytest.mark.parametrize(("num_prompts", "cached"), [(3, scoring_dina.PROMPT_CACHE_BYTES), (20, 10_000)])
+@pytest.mark.slow
 def test_threads_score_as_one_does(folder, latents, num_prompts, cached, monkeypatch):
     monkeypatch.setattr(scoring_dina, "PROMPT_CACHE_BYTES", cached)
     prompts = ["a cat " * (1 + index % 4) + "x" * (index // 4) for index in range(num_prompts)]
@@ -71,6 +72,7 @@ def test_threads_score_as_one_does(folder, latents, num_prompts, cached, monkeyp
     torch.testing.assert_close(torch.stack(again), expected[::8], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_threads_share_a_pipeline(folder, pipeline):
     """Two pipelines with the same tokenizers, as a generator and a scorer beside it have them."""
     other = StableDiffusion3Pipeline(**pipeline.components)
@@ -240,6 +242,7 @@ def test_from_backbone_takes_the_hub_options(folder, tmp_path):
     assert model.scorer().pipeline.vae.config.latent_channels == 4
 
 
+@pytest.mark.slow
 def test_a_local_path_never_becomes_a_hub_id(folder, latents, tmp_path):
     """A model that was made and loaded by relative paths works from every directory."""
     (tmp_path / "owner").mkdir()

@@ -304,6 +304,7 @@ def test_variants_of_the_published_layout(family, variant, tmp_path):
 
 @pytest.mark.parametrize("family", ["flux", "zimage", "qwenimage", *VARIANCE_PRESERVING])
 @torch.no_grad()
+@pytest.mark.slow
 def test_forward_is_one_graph(family):
     model, inputs = tiny_reward(family), tiny_inputs(family)
     arguments = [inputs["latents"], torch.tensor([0.1, 0.4, 0.9]), *(inputs.get(name) for name in ARGUMENTS[1:])]

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 
@@ -37,6 +38,7 @@ def write_base(folder):
     FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
 
 
+@pytest.mark.slow
 def test_the_peak_of_loading(tiny_model, tmp_path):
     write_base(tmp_path / "base")
     model = DinaRewardModel.from_backbone(tmp_path / "base", **FIELDS)

@@ -266,6 +266,7 @@ def test_every_weight_that_can_matter_is_trained(tiny_model, tiny_inputs):
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_the_backbone_compiles_once(tiny_model, tiny_inputs):
     expected = tiny_model.reward(**tiny_inputs).scores
     tiny_model.backbone.compile(fullgraph=True, backend="aot_eager")  # the graph without the code generator

@@ -138,6 +138,7 @@ def test_info_and_evaluate(dina, published, folder, tmp_path):
     assert set(results["settings"]["base"]) == {"transformer"}
 
 
+@pytest.mark.slow
 def test_calibrate(dina, picture, tmp_path):
     """It writes a copy in the layout of this package, whose scores are in another unit."""
     embedded = DinaRewardModel.from_pretrained(EMBEDDED_MODEL)

@@ -179,6 +179,7 @@ print(scores.item().hex())
 @pytest.mark.parametrize(
     "fault", [{"status": 503}, {"cut": True}, {"lost": True}], ids=lambda fault: next(iter(fault))
 )
+@pytest.mark.slow
 def test_a_fault_of_every_request_is_overcome(connected_hub, model, fault):
     for kind in KINDS:
         connected_hub.fail(kind, **fault)

@@ -82,6 +82,7 @@ def per_candidate(name, count, pipeline):
 
 
 @pytest.mark.parametrize("name", ["generator", "latents", "negative_prompt_embeds"])
+@pytest.mark.slow
 def test_candidates_of_their_own_do_not_depend_on_the_batches(model, pipeline, name):
     options = call(num_inference_steps=2)
     del options["output_type"], options["generator"]
@@ -150,6 +151,7 @@ def test_pruned_candidates_are_better_than_all(model, pipeline):
     assert scores(model, pipeline, pruned).mean() > scores(model, pipeline, everyone).mean()
 
 
+@pytest.mark.slow
 def test_guidance_raises_the_reward_with_its_scale(model, pipeline):
     means = [
         scores(

@@ -167,6 +167,7 @@ def test_results_are_json(scorer, images):
         assert json.loads(json.dumps(result, allow_nan=False)) == result
 
 
+@pytest.mark.slow
 def test_a_prompt_is_encoded_once(model, pipeline, images):
     counted = []
     hook = pipeline.text_encoder.register_forward_hook(lambda module, inputs, output: counted.append(len(inputs[0])))

@@ -51,6 +51,7 @@ def storages(*modules: nn.Module) -> dict[int, int]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_the_reward_owns_only_its_adapter_and_head(folders, family):
     model, pipe = rewarded(folders, family), generator(folders, family)
     policy = Policy(pipe, rank=2, alpha=4, max_sequence_length=MAX_SEQUENCE_LENGTH[family], resolution=HEIGHT)
@@ -95,6 +96,7 @@ def test_the_reward_owns_only_its_adapter_and_head(folders, family):
 
 
 @pytest.mark.parametrize("family", ["sd3", "sdxl"])
+@pytest.mark.slow
 def test_generator_and_reward_run_at_the_same_time(folders, family):
     """The generator with its LoRA and without it, as alignment does, and the reward in another thread."""
     pipe = generator(folders, family)

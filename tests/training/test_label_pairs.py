@@ -216,6 +216,7 @@ def sampled(tmp_path):
     return out, lambda *more: label(*options, "--sampling", json.dumps(SMALL), "--out", out, *more)
 
 
+@pytest.mark.slow
 def test_from_samples_of_a_generator_to_a_trained_reward(sampled, tmp_path):
     out, run = sampled
     ran = run()

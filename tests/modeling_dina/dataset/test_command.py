@@ -30,6 +30,7 @@ def manifest(tmp_path, files):
     return path
 
 
+@pytest.mark.slow
 def test_summary_and_table(run, manifest, files, scorer, tmp_path):
     files[1].write_bytes(b"no image")
     result = run(manifest, "--json", "--levels", "--shard-size", 4)
@@ -93,6 +94,7 @@ def test_bad_input_ends_before_anything_is_written(run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_parts_together_are_the_whole(run, manifest, files, scorer, tmp_path):
     for part in (3, 1, 2):
         assert run(manifest, "--shard", f"{part}/3", "--shard-size", 1, "--json").exit_code == 0

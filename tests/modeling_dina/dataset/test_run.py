@@ -195,6 +195,7 @@ def test_another_manifest_does_not_go_on(scorer, manifest, tmp_path):
 # Processes that die
 
 
+@pytest.mark.slow
 def test_a_dead_worker_is_replaced(scorer, manifest, tmp_path, expected):
     """Its rows are done again, and no row has an error."""
     killed = []
@@ -275,6 +276,7 @@ class CountingSource:
             yield Row(str(number), "a cat", str(self.image))
 
 
+@pytest.mark.slow
 def test_rows_are_read_only_a_few_chunks_ahead(scorer, files, tmp_path):
     source, ahead = CountingSource(files[0], 60), []
     run(

@@ -70,10 +70,12 @@ def test_scores_are_those_of_one_scorer_though_processes_die(scorers, scorer, fi
     assert table["score"].tolist() == pytest.approx(expected.scores.tolist(), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_both_devices_work(scorers):
     assert len({future.result() for future in [scorers.call(identify) for _ in range(4)]}) == 2
 
 
+@pytest.mark.slow
 def test_a_call_is_repeated_after_its_process_died(scorers, tmp_path):
     assert scorers.call(die_once, tmp_path / "died").result() != os.getpid()
 

@@ -109,6 +109,7 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
+@pytest.mark.slow
 def test_calibrated_copy_and_in_place(tmp_path):
     source, copy = tmp_path / "source", tmp_path / "copy"
     shutil.copytree(EMBEDDED_MODEL, source)

@@ -212,6 +212,7 @@ def test_refusals(run, write_json, benchmark, options, scorer, message, write_gr
 # Resumption
 
 
+@pytest.mark.slow
 def test_outlives_a_kill(run, tmp_path, data, write_json, write_greys, monkeypatch):
     write_greys({f"{number}.png": 3 * number for number in range(80)})
     write_json(
@@ -327,6 +328,7 @@ def test_one_pass_reads_levels_and_ensemble(embedded, mode):
         np.testing.assert_allclose(rewards.scores, alone.scores, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_world(run, embedded):
     results = run("world", "--limit", GROUPS, "--draws", 2, "--sigmas", "0.1,0.4", scorer=None)
     preferences = read_world(GROUPS)

@@ -154,6 +154,7 @@ def test_metric_of_nothing(metric):
     assert metric.compute(predictions=[1.0], references=[0.5], drop_ties=True) == nothing
 
 
+@pytest.mark.slow
 def test_metric_refusals(metric):
     for wrong in ({"references": [2.0]}, {"references": [float("nan")]}, {"predictions": [float("inf")]}):
         with pytest.raises(ValueError, match="predictions, references: expected finite numbers"):

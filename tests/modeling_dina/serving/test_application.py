@@ -77,6 +77,7 @@ def test_ensemble_exchange(server, engine):
     assert server.client.post(save(good_tensors(0)), headers=headers)[0] == 422
 
 
+@pytest.mark.slow
 def test_ensembles_of_many_clients(server, engine):
     """Alternately of two and of three levels, which cannot share a batch."""
     headers = {**HEADERS, VERSION_HEADER: "2"}

@@ -34,6 +34,7 @@ def test_the_optimised_reward_rises(settings, gain, case):
     assert mean > 2 * error
 
 
+@pytest.mark.slow
 def test_the_hold_pulls_back_to_the_beginning(settings):
     arguments, own = settings("refl", {"hold_weight": 1.0}, reference_samples=4)
     algorithm = build(arguments, own, Accelerator()).algorithm

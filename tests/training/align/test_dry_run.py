@@ -37,6 +37,7 @@ def cost(tmp_path_factory, tiny_folder):
     return count
 
 
+@pytest.mark.slow
 def test_flops_grow_as_the_settings_say(cost):
     once, twice = cost("small_world_nft"), cost("small_world_nft", "--prompts_per_update", "8")
     assert {name: 2 * flops for name, flops in once.flops.items()} == twice.flops
@@ -45,6 +46,7 @@ def test_flops_grow_as_the_settings_say(cost):
     assert more.flops["reward"] == once.flops["reward"]
 
 
+@pytest.mark.slow
 def test_a_backward_pass_through_frozen_weights_costs_about_one_more_forward_pass(cost):
     """Gradients of activations, and of the small LoRA alone: per evaluation, 2 to 2.5 forward passes."""
     _, own = parse_run(["--config", str(CONFIGS / "small_world_dpo.yaml")])
@@ -53,6 +55,7 @@ def test_a_backward_pass_through_frozen_weights_costs_about_one_more_forward_pas
     assert 1.9 < ratio < 2.6
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_costs_one_more_forward_pass(cost):
     _, own = parse_run(["--config", str(CONFIGS / "small_world_dpo.yaml")])
     once, again = cost("small_world_dpo"), cost("small_world_dpo", "--gradient_checkpointing")
@@ -61,6 +64,7 @@ def test_gradient_checkpointing_costs_one_more_forward_pass(cost):
     assert again.memory["activations"] < once.memory["activations"] / 2
 
 
+@pytest.mark.slow
 def test_noisy_states_are_judged_once(cost):
     """PRFL reads one level, where ReFL would read 3 levels x 4 draws."""
     noisy = cost("small_world_prfl").flops["reward"]

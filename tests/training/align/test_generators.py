@@ -193,6 +193,7 @@ def test_policy_and_reward_share_their_base_weights(settings, tmp_path):
 
 
 @pytest.mark.parametrize("algorithm", ["refl", "diffusion_dpo"])
+@pytest.mark.slow
 def test_a_run_on_a_variance_preserving_path(settings, algorithm, tmp_path):
     folder = str(tmp_path / "sdxl")
     save_tiny_folder("sdxl", folder)
@@ -224,6 +225,7 @@ def test_an_algorithm_of_flow_matching_is_refused_on_a_variance_preserving_path(
 
 
 @pytest.mark.parametrize("family", GENERATORS)
+@pytest.mark.slow
 def test_the_dry_run_counts_the_generator_of_the_family(settings, family, tmp_path):
     save_tiny_folder(family, tmp_path)
     fields = {"policy": str(tmp_path), "reward_model": str(tmp_path), "resolution": HEIGHT, "lora_rank": 2}

@@ -45,6 +45,7 @@ def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor])
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_a_reward_in_the_published_layout(settings, tmp_path):
     """On a diffusion model that lies elsewhere than its checkpoint says."""
     tiny = settings("refl")[0].reward_model
@@ -60,6 +61,7 @@ def test_a_reward_in_the_published_layout(settings, tmp_path):
 
 
 @pytest.mark.parametrize("algorithm", ["refl", "diffusion_nft"])
+@pytest.mark.slow
 def test_an_interrupted_run_ends_as_if_it_had_not_been(settings, tmp_path, algorithm):
     options = BRIEF | {"ema_decay": 0.9, "watched": ["utility"], "patience": 5}
     whole = settings(algorithm, QUICK[algorithm], **options)
@@ -116,6 +118,7 @@ def test_sigterm_saves_and_a_new_process_goes_on(settings, tmp_path):
     assert list((tmp_path / "trackio").rglob("*.png"))
 
 
+@pytest.mark.slow
 def test_checkpoints_are_loras_that_a_stock_pipeline_reads(settings):
     arguments, own = settings("refl", QUICK["refl"], **BRIEF | {"save_every": 1, "save_total_limit": 2})
     trainer = run(arguments, own)
@@ -167,6 +170,7 @@ def faulty(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("algorithm", ["refl", "diffusion_nft"])
+@pytest.mark.slow
 def test_samples_without_a_finite_reward_are_dropped_and_counted(settings, faulty, algorithm):
     arguments, own = settings(algorithm, QUICK[algorithm], **BRIEF | faulty["half"] | {"updates": 2})
     trainer = run(arguments, own)
@@ -176,6 +180,7 @@ def test_samples_without_a_finite_reward_are_dropped_and_counted(settings, fault
     assert any(values.any() for name, values in adapter(arguments).items() if "lora_B" in name)
 
 
+@pytest.mark.slow
 def test_too_many_of_them_stop_the_run(settings, faulty):
     arguments, own = settings("refl", QUICK["refl"], **BRIEF | faulty["all"] | {"max_nonfinite": 6})
     with pytest.raises(NonFiniteError, match=r"got 8 rewards or gradients .* up to update 2; max_nonfinite is 6"):
@@ -230,6 +235,7 @@ def test_a_policy_of_another_space_is_refused(settings, tmp_path, part, message)
     assert reward in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_copy_of_the_policy_is_not_refused(settings, tmp_path):
     arguments, own = settings("refl", QUICK["refl"], **BRIEF | {"updates": 1})
     arguments.policy = retrained(Path(arguments.policy), "transformer", tmp_path)
@@ -290,6 +296,7 @@ def test_a_run_goes_on_with_its_own_arguments_only(settings):
 # ---- what a run leaves, and reads ----
 
 
+@pytest.mark.slow
 def test_what_a_run_leaves(settings):
     arguments, own = settings("refl", QUICK["refl"], **BRIEF | {"watched": ["utility"], "seed": 3})
     run(arguments, own)

@@ -38,6 +38,7 @@ def encode_pairs(model, folder):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_two_steps(family, tmp_path, capsys):
     model = tmp_path / "model"
     save_tiny_folder(family, model)

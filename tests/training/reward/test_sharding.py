@@ -80,6 +80,7 @@ def process(rank, meeting, config):
         distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_sharded_weights(tmp_path, tiny_config):
     start_processes(process, (str(tmp_path / "meeting"), tiny_config), nprocs=2, start_method=START_METHOD)
 

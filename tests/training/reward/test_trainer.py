@@ -70,6 +70,7 @@ def test_a_run(train, output_dir, pairs_folder):
         assert f'from_pretrained("{name}", ' in card
 
 
+@pytest.mark.slow
 def test_accumulated_batches_are_one(train, output_dir):
     """An update of all pairs is the same in one batch and in four, and ends the epoch."""
     parts = output_dir.with_name("parts")
@@ -128,6 +129,7 @@ def test_two_processes_are_one(train, launch_two, output_dir):
     assert json.loads((output_dir / "checkpoint-8" / "sampler.json").read_text())["num_replicas"] == 2
 
 
+@pytest.mark.slow
 def test_sigterm_saves(launch, output_dir):
     process = launch("--save_steps", 1000, "--max_steps", 1000)
     assert "'loss'" in list(lines_until(process, "'loss'"))[-1]
@@ -188,6 +190,7 @@ def test_infinite_gradients_stop(train, output_dir):
 
 
 @pytest.mark.parametrize("backbone", ["lora", "frozen"])
+@pytest.mark.slow
 def test_the_backbone_may_stay(train, output_dir, backbone):
     """What is not trained keeps its weights; what is, is in float32 over a base in half precision."""
     train("--backbone", backbone, "--lora_rank", 2, "--max_steps", 3, "--warmup_steps", 0, "--bf16", "--save_steps", 3)
@@ -233,6 +236,7 @@ def test_an_adapter_without_a_named_base_is_saved_with_all_weights(train, output
 
 
 @pytest.mark.parametrize("backbone", ["lora", "frozen"])
+@pytest.mark.slow
 def test_training_goes_on_from_a_reward(train, output_dir, backbone):
     """Without a step of the optimizer, the result is the reward that the training began with."""
     flags = ["--reward_config", "{}", "--backbone", backbone, "--backbone_dtype", "float32"]
@@ -258,6 +262,7 @@ def test_an_unreadable_pair_is_no_bad_configuration(train, pairs_folder, tmp_pat
         train("--train_data", spoil(pairs_folder, tmp_path / "spoilt", "latents_a", lambda _: b"junk"))
 
 
+@pytest.mark.slow
 def test_refusals(train, output_dir, pairs_folder, capsys):
     train("--max_steps", 2)
     for flags, message in [
