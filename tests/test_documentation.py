@@ -7,6 +7,8 @@ import io
 import json
 import re
 import shlex
+import shutil
+import tarfile
 import tomllib
 from contextlib import redirect_stdout
 from dataclasses import fields
@@ -15,10 +17,12 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 import pytest
 import typer
 import yaml
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from modeling_dina.cli.app import app
 from training.align.arguments import AlignArguments
@@ -239,13 +243,64 @@ def test_a_wrong_command_is_found(line):
         check_command(line)
 
 
-@by_page(PAGES)
-def test_commands(page):
+def commands(page):
+    """Lines of the page's blocks of commands, and the `dina` commands between backticks."""
     texts = [each.code for each in blocks(page) if each.language in ("", "bash")]
     spans = [span for span in re.findall(r"`([^`\n]+)`", page.read_text()) if re.match(r"dina [a-z]+ ", span)]
-    for text in [*texts, *spans]:
-        for line in text.replace("\\\n", " ").splitlines():
-            check_command(line)
+    return [line for text in [*texts, *spans] for line in text.replace("\\\n", " ").splitlines()]
+
+
+@by_page(PAGES)
+def test_commands(page):
+    for line in commands(page):
+        check_command(line)
+
+
+# Pages whose `dina` commands run on files of a user, and what names a file or a place that a test does not have.
+LOCAL = ["README.md", "docs/quickstart.md", "docs/score-and-rank.md", "docs/score-a-dataset.md"]
+ELSEWHERE = {"owner/name", "--ray", "SOURCE", "MODEL", "DIR"}
+RUN = ("compare", "score", "rank", "score-dataset", "info")
+
+
+@pytest.fixture
+def folder_of_a_user(tmp_path, monkeypatch):
+    """A clone with the files that the commands name."""
+    for name in ("modeling_dina", "space"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    images = [ROOT / f"space/examples/clear_{number}.png" for number in (1, 2, 1)]
+    rows = {"prompt": ["a red circle"] * 3, "image": ["a.png", "b.png", "c.png"]}
+    (tmp_path / "images").mkdir()
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards/0.tar", "w") as tar:
+        for source, name in zip(images, rows["image"], strict=True):
+            shutil.copy(source, tmp_path / name)
+            shutil.copy(source, tmp_path / "images" / name)
+            (tmp_path / "text").write_text("a red circle")
+            tar.add(source, name)
+            tar.add(tmp_path / "text", Path(name).with_suffix(".txt").name)
+    table = pd.DataFrame(rows)
+    table.to_csv(tmp_path / "images.csv", index=False)
+    table.to_parquet(tmp_path / "images.parquet")
+    named = {"file_name": table["image"], "caption": table["prompt"]}
+    pd.DataFrame(named).to_csv(tmp_path / "images/metadata.csv", index=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 8 worker processes")
+@by_page([ROOT / name for name in LOCAL])
+def test_commands_run(page, folder_of_a_user):
+    ran = 0
+    for line in commands(page):
+        program, *arguments = shlex.split(line, comments=True) or [""]
+        if program != "dina" or len(arguments) < 2 or ELSEWHERE & set(arguments) or arguments[0] not in RUN:
+            continue
+        shutil.rmtree(folder_of_a_user / "scores", ignore_errors=True)
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, f"{line}: {result.output}"
+        ran += 1
+    assert ran
 
 
 @by_page(PAGES)
