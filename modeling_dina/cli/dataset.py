@@ -25,6 +25,12 @@ def score_dataset(
     ],
     out: Annotated[Path, typer.Option(help="Folder for the scores; an interrupted run resumes.")],
     split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
+    subset: Annotated[
+        str | None, typer.Option(help="Subset (configuration) of the data set, if it has several.")
+    ] = None,
+    source_revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of a data set on the Hub.")
+    ] = None,
     image_column: Annotated[
         str | None, typer.Option(help="Column with images. Default: the columns of type Image.")
     ] = None,
@@ -85,7 +91,8 @@ def score_dataset(
     if device and len({each.partition(":")[0] for each in device}) > 1:
         raise ValueError(f"device: expected devices of one kind, got {', '.join(device)}")
     columns = {"image_column": image_column, "prompt_column": prompt_column, "group_column": rank_within}
-    open_rows = partial(open_source, source, split=split, token=model.token, **columns)
+    part = {"split": split, "subset": subset, "revision": source_revision}
+    open_rows = partial(open_source, source, token=model.token, **part, **columns)
     open_scorer = partial(
         options.open_scorer, source=model, dtype=dtype, batch_size=batch_size, level_batching=level_batching
     )

@@ -77,12 +77,13 @@ class DatasetSource:
         source: a folder of images with `metadata.csv` or of Parquet files, a pattern of WebDataset shards such as
             `"shards/*.tar"`, or a Hub id.
         split: name of the split.
+        subset: name of the subset (configuration), if the data set has several.
         image_column: column with images; None uses every column of the type `Image`, and of these the first that a
             row has.
         prompt_column: column with prompts; None uses the first of `PROMPT_COLUMNS`.
         group_column: column with the names of groups, if rows have one; of a WebDataset, a field of `.json`. "prompt"
             always stands for the prompt.
-        options: further arguments of `datasets.load_dataset_builder`.
+        options: further arguments of `datasets.load_dataset_builder`, such as `revision`.
 
     Raises:
         ValueError: the data set cannot be loaded or lacks a column.
@@ -95,6 +96,7 @@ class DatasetSource:
         self,
         source: str,
         split: str = "train",
+        subset: str | None = None,
         image_column: str | None = None,
         prompt_column: str | None = None,
         group_column: str | None = None,
@@ -106,7 +108,7 @@ class DatasetSource:
 
         self._source = source
         with loading("source", source):
-            builder, self._is_tar = open_builder(source, split, **options)
+            builder, self._is_tar = open_builder(source, split, name=subset, **options)
             data = builder.as_streaming_dataset(split)
             columns = dict(data.features or dict.fromkeys(next(iter(data))))
         found = [name for name, kind in columns.items() if isinstance(kind, datasets.Image)]
@@ -128,6 +130,7 @@ class DatasetSource:
             # Files on the Hub come from a repository and a commit.
             "commits": sorted({origin[1] for origin in origins if len(origin) == 2}),
             "split": split,
+            "subset": subset,
             "pieces": self.pieces,
             "image_column": image_column,
             "prompt_column": prompt_column,
@@ -236,13 +239,22 @@ def open_source(source: str, *, group_column: str | None = None, **options) -> S
         group_column, options: as in `DatasetSource`, for which alone the options are.
 
     Raises:
-        ValueError: there is no such source, or it lacks a column.
+        ValueError: there is no such source, it lacks a column, or an option is not for this kind of source.
     """
     path = Path(source)
     if path.suffix.lower() in TABLE_SUFFIXES:
+        _check_unused("a manifest, whose columns are prompt and image", options)
         return ManifestSource(path, group_column)
     if _latent_shards(path):
+        _check_unused("cached latents", options)
         return LatentSource(path, group_column)
     if path.is_dir() and glob(f"{source}/*.tar"):
         source = f"{source}/*.tar"
     return DatasetSource(source, group_column=group_column, **options)
+
+
+def _check_unused(kind: str, options: dict[str, Any]) -> None:
+    """Raise a ValueError for an option that a kind of source does not have."""
+    for name in ("image_column", "prompt_column", "subset", "revision"):
+        if options.get(name) is not None:
+            raise ValueError(f"{name}: expected none for {kind}, got {options[name]}")

@@ -143,7 +143,33 @@ def test_a_data_set_on_the_hub_is_known_by_its_commit(connected_hub, tmp_path, f
         source = open_source("owner/name")
         assert source.identity["commits"] == commits[-1:]
         assert [row.key for row in read_all(source)] == list("abcdef")
+    earlier = open_source("owner/name", revision=commits[0])
+    assert earlier.identity["commits"] == commits[:1]
+    assert [row.key for row in read_all(earlier)] == list("abcdef")
     assert open_source(str(folder)).identity["commits"] == []
+
+
+def test_a_data_set_with_subsets(tmp_path, files):
+    for name, rows in (("birds", files[:2]), ("cats", files[2:5])):
+        (tmp_path / name).mkdir()
+        content = [{"bytes": path.read_bytes(), "path": None} for path in rows]
+        table = datasets.Dataset.from_dict({"prompt": [name] * len(rows), "image": content})
+        table.cast_column("image", datasets.Image()).to_parquet(tmp_path / name / "part.parquet")
+    configurations = [{"config_name": name, "data_files": f"{name}/*.parquet"} for name in ("birds", "cats")]
+    (tmp_path / "README.md").write_text(f"---\nconfigs: {json.dumps(configurations)}\n---\n")
+    cats = open_source(str(tmp_path), subset="cats")
+    assert [row.prompt for row in read_all(cats)] == ["cats"] * 3
+    assert cats.identity["subset"] == "cats"
+    with pytest.raises(ValueError, match=r"(?s)source: .*birds"):
+        open_source(str(tmp_path))
+
+
+@pytest.mark.parametrize("option", ["image_column", "prompt_column", "subset", "revision"])
+def test_options_that_a_source_does_not_have(tmp_path, cached_latents, option):
+    (tmp_path / "rows.csv").write_text("prompt,image\na,b.png\n")
+    for source in (tmp_path / "rows.csv", cached_latents[0]):
+        with pytest.raises(ValueError, match=f"^{option}: expected none for .*, got some$"):
+            open_source(str(source), **{option: "some"})
 
 
 def test_decoders_can_be_sent_to_other_processes(scorer, files):
