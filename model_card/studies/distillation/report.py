@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from model_card.studies.method.report import TITLES, percent
-from model_card.studies.method.summary import MEASURES, SETS, average
+from model_card.studies.method.summary import MEASURES, SETS
 from model_card.studies.method.variants import Variant
 from model_card.studies.page import panels, write_page
 from modeling_dina.evaluation.statistics import estimate, verdict
@@ -48,7 +48,10 @@ def summarize(runs: dict[str, list[dict]], best: dict[str, dict]) -> dict[str, A
                 "variant": name,
                 **{of: {measure: estimate(values(name, of, measure)) for measure in MEASURES} for of in SETS},
                 **{count: by_seed[0][count] for count in ("votes", "pairs")},
-                "parts": average([run["parts"] for run in by_seed]),
+                # A median, because a process may have had to wait for others.
+                "parts": {
+                    part: float(np.median([run["parts"][part] for run in by_seed])) for part in by_seed[0]["parts"]
+                },
             }
             for name, by_seed in runs.items()
         ],
@@ -63,7 +66,8 @@ def write_report(results: dict[str, Any], folder: Path) -> None:
 
 
 def variants_table(results: dict[str, Any]) -> list[dict[str, str]]:
-    """A row for the best reachable, and for each variant: accuracy, numbers of pairs, and minutes of each part."""
+    """A row for the best reachable, and for each variant: accuracy, numbers of pairs, and median minutes of each
+    part."""
     rows = [{"title": "best reachable", **{of: percent(results["best"][of]) for of in SETS}}]
     for each in results["variants"]:
         minutes = {part: f"{seconds / 60:.1f}" for part, seconds in each["parts"].items()}
