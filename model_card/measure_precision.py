@@ -24,7 +24,7 @@ from modeling_dina.conditioning_dina import load_pipeline
 from modeling_dina.evaluation.rewards import display_path
 from modeling_dina.files import write_json
 from modeling_dina.identity import weights_hash
-from modeling_dina.options import EMBEDDED_MODEL, check_output, exit_on_bad_input, usable_device
+from modeling_dina.options import EMBEDDED_MODEL, check_output, exit_on_bad_input, loading, usable_device
 from training.world.latents import rendered_groups
 from training.world.models.scores import group_scores
 from training.world.seeds import Seed
@@ -35,8 +35,15 @@ TIMED = 8  # groups
 
 
 def load_precisions(source: str, device: str) -> dict[str, DinaRewardModel]:
-    """The same model in each precision. The head is in float32 in all of them."""
-    from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
+    """The same model in each precision. The head is in float32 in all of them.
+
+    Raises:
+        ValueError: torchao is missing, or the folder has no reward model.
+    """
+    try:
+        from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
+    except ModuleNotFoundError as error:
+        raise ValueError(f"torchao: expected dina-lrm[quantization] to be installed, got: {error}") from error
 
     half: dict[str, Any] = {"dtype": torch.bfloat16}
     options = {
@@ -46,7 +53,8 @@ def load_precisions(source: str, device: str) -> dict[str, DinaRewardModel]:
         "int8 weights": half | {"quantization_config": TorchAoConfig(Int8WeightOnlyConfig())},
         "float8 weights": half | {"quantization_config": TorchAoConfig(Float8WeightOnlyConfig())},
     }
-    models = {name: DinaRewardModel.from_pretrained(source, **each).to(device) for name, each in options.items()}
+    with loading("model", source):
+        models = {name: DinaRewardModel.from_pretrained(source, **each).to(device) for name, each in options.items()}
     models[COMPILED].backbone.compile()
     return models
 
@@ -118,6 +126,8 @@ def main(
     with exit_on_bad_input():
         if out:
             check_output("out", out, (".json",))
+        if not Path(model).is_dir():
+            raise ValueError(f"model: expected a folder, got {model}")
         found = usable_device(device)
         precisions = measure(model, found, groups, rounds)
     typer.echo(markdown(table(precisions)))

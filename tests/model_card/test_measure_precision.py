@@ -35,9 +35,17 @@ def test_precisions_of_the_embedded_model(tmp_path):
     assert found["bfloat16"]["largest_difference"] == 0
 
 
-def test_bad_device():
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--device", "no"], "device: expected one that torch can use here"),
+        (["--model", "no/folder"], "model: expected a folder, got no/folder"),
+        (["--out", "no.txt"], "out: expected"),
+    ],
+)
+def test_bad_input(arguments, message):
     app = typer.Typer()
     app.command()(measure_precision.main)
-    result = CliRunner().invoke(app, ["--device", "no"])
+    result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
-    assert "device: expected one that torch can use here" in result.output
+    assert message in " ".join(result.output.split())
