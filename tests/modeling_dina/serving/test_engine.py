@@ -15,7 +15,7 @@ from tests.families import FAMILIES, one_sample, tiny_inputs, tiny_reward
 from tests.load.fuzz_bodies import ensemble_tensors, good_tensors
 
 # Batches of other sizes are multiplied in another order: float32 rounding, on scores of spread 1.
-ROUNDING = 2e-6
+ROUNDING = 1e-5
 
 
 def job(seed, samples=1):
