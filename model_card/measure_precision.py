@@ -13,7 +13,6 @@ from typing import Annotated, Any
 import torch
 import typer
 from scipy.stats import spearmanr
-from torch import nn
 from transformers import TorchAoConfig
 
 from model_card.cost_counters import measure_seconds
@@ -25,6 +24,7 @@ from modeling_dina.evaluation.rewards import display_path
 from modeling_dina.files import write_json
 from modeling_dina.identity import weights_hash
 from modeling_dina.options import EMBEDDED_MODEL, check_output, exit_on_bad_input, loading, usable_device
+from training.costs import weight_bytes
 from training.world.latents import rendered_groups
 from training.world.models.scores import group_scores
 from training.world.seeds import Seed
@@ -59,19 +59,6 @@ def load_precisions(source: str, device: str) -> dict[str, DinaRewardModel]:
     return models
 
 
-def stored_bytes(module: nn.Module) -> int:
-    """Bytes of a module's weights as they are stored, also if they are quantised."""
-    total, tensors = 0, list(module.parameters())
-    while tensors:
-        tensor = tensors.pop()
-        if hasattr(tensor, "__tensor_flatten__"):
-            names, _ = tensor.__tensor_flatten__()
-            tensors += [getattr(tensor, name) for name in names]
-        else:
-            total += tensor.nbytes
-    return total
-
-
 def measure(source: str, device: str, groups: int, rounds: int) -> dict[str, Any]:
     """
     Measure every precision.
@@ -92,7 +79,7 @@ def measure(source: str, device: str, groups: int, rounds: int) -> dict[str, Any
     expected = scores[REFERENCE]
     return {
         name: {
-            "weight_bytes": stored_bytes(model.backbone),
+            "weight_bytes": weight_bytes(model.backbone),
             "seconds": seconds[name],
             "rank_correlation": float(spearmanr(scores[name], expected).statistic),
             "largest_difference": float(abs(scores[name] - expected).max() / expected.std()),
@@ -118,7 +105,7 @@ def table(precisions: dict[str, dict[str, float]]) -> list[dict[str, str]]:
 def main(
     model: Annotated[str, typer.Option(help="Folder of a reward model of the small world.")] = EMBEDDED_MODEL,
     device: Annotated[str | None, typer.Option(help="Device. Default: cuda if available.")] = None,
-    groups: Annotated[int, typer.Option(min=8, help="Groups of four pictures that are scored.")] = 500,
+    groups: Annotated[int, typer.Option(min=TIMED, help="Groups of four pictures that are scored.")] = 500,
     rounds: Annotated[int, typer.Option(min=1, help="Number of timings, of which the median is reported.")] = 10,
     out: Annotated[Path | None, typer.Option(help="Also write the results to this JSON file.")] = None,
 ) -> None:

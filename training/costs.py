@@ -77,8 +77,16 @@ def recomputed_bytes(stored: int, blocks: int, inputs: int) -> int:
 
 
 def weight_bytes(module: torch.nn.Module) -> int:
-    """Bytes of a module's weights."""
-    return sum(weight.nbytes for weight in module.parameters())
+    """Bytes of a module's weights as they are stored, also if they are quantised."""
+    return sum(map(_stored_bytes, module.parameters()))
+
+
+def _stored_bytes(weight: torch.Tensor) -> int:
+    if not hasattr(weight, "__tensor_flatten__"):
+        return weight.nbytes
+    # A quantised weight has the dtype of what it stands for, and consists of other tensors.
+    parts, _ = weight.__tensor_flatten__()
+    return sum(_stored_bytes(getattr(weight, part)) for part in parts)
 
 
 def count_parameters(module: torch.nn.Module) -> tuple[int, int]:

@@ -8,21 +8,25 @@ import typer
 from typer.testing import CliRunner
 
 from model_card import measure_precision
-from model_card.measure_precision import stored_bytes
+from training.costs import weight_bytes
 
 
-def test_stored_bytes_of_plain_weights():
-    assert stored_bytes(torch.nn.Linear(3, 5, dtype=torch.bfloat16)) == 2 * (3 * 5 + 5)
+def run(*arguments):
+    app = typer.Typer()
+    app.command()(measure_precision.main)
+    return CliRunner().invoke(app, arguments)
+
+
+def test_bytes_of_plain_weights():
+    assert weight_bytes(torch.nn.Linear(3, 5, dtype=torch.bfloat16)) == 2 * (3 * 5 + 5)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_precisions_of_the_embedded_model(tmp_path):
     pytest.importorskip("torchao", reason="needs dina-lrm[quantization]")
-    app = typer.Typer()
-    app.command()(measure_precision.main)
     out = tmp_path / "precision.json"
-    result = CliRunner().invoke(app, ["--groups", "8", "--rounds", "1", "--device", "cpu", "--out", str(out)])
+    result = run("--groups", "8", "--rounds", "1", "--device", "cpu", "--out", str(out))
     assert result.exit_code == 0, result.output
     found = json.loads(out.read_text())["precisions"]
     full, half = (found[name]["weight_bytes"] for name in ("float32", "bfloat16"))
@@ -44,8 +48,6 @@ def test_precisions_of_the_embedded_model(tmp_path):
     ],
 )
 def test_bad_input(arguments, message):
-    app = typer.Typer()
-    app.command()(measure_precision.main)
-    result = CliRunner().invoke(app, arguments)
+    result = run(*arguments)
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())

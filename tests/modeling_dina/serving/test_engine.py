@@ -15,7 +15,7 @@ from tests.families import FAMILIES, one_sample, tiny_inputs, tiny_reward
 from tests.load.fuzz_bodies import ensemble_tensors, good_tensors
 
 # Batches of other sizes are multiplied in another order: float32 rounding, on scores of spread 1.
-ROUNDING = 1e-5
+ROUNDING = 2e-6
 
 
 def job(seed, samples=1):
@@ -48,7 +48,8 @@ def test_scores_do_not_depend_on_the_batch(engine, sizes, seed):
     jobs = [job(seed + index, samples) for index, samples in enumerate(sizes)]
     random.Random(seed).shuffle(jobs)
     for request, scores in zip(jobs, engine.answer(jobs), strict=True):
-        assert scores == pytest.approx(rewards(engine.model, request), abs=ROUNDING)
+        # Among thousands of samples, one was 2.4e-6 apart.
+        assert scores == pytest.approx(rewards(engine.model, request), abs=5e-6)
 
 
 def test_level_and_seed_are_each_samples_own(engine):
